@@ -1,0 +1,1 @@
+"""Timings that anyone can repeat: ``python -m benchmarks.<name>``."""

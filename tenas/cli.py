@@ -1,0 +1,318 @@
+"""The command line: one subcommand a stage of the workflow, and ``tenas search`` for a whole search in one process.
+
+Exit status: 0; 2 when something has to be put right, which one sentence on stderr says.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tenas import __version__
+from tenas.errors import TenasError
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, shards = text.partition("/")
+    if not (index.isdecimal() and shards.isdecimal() and 1 <= int(index) <= int(shards)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shard; expected I/N with I from 1 to N")
+    return int(index), int(shards)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed; expected a whole number from 0 to 2^32 - 1")
+    return int(text)
+
+
+def _json_object(text: str, what: str, keys: Sequence[str]) -> dict:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise TenasError(f"The {what} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict) or not set(keys) <= set(value):
+        raise TenasError(f"The {what} must be a JSON object with the keys {', '.join(keys)}.")
+    return value
+
+
+def _settings(arguments: argparse.Namespace) -> None:
+    from tenas.files import write_json
+    from tenas.settings import load_preset, search_settings
+
+    if arguments.kind == "search":
+        given = _json_object(arguments.json, "search", ["space", "preset"])
+        settings = search_settings(given["space"], given["preset"], given.get("changes"))
+    else:
+        given = _json_object(arguments.json, "retraining", ["preset", "dataset"])
+        preset = load_preset("retrain", given["preset"], given.get("changes"))
+        settings = {"preset": given["preset"], "dataset": given["dataset"], **preset}
+    write_json(arguments.out, settings)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from tenas.data import prepare
+
+    prepare(_json_object(arguments.json, "data set", ["source"]), arguments.out)
+
+
+def _mask(arguments: argparse.Namespace) -> None:
+    from tenas.search.stages import mask_stage, read_settings
+
+    mask_stage(read_settings(arguments.settings), arguments.out)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from tenas.search.stages import find_round, read_settings, score_stage
+    from tenas.search.table import plan
+
+    settings = read_settings(arguments.settings)
+    total = len(plan(settings, find_round(settings, arguments.round).trials, arguments.shard))
+    with _progress(total, f"round {arguments.round}, shard {arguments.shard[0]}/{arguments.shard[1]}") as update:
+        score_stage(
+            settings,
+            arguments.images,
+            arguments.mask,
+            arguments.round,
+            arguments.seed,
+            arguments.out,
+            shard=arguments.shard,
+            threads=arguments.threads,
+            device=arguments.device,
+            progress=update,
+        )
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    from tenas.search.stages import prune_stage, read_settings
+
+    prune_stage(
+        read_settings(arguments.settings),
+        arguments.mask,
+        arguments.round,
+        arguments.scores,
+        arguments.ranking,
+        arguments.out,
+    )
+
+
+def _genotype(arguments: argparse.Namespace) -> None:
+    from tenas.search.stages import genotype_stage, read_settings
+
+    genotype_stage(read_settings(arguments.settings), arguments.mask, arguments.out, arguments.svg)
+
+
+def _benchmark(arguments: argparse.Namespace) -> None:
+    from tenas.benchmark import look_up
+    from tenas.files import write_json
+    from tenas.spaces import load_genotype
+
+    write_json(arguments.out, look_up(load_genotype(arguments.genotype), arguments.index))
+
+
+def _retrain(arguments: argparse.Namespace) -> None:
+    from tenas.files import read_json
+    from tenas.retrain import retrain
+    from tenas.spaces import load_genotype
+
+    retrain(
+        read_json(arguments.settings, "retraining settings"),
+        load_genotype(arguments.genotype),
+        seed=arguments.seed,
+        threads=arguments.threads,
+        device=arguments.device,
+        out=arguments.out,
+        inputs=[arguments.settings, arguments.genotype],
+    )
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from tenas.export import export
+
+    export(arguments.network, arguments.out)
+
+
+def _summary(arguments: argparse.Namespace) -> None:
+    from tenas.files import write_csv
+    from tenas.report import summarise
+
+    columns, rows = summarise(arguments.run, arguments.seeds)
+    write_csv(arguments.out, columns, rows)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from tenas.report import show
+
+    print(show(arguments.run))
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    from tenas.files import read_json, write_json
+    from tenas.search.stages import measurement_count, search
+    from tenas.settings import search_settings
+
+    settings = search_settings(arguments.space, arguments.preset)
+    write_json(arguments.out / "search.json", settings)
+    with _progress(measurement_count(settings) * len(arguments.seeds), "search") as update:
+        found = [
+            search(
+                settings,
+                arguments.data / "images.npy",
+                seed,
+                arguments.out / f"seed{seed}",
+                threads=arguments.threads,
+                device=arguments.device,
+                progress=update,
+            )
+            for seed in arguments.seeds
+        ]
+    for seed, path in zip(arguments.seeds, found, strict=True):
+        print(f"seed {seed}: {read_json(path, 'genotype')['arch']}")
+
+
+@contextmanager
+def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """Give the function that counts measurements: a bar on a terminal, a plain line every tenth of the way in a log.
+
+    Nothing is shown before the first measurement, so that an error in the input stands alone.
+    """
+    bar, done = None, 0
+
+    def advance(more: int) -> None:
+        nonlocal bar, done
+        before, done = done, done + more
+        if not sys.stderr.isatty():
+            if before * 10 // total < done * 10 // total:
+                print(f"{what}: {done} of {total} measurements", file=sys.stderr, flush=True)
+            return
+        if bar is None:
+            from tqdm import tqdm
+
+            bar = tqdm(total=total, desc=what, unit="measurement", dynamic_ncols=True)
+        bar.update(more)
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tenas", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--version", action="version", version=f"tenas {__version__}")
+    stages = parser.add_subparsers(metavar="STAGE", required=True)
+
+    def stage(name: str, function: Callable, help: str) -> argparse.ArgumentParser:
+        added = stages.add_parser(name, help=help, description=help)
+        added.set_defaults(function=function)
+        return added
+
+    def path(added: argparse.ArgumentParser, name: str, help: str, **more: object) -> None:
+        added.add_argument(name, type=Path, help=help, **({"required": True} | more if name.startswith("-") else more))
+
+    def on_hardware(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--threads", type=_count, default=1, help="processor threads to use (default: 1)")
+        added.add_argument(
+            "--device",
+            choices=("auto", "cpu", "cuda"),
+            default="auto",
+            help="auto (default) is a GPU where there is one",
+        )
+
+    added = stage("settings", _settings, "resolve the settings of a search or a retraining and write them down")
+    added.add_argument("kind", choices=("search", "retrain"))
+    added.add_argument("json", help='search: {"space", "preset", "changes"}; retrain: {"preset", "changes", "dataset"}')
+    path(added, "--out", "JSON file of the settings")
+
+    added = stage("prepare", _prepare, "turn a data set into the small file of images that the search reads")
+    added.add_argument("json", help='a data set of the configuration: {"source", "path", "images", "side", "seed"}')
+    path(added, "--out", "folder for images.npy, card.json and preview.png")
+
+    added = stage("mask", _mask, "write the mask that a search starts from")
+    path(added, "--settings", "search.json of the run")
+    path(added, "--out", "JSON file of the mask")
+
+    added = stage("score", _score, "measure a shard of a round's trials")
+    path(added, "--settings", "search.json of the run")
+    path(added, "--images", "images.npy of a prepared data set, its card.json beside it")
+    path(added, "--mask", "mask before the round")
+    added.add_argument("--round", type=_count, required=True, help="number of the round, from 1")
+    added.add_argument("--seed", type=_seed, required=True)
+    added.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="every N-th trial (default: 1/1)")
+    on_hardware(added)
+    path(added, "--out", "CSV file of the scores; what made them is written beside it as JSON")
+
+    added = stage("prune", _prune, "rank the trials of a round and prune")
+    path(added, "--settings", "search.json of the run")
+    path(added, "--mask", "mask before the round")
+    added.add_argument("--round", type=_count, required=True, help="number of the round, from 1")
+    path(added, "--scores", "scores of all shards", nargs="+")
+    path(added, "--ranking", "CSV file of the ranking")
+    path(added, "--out", "mask after the round")
+
+    added = stage("genotype", _genotype, "export the genotype that a search has left")
+    path(added, "--settings", "search.json of the run")
+    path(added, "--mask", "mask after the last round")
+    path(added, "--out", "JSON file of the genotype")
+    path(added, "--svg", "drawing of its cells")
+
+    added = stage("benchmark", _benchmark, "look a genotype up in its space's benchmark")
+    path(added, "--genotype", "JSON file of the genotype")
+    path(added, "--index", "the benchmark as CSV or Parquet, a row a cell; without it the output says so", required=False)
+    path(added, "--out", "JSON file of the accuracies")
+
+    added = stage("retrain", _retrain, "train the network of a genotype from scratch")
+    path(added, "--settings", "retrain.json of the run")
+    path(added, "--genotype", "JSON file of the genotype")
+    added.add_argument("--seed", type=_seed, required=True)
+    on_hardware(added)
+    path(added, "--out", "folder for history.csv, metrics.json, network.pt and the checkpoint")
+
+    added = stage("export", _export, "write a trained network as torch.export program and as ONNX, and check both")
+    path(added, "--network", "network.pt of a retraining")
+    path(added, "--out", "folder for network.pt2, network.onnx and export.json")
+
+    added = stage("summary", _summary, "gather the results of a run's seeds")
+    path(added, "run", "folder of the run")
+    added.add_argument("--seeds", type=_seed, nargs="+", required=True)
+    path(added, "--out", "CSV file, a row a seed")
+
+    added = stage("show", _show, "print what a run has found")
+    path(added, "run", "folder of the run")
+
+    added = stage("search", _search, "a whole search in one process, with the results of the workflow")
+    added.add_argument("--space", default="nas-bench-201", help="default: nas-bench-201")
+    path(
+        added,
+        "--data",
+        "folder of a prepared data set (default: data/digits)",
+        required=False,
+        default=Path("data/digits"),
+    )
+    added.add_argument("--preset", default="default", help="name in config/presets, or a YAML file (default: default)")
+    added.add_argument("--seeds", type=_seed, nargs="+", default=[0], help="default: 0")
+    on_hardware(added)
+    path(added, "--out", "folder of the run")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.function(parsed)
+    except TenasError as error:
+        print(f"tenas: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

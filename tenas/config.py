@@ -1,0 +1,29 @@
+"""The workflow's configuration, checked as a whole before anything runs. No torch."""
+
+from collections.abc import Mapping
+
+from tenas.data import SOURCES
+from tenas.errors import TenasError, one_of
+from tenas.settings import load_preset, search_settings, validated
+
+
+def load_config(value: Mapping, where: str = "config") -> dict:
+    """A configuration with defaults filled in and presets resolved: ``runs.<name>.settings`` and ``.retrain_settings``.
+
+    Raises TenasError for anything that would stop a run later: unknown keys, spaces, data sets, sources, presets.
+    """
+    config = validated(dict(value), "config", where)
+    for name, dataset in config["datasets"].items():
+        if dataset["source"] not in SOURCES:
+            raise TenasError(f"{where}: {one_of(f'source of the data set {name!r}', dataset['source'], SOURCES)}")
+    for name, run in config["runs"].items():
+        if run["dataset"] not in config["datasets"]:
+            raise TenasError(f"{where}: {one_of(f'data set of the run {name!r}', run['dataset'], config['datasets'])}")
+        try:
+            run["settings"] = search_settings(run["space"], run["preset"], run["search"])
+            run["retrain_settings"] = (
+                None if run["retrain"] is None else load_preset("retrain", run["retrain"], run["retraining"])
+            )
+        except TenasError as error:
+            raise TenasError(f"{where}: run {name!r}: {error}") from error
+    return config

@@ -1,0 +1,9 @@
+"""Images: where they come from, the small sample that a search reads, and the whole data set that retraining reads.
+
+No torch. torchvision, scikit-learn and Pillow are imported when a data set is loaded, not before.
+"""
+
+from tenas.data.prepared import prepare, read_images
+from tenas.data.sources import SOURCES, Part, Splits, load_splits
+
+__all__ = ["SOURCES", "Part", "Splits", "load_splits", "prepare", "read_images"]

@@ -1,0 +1,99 @@
+"""Files that are either whole or absent: written under a temporary name beside their place, then renamed."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tenas.errors import TenasError
+
+
+@contextmanager
+def whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path in the folder of ``path``; rename it to ``path`` when the block ends well, remove it when not.
+
+    The temporary name keeps the suffix of ``path``, for writers that look at it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files that only their owner can read; results are shared in a group's folder.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike, what: str) -> dict:
+    """Read a JSON object; ``what`` names it in the error, e.g. "mask"."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TenasError(f"The {what} {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise TenasError(f"The {what} {path} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise TenasError(f"The {what} {path} is not a JSON object.")
+    return value
+
+
+def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """CSV text with ``\\n`` line ends. Floats are written as their shortest exact form, so equal numbers are equal bytes."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    write_text(path, format_csv(columns, rows))
+
+
+def read_csv(path: str | os.PathLike, columns: Sequence[str], what: str) -> list[dict[str, str]]:
+    """Read a CSV that must have exactly ``columns`` and as many fields in each row; ``what`` names it in the error."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise TenasError(f"The {what} {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise TenasError(f"The {what} {path} is not text: {error}.") from error
+    if not text.endswith("\n"):
+        raise TenasError(f"The {what} {path} is cut off: its last line has no end. Remove it and run the stage again.")
+    header, *lines = csv.reader(io.StringIO(text))
+    if header != list(columns):
+        raise TenasError(f"The {what} {path} has the columns {','.join(header)}; expected {','.join(columns)}.")
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(columns):
+            raise TenasError(f"The {what} {path} is damaged: line {number} has {len(line)} fields, not {len(columns)}.")
+    return [dict(zip(columns, line, strict=True)) for line in lines]
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,158 @@
+"""The empirical neural tangent kernel at initialisation and its condition number: trainability (TE-NAS, section 3.1.1)."""
+
+import gc
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from tenas.errors import TenasError
+from tenas.measures import ntk_engine
+from tenas.measures.ntk_tape import UntraceableError
+
+
+def ntk_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the kernel is taken over: those named ``weight``, of convolutions, batch norm and linear layers alike.
+
+    No biases: the choice of TE-NAS's released code, which the published figures come from. No frozen weights.
+    """
+    return [p for name, p in network.named_parameters() if name.rpartition(".")[2] == "weight" and p.requires_grad]
+
+
+def ntk_gram(network: nn.Module, images: Tensor, *, chunk: int | None = None, compiled: bool = True) -> Tensor:
+    """The kernel K[i, j] = <J_i, J_j> of a batch, J_i the gradient of the sum of sample i's logits.
+
+    The gradient is taken with respect to every parameter named ``weight``. The whole batch goes through the network at
+    once, in the mode that the network is in: in training mode batch normalisation couples the samples, and J_i sees it.
+    The network is left as it was, running statistics included.
+
+    The n reverse passes are one pass with n cotangents side by side (``docs/performance.md``); operators without a rule
+    of their own go through autograd, and a network that cannot be replayed backwards through ``ntk_gram_by_loop``.
+
+    Args:
+        network: any module that maps (n, ...) to logits (n, classes) or (n,), on the device of ``images``.
+        images: (n, ...), a batch.
+        chunk: how many cotangents torch's operators carry at once, at most; by default what the memory or the cache holds.
+        compiled: on a CPU, use the compiled kernels where they apply and numba is installed, unless ``chunk`` is given.
+
+    Returns:
+        (n, n) float64, symmetric, on the CPU. Gradients have the dtype of the network; their products are summed in float64.
+
+    Raises:
+        TenasError: for an empty batch, a network whose output doesn't have a row a sample, or one without weights.
+
+    Source: TE-NAS (Chen, Gong, Wang, ICLR 2021), section 3.1.1; the sum over logits follows its released code.
+    """
+    parameters = checked_parameters(network, images)
+    if chunk is not None and chunk < 1:
+        raise TenasError(f"A chunk is at least 1 cotangent, not {chunk}.")
+    try:
+        with (
+            undisturbed(network),
+            collector_paused(),
+            ntk_engine.recorded(network, images, parameters, compiled=compiled) as (tape, logits),
+        ):
+            logit_sums(logits.tensor, images)
+            if not logits.active:
+                return torch.zeros(len(images), len(images), dtype=torch.float64)
+            return ntk_engine.gram_of_rows(ntk_engine.jacobian(tape, logits, chunk=chunk, compiled=compiled))
+    except UntraceableError:
+        return ntk_gram_by_loop(network, images)
+
+
+def ntk_gram_by_loop(network: nn.Module, images: Tensor) -> Tensor:
+    """``ntk_gram`` the plain way: one backward pass a sample. The reference that the fast way is held against."""
+    parameters = checked_parameters(network, images)
+    with undisturbed(network), torch.enable_grad():
+        sums = logit_sums(network(images), images)
+        if not sums.requires_grad:
+            return torch.zeros(len(sums), len(sums), dtype=torch.float64)
+        jacobian = []
+        for i in range(len(sums)):
+            gradients = torch.autograd.grad(sums[i], parameters, retain_graph=i + 1 < len(sums), allow_unused=True)
+            pairs = zip(gradients, parameters, strict=True)
+            jacobian.append(torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs]))
+        rows = torch.stack(jacobian).to("cpu", torch.float64)
+    return rows @ rows.T
+
+
+def checked_parameters(network: nn.Module, images: Tensor) -> list[nn.Parameter]:
+    """``ntk_parameters``, after the batch and the network have been looked at."""
+    if len(images) == 0:
+        raise TenasError("The kernel of an empty batch is not defined.")
+    parameters = ntk_parameters(network)
+    if not parameters:
+        raise TenasError("The network has no parameter named weight that requires a gradient: it has no kernel.")
+    return parameters
+
+
+def logit_sums(logits: Tensor, images: Tensor) -> Tensor:
+    """The sum of each sample's logits, (n,). Raises TenasError when there isn't a row of logits for each sample."""
+    if not isinstance(logits, Tensor) or logits.ndim not in (1, 2) or len(logits) != len(images):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TenasError(f"The network must map {len(images)} samples to as many rows of logits; it gave {shape}.")
+    return logits.reshape(len(logits), -1).sum(1)
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Put the network's buffers (running statistics, counters) back afterwards."""
+    buffers = list(network.buffers())
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            if buffers:
+                torch._foreach_copy_(buffers, saved)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection meanwhile: a pass makes thousands of small objects, and torch has a million to look through."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def condition_number(gram: Tensor, *, dtype: torch.dtype = torch.float64) -> float:
+    """lambda_max / lambda_min of a symmetric positive semidefinite matrix (n, n), in float64; never negative, never NaN.
+
+    ``inf`` when the matrix is singular to rounding or holds a value that isn't finite. Sources of singular kernels:
+    duplicate images, disconnected cells, dead paths. 1.0 for a single sample.
+
+    ``dtype`` is that of the gradients behind the matrix. They give its singular values' square roots to about
+    n * eps(dtype), so a ratio below the square of that is noise: kappa up to 1e10 can be told from a singular kernel
+    in float32. The eigenvalues themselves are good to n * eps(float64).
+    """
+    n = len(gram)
+    gram = gram.to("cpu", torch.float64)
+    if not torch.isfinite(gram).all():
+        return math.inf
+    eigenvalues = torch.linalg.eigvalsh(gram)
+    smallest, largest = eigenvalues[0].item(), eigenvalues[-1].item()
+    noise = max(n * torch.finfo(torch.float64).eps, (n * torch.finfo(dtype).eps) ** 2)
+    if smallest <= noise * largest:
+        return math.inf
+    return largest / smallest
+
+
+def ntk_condition_number(network: nn.Module, images: Tensor) -> float:
+    """kappa = lambda_max / lambda_min of the kernel of ``images`` (``ntk_gram``): lower means easier to train.
+
+    Grows with the batch: compare only kernels of equally many samples. A singular kernel is ``inf``.
+
+    Source: TE-NAS, section 3.1.1, equation 3.
+    """
+    return condition_number(ntk_gram(network, images), dtype=gradient_dtype(network))
+
+
+def gradient_dtype(network: nn.Module) -> torch.dtype:
+    """The dtype that the network's gradients have: that of its weights."""
+    return next((p.dtype for p in ntk_parameters(network)), torch.float64)

@@ -1,0 +1,115 @@
+"""The reverse pass that carries many cotangents at once: from a network and a batch to the kernel of its gradients."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from tenas.measures.ntk_reverse import empty_rows, sweep
+from tenas.measures.ntk_tape import Tape, Value, aten
+
+# On a CPU a chunk's largest cotangent should stay in the cache; passes over it run several times slower from memory.
+CACHE_BYTES = 8 * 2**20
+# A chunk holds about this many cotangents of the size of the largest at its peak: those of a cell's nodes and temporaries.
+LIVE_COTANGENTS = 8
+# Columns of the gradients that are multiplied at once, in float64.
+COLUMNS = 2**18
+# The compiled kernels keep a gradient and its sums for a vector of cotangents: 160 bytes a parameter and more.
+KERNEL_PARAMETERS = 2**21
+# The largest value that the compiled kernels take, in bytes; they keep some arrays of 8 and more times its size.
+KERNEL_BYTES = 2**23
+
+
+@contextmanager
+def recorded(
+    network: nn.Module, images: Tensor, parameters: list[nn.Parameter], *, compiled: bool = True
+) -> Iterator[tuple[Tape, Value]]:
+    """Run the network once: the tape, and the value of the logits on it."""
+    kernels = _kernels() if compiled else None
+    tape = Tape(parameters, kernels and kernels.FORWARD)
+    try:
+        with torch.enable_grad(), tape:
+            logits = network(images)
+        yield tape, tape.output(logits)
+    finally:
+        tape.close()
+
+
+def jacobian(tape: Tape, logits: Value, *, chunk: int | None = None, compiled: bool = True) -> Tensor:
+    """The gradients of all samples' sums of logits, a row each: (n, parameters).
+
+    Through the compiled kernels where they apply, else in plain torch, ``chunk`` cotangents at a time. When a GPU's
+    memory runs out, the chunk is halved and done again.
+    """
+    n = len(logits.tensor)
+    if compiled and chunk is None and _suits_kernels(tape, logits) and (kernels := _kernels()) is not None:
+        plan = kernels.Plan(tape, logits)
+        try:
+            return plan.run()
+        finally:
+            plan.close()
+    rows = empty_rows(tape, n)
+    chunk = chunk or choose_chunk(tape, n)
+    start = 0
+    while start < n:
+        stop = min(start + chunk, n)
+        try:
+            sweep(tape, logits, rows, start, stop)
+        except torch.OutOfMemoryError:
+            if chunk == 1:
+                raise
+            chunk //= 2
+            torch.cuda.empty_cache()
+        else:
+            start = stop
+    return rows
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """The compiled kernels; None where numba isn't installed."""
+    try:
+        from tenas.measures import kernel
+    except ImportError:
+        return None
+    return kernel
+
+
+def _suits_kernels(tape: Tape, logits: Value) -> bool:
+    """Whether the compiled kernels are for this network: convolutions on a CPU, of a size that their arrays can have."""
+    largest = max(output.tensor.nbytes for step in tape.records for output in step.outputs if output is not None)
+    return (
+        logits.tensor.device.type == "cpu"
+        and logits.tensor.dtype in (torch.float32, torch.float64)
+        and all(parameter.tensor.dtype == logits.tensor.dtype for parameter in tape.parameters)
+        and sum(parameter.tensor.numel() for parameter in tape.parameters) <= KERNEL_PARAMETERS
+        and largest <= KERNEL_BYTES
+        and any(step.op is aten.convolution.default for step in tape.records)
+    )
+
+
+def choose_chunk(tape: Tape, n: int) -> int:
+    """How many cotangents to carry at once, from the largest value that has one and the memory there is for it."""
+    values = [output for step in tape.records for output in step.outputs if output is not None and output.active]
+    size = max(value.tensor.numel() * value.tensor.element_size() for value in values)
+    device = values[0].tensor.device
+    room = CACHE_BYTES
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        room = free // (2 * LIVE_COTANGENTS)
+    return max(1, min(n, room // size))
+
+
+def gram_of_rows(rows: Tensor) -> Tensor:
+    """rows @ rows.T, products summed in float64, on the CPU."""
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for block in rows.split(COLUMNS, dim=1):
+        block = block.to(torch.float64)
+        gram.addmm_(block, block.T)
+    return gram.cpu()

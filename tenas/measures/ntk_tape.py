@@ -1,0 +1,208 @@
+"""A tape of one forward pass: which operator made which value from which, for a reverse pass of our own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+# In-place operators whose reverse rule does not read what they overwrite.
+REVERSED_FROM_RESULT = {aten.relu_.default, aten.add_.Tensor, aten.sub_.Tensor, aten.div_.Scalar, aten.mul_.Scalar}
+
+
+class UntraceableError(Exception):
+    """The pass holds something that the tape cannot replay backwards: the caller takes autograd instead."""
+
+
+class Value:
+    """A tensor at one point of the pass. A tensor that is changed in place is a new value from then on.
+
+    ``active``: depends on a weight, hence has a cotangent. ``uses``: the records that read it.
+    """
+
+    __slots__ = ("active", "producer", "tensor", "uses", "version")
+
+    def __init__(self, tensor: Tensor, active: bool, producer: Record | None = None) -> None:
+        self.tensor = tensor
+        self.version = -1  # until the tape has settled it
+        self.active = active
+        self.producer = producer
+        self.uses: list[Record] = []
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tensor.shape
+
+    @property
+    def data(self) -> Tensor:
+        """The tensor, when it still holds what it held at this point of the pass."""
+        if self.tensor._version != self.version:
+            raise UntraceableError("a tensor that a reverse rule reads was changed in place")
+        return self.tensor.detach()
+
+
+class Record:
+    """One operator of the pass: ``op(*args, **kwargs)``, with a Value in the place of each tensor; ``inputs`` are these."""
+
+    __slots__ = ("args", "cache", "inputs", "kwargs", "op", "outputs")
+
+    def __init__(self, op: Any, args: tuple, kwargs: dict, inputs: list[Value]) -> None:
+        self.op = op
+        self.args = args
+        self.kwargs = kwargs
+        self.inputs = inputs
+        self.outputs: list[Value | None] = []
+        self.cache: dict[str, Any] = {}
+
+
+def substitute(arg: Any, leaf: Any) -> Any:
+    """``arg`` with ``leaf(value)`` in the place of each Value."""
+    if isinstance(arg, Value):
+        return leaf(arg)
+    if isinstance(arg, tuple | list):
+        return type(arg)(substitute(a, leaf) for a in arg)
+    return arg
+
+
+class Tape(TorchDispatchMode):
+    """Records a forward pass. ``records`` are the operators that a weight reaches, in the order they ran.
+
+    The pass runs with autograd on, so that what is cut from the graph by ``no_grad`` or ``detach`` is cut here as well,
+    and that gradients which are not the operators' own (custom functions, hooks) can be told.
+
+    ``faster`` has other ways to run some operators; they give None for arguments that they are not for.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], faster: dict[Any, Callable[..., Tensor | None]] | None = None) -> None:
+        super().__init__()
+        self.faster = faster or {}
+        self.records: list[Record] = []
+        self._values: dict[int, Value] = {}
+        self._storages: dict[int, list[Value]] = {}
+        self._unindexed: list[Value] = []
+        self._unsettled: list[Value] = []
+        self.parameters = [self._enter(p, active=True) for p in parameters]
+
+    def output(self, tensor: Tensor) -> Value:
+        """The value of what the pass returned."""
+        if not isinstance(tensor, Tensor):
+            raise UntraceableError("the network returns something other than a tensor")
+        self._settle()
+        _check_gradients(tensor)
+        for value in self._values.values():
+            if value.active and value.tensor._backward_hooks:
+                raise UntraceableError("a hook changes a gradient")
+        return self._values.get(id(tensor)) or self._enter(tensor, active=False)
+
+    def close(self) -> None:
+        """Break the cycles of values and records, so that their memory is free at once and not when it is collected."""
+        for record in self.records:
+            record.args, record.kwargs, record.inputs, record.outputs = (), {}, [], []
+        self.records.clear()
+        self._values.clear()
+        self._storages.clear()
+        self._unindexed.clear()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self._settle()
+        kwargs = kwargs or {}
+        inputs: list[Value] = []
+        wrapped = tuple([self._wrap(arg, inputs) for arg in args])
+        record = Record(op, wrapped, {key: self._wrap(arg, inputs) for key, arg in kwargs.items()}, inputs)
+        active = any(value.active for value in inputs)
+        for place in _written(op):
+            self._before_write(op, args, kwargs, place, active)
+        result = self.faster[op](*args) if op in self.faster and not kwargs else None
+        if result is None:
+            result = op(*args, **kwargs)
+        active = active and torch.is_grad_enabled() and not _independent(op)
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if not isinstance(tensor, Tensor):
+                record.outputs.append(None)
+                continue
+            record.outputs.append(self._enter(tensor, active and tensor.dtype.is_floating_point, record))
+        if active:
+            for value in inputs:
+                value.uses.append(record)
+            self.records.append(record)
+        return result
+
+    def _enter(self, tensor: Tensor, active: bool, producer: Record | None = None) -> Value:
+        value = Value(tensor, active, producer)
+        if id(tensor) not in self._values:
+            self._unindexed.append(value)
+        self._values[id(tensor)] = value
+        self._unsettled.append(value)
+        return value
+
+    def _wrap(self, arg: Any, inputs: list[Value]) -> Any:
+        if isinstance(arg, Tensor):
+            value = self._values.get(id(arg)) or self._enter(arg, active=False)
+            inputs.append(value)
+            return value
+        if isinstance(arg, tuple | list) and any(isinstance(a, Tensor) for a in arg):
+            return [self._wrap(a, inputs) for a in arg]
+        return arg
+
+    def _settle(self) -> None:
+        # The version of a tensor that an operator writes goes up only after the operator has been seen here.
+        for value in self._unsettled:
+            value.version = value.tensor._version
+        self._unsettled.clear()
+
+    def _before_write(self, op: Any, args: tuple, kwargs: dict, place: tuple[int, str], active: bool) -> None:
+        index, name = place
+        tensor = args[index] if index < len(args) else kwargs.get(name)
+        if not isinstance(tensor, Tensor) or not (active or tensor.dtype.is_floating_point):
+            return
+        for value in self._unindexed:
+            self._storages.setdefault(value.tensor.untyped_storage().data_ptr(), []).append(value)
+        self._unindexed.clear()
+        value = self._values[id(tensor)]
+        storage = tensor.untyped_storage().data_ptr()
+        others = [v for v in self._storages[storage] if v.tensor is not tensor]
+        if others and (active or any(v.active for v in others)):
+            raise UntraceableError("a tensor that shares its memory is changed in place")
+        if active and op not in REVERSED_FROM_RESULT:
+            # The value keeps what it held; the tensor enters anew with what it is given.
+            value.tensor = tensor.clone()
+            value.version = value.tensor._version
+            self._storages[storage] = others
+            del self._values[id(tensor)]
+
+
+@functools.cache
+def _independent(op: Any) -> bool:
+    """Whether the result doesn't depend on the values of the arguments, or autograd is told so."""
+    name = op._schema.name.removeprefix("aten::")
+    return name == "detach" or name.startswith("new_") or name.endswith("_like")
+
+
+@functools.cache
+def _written(op: Any) -> list[tuple[int, str]]:
+    """(position, name) of the arguments that ``op`` changes in place."""
+    return [
+        (index, argument.name)
+        for index, argument in enumerate(op._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
+def _check_gradients(tensor: Tensor) -> None:
+    """Raise UntraceableError when the gradient of ``tensor`` runs through a function written in Python."""
+    stack, seen = [tensor.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, BackwardCFunction):
+            raise UntraceableError("a gradient is a function of its own")
+        seen.add(node)
+        stack.extend(function for function, _ in node.next_functions)

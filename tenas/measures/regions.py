@@ -1,0 +1,97 @@
+"""The number of linear regions that a set of inputs falls into: expressivity (TE-NAS, section 3.1.2)."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tenas.errors import TenasError
+from tenas.measures.ntk import undisturbed
+
+SATURATED = 0.95
+
+
+class SaturatedWarning(UserWarning):
+    """So many inputs lie in a region of their own that the count says how many inputs there were, not how many regions."""
+
+
+class _ReluSigns(TorchDispatchMode):
+    """Notes where each ReLU that runs is active, be it a module or a function, without touching the network."""
+
+    RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.samples = samples
+        self.bits: list[np.ndarray] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in self.RELUS:
+            if out.ndim == 0 or len(out) != self.samples:
+                raise TenasError(
+                    f"A ReLU gave {tuple(out.shape)} for {self.samples} inputs: its first dimension must be the samples."
+                )
+            self.bits.append((out > 0).reshape(self.samples, -1).cpu().numpy())
+        return out
+
+
+def activation_patterns(network: nn.Module, inputs: Tensor) -> np.ndarray:
+    """Which ReLU outputs are positive, for each input of one forward pass: (n, bytes) uint8, eight units a byte.
+
+    A network without a ReLU gives (n, 0). Raises TenasError when a ReLU's first dimension isn't the samples.
+    """
+    with torch.no_grad(), _ReluSigns(len(inputs)) as signs:
+        network(inputs)
+    if not signs.bits:
+        return np.zeros((len(inputs), 0), np.uint8)
+    return np.packbits(np.concatenate(signs.bits, axis=1), axis=1)
+
+
+def count_distinct_rows(patterns: np.ndarray) -> int:
+    """Distinct rows of (n, bytes) uint8, exactly: by sorting whole rows, n log n, not by comparing all pairs."""
+    n, width = patterns.shape
+    if n == 0 or width == 0:
+        return min(n, 1)
+    if width <= 8:  # a row is a number, which sorts several times faster than a string of bytes
+        words = np.zeros((n, 8), np.uint8)
+        words[:, :width] = patterns
+        return len(np.unique(words.view(np.uint64)))
+    return len(np.unique(np.ascontiguousarray(patterns).view(np.dtype((np.void, width)))))
+
+
+def linear_regions(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> int:
+    """R = the number of distinct sign patterns over all ReLU outputs: higher means more expressive.
+
+    Every ReLU that runs counts, module or function. The network stays in the mode that it is in and is left as it was,
+    running statistics included; in training mode batch normalisation takes its statistics from a block.
+
+    Args:
+        network: any module; its output does not matter.
+        inputs: (n, ...), or a sequence of such blocks. Each block is one forward pass, patterns are counted over all.
+
+    Returns:
+        between 1 and the number of inputs. From 95 % of it on the count is saturated, and a SaturatedWarning says so.
+
+    Raises:
+        TenasError: for no inputs, or a ReLU whose first dimension isn't the samples.
+
+    Source: TE-NAS, section 3.1.2 and equation 5; one pattern an input, as in its released code.
+    """
+    blocks = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    total = sum(len(block) for block in blocks)
+    if total == 0:
+        raise TenasError("The number of linear regions of no inputs is not defined.")
+    with undisturbed(network):
+        count = count_distinct_rows(np.concatenate([activation_patterns(network, block) for block in blocks]))
+    if count >= SATURATED * total:
+        warnings.warn(
+            # The same words for the same inputs, so that Python says it once and not for every count.
+            f"Nearly each of the {total} inputs lies in a linear region of its own: saturated, use more or smaller inputs.",
+            SaturatedWarning,
+            stacklevel=2,
+        )
+    return count

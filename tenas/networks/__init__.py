@@ -1,0 +1,139 @@
+"""Networks: masked supernets that are searched, and the discrete networks of genotypes. Plain modules, images to logits."""
+
+import os
+
+from torch import Tensor, nn
+
+from tenas.errors import TenasError, one_of
+from tenas.networks import darts, nas_bench_201
+from tenas.networks.flops import count_flops, count_parameters
+from tenas.networks.initialise import INITIALISERS, initialise
+from tenas.spaces import Genotype, Mask, Space, get_space, load_genotype
+
+__all__ = [
+    "INITIALISERS", "Network", "Supernet", "SupernetCells", "count_flops", "count_parameters", "initialise",
+]  # fmt: skip
+
+# A space's skeleton of the supernet (images to logits), its cells alone (images to features), and the skeleton of its
+# discrete networks.
+SKELETONS = {"nas-bench-201": nas_bench_201.Skeleton, "darts": darts.SearchSkeleton}
+CELLS = {"nas-bench-201": nas_bench_201.Cells, "darts": darts.Cells}
+DISCRETE = {"nas-bench-201": nas_bench_201.Skeleton, "darts": darts.DiscreteSkeleton}
+# The stems that a space's discrete networks can have, and which spaces' have an auxiliary head.
+STEMS = {"nas-bench-201": ("cifar",), "darts": ("cifar", "imagenet")}
+AUXILIARY = ("darts",)
+
+
+def _operators(mask: Mask) -> list[tuple[str, ...]]:
+    """The active operators of all edges, by cell type, then edge."""
+    space = mask.space
+    return [mask.operators(cell, edge) for cell in space.cell_types for edge in range(len(space.edges))]
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise TenasError(f"A network needs at least 1 of {name}, as a whole number, not {size!r}.")
+
+
+class _Masked(nn.Module):
+    """A network that carries every operator of its space and runs those that a mask leaves active."""
+
+    def __init__(self, space: Space, body: nn.Module, mask: Mask | None) -> None:
+        super().__init__()
+        self.space = space
+        self.body = body
+        self.set_mask(space.full_mask() if mask is None else mask)
+
+    def set_mask(self, mask: Mask) -> None:
+        """Change which operators are active. Weights stay: those of a pruned operator are not used, and not lost."""
+        if mask.space is not self.space:
+            raise TenasError(f"The mask is of {mask.space.name}, the supernet of {self.space.name}.")
+        self.mask = mask
+        self.body.set_mask(mask)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images)
+
+
+class Supernet(_Masked):
+    """A masked supernet: images (n, 3, h, w) to logits (n, classes).
+
+    An operator that the mask prunes is not executed; the active ones of an edge are averaged (softmax over equal
+    architecture weights). Without a mask all operators are active.
+
+    ``space``: a name or a space object. ``channels``: of the first stage. ``cells``: a stage for NAS-Bench-201, all of them
+    for DARTS (2: a normal and a reduction cell, TE-NAS's search network).
+    Raises TenasError for an unknown space or a mask of another space.
+    """
+
+    def __init__(self, space: str | Space, mask: Mask | None = None, *, channels: int, cells: int, classes: int) -> None:
+        space = get_space(space)
+        _check_sizes(channels=channels, cells=cells, classes=classes)
+        every = _operators(space.full_mask())
+        super().__init__(space, SKELETONS[space.name](space, every, channels=channels, cells=cells, classes=classes), mask)
+
+
+class SupernetCells(_Masked):
+    """The cells of a masked supernet without stem and classifier: images (n, channels, h, w) to features.
+
+    The network on which TE-NAS's released code counts linear regions, with the BN-ReLU that ends the search network.
+    For NAS-Bench-201 it is one cell, for DARTS a normal cell and a reduction cell of twice the channels.
+    """
+
+    def __init__(self, space: str | Space, mask: Mask | None = None, *, channels: int) -> None:
+        space = get_space(space)
+        _check_sizes(channels=channels)
+        super().__init__(space, CELLS[space.name](space, _operators(space.full_mask()), channels), mask)
+
+
+class Network(nn.Module):
+    """The discrete network of a genotype: images (n, 3, h, w) to logits (n, classes).
+
+    ``genotype``: an object, the path of a JSON file, or the space's text. NAS-Bench-201's own networks have ``channels=16,
+    cells=5``; DARTS's have ``channels=36, cells=20`` on CIFAR and ``channels=48, cells=14, stem="imagenet"`` on ImageNet.
+
+    ``auxiliary`` adds DARTS's auxiliary head: in training mode the network then gives (logits, auxiliary logits); in
+    evaluation mode it gives logits, as without. Raises TenasError for a genotype of no known space, and for a stem or an
+    auxiliary head that the space does not have.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype | str | os.PathLike,
+        *,
+        channels: int,
+        cells: int,
+        classes: int,
+        auxiliary: bool = False,
+        stem: str = "cifar",
+    ) -> None:
+        super().__init__()
+        _check_sizes(channels=channels, cells=cells, classes=classes)
+        self.genotype = load_genotype(genotype)
+        space = self.genotype.space
+        if stem not in STEMS[space.name]:
+            raise one_of(f"stem of a network of {space.name}", stem, STEMS[space.name])
+        if auxiliary and space.name not in AUXILIARY:
+            raise TenasError(f"The networks of {space.name} have no auxiliary head.")
+        options = ({"auxiliary": True} if auxiliary else {}) | ({"stem": stem} if stem != "cifar" else {})
+        mask = space.mask(self.genotype)
+        self.body = DISCRETE[space.name](space, _operators(mask), channels=channels, cells=cells, classes=classes, **options)
+        self.body.set_mask(mask)
+
+    def set_drop_path(self, probability: float) -> None:
+        """Zero each operator but identities, for each sample by itself, with ``probability`` while in training mode.
+
+        The draws are from torch's default generator on the network's device: seed it before a step to have them again.
+        Raises TenasError for a probability outside [0, 1), and where the space's networks have no drop-path.
+        """
+        if not 0 <= probability < 1:
+            raise TenasError(f"The drop-path probability is {probability}; it must be at least 0 and below 1.")
+        if not hasattr(self.body, "set_drop_path"):
+            if probability:
+                raise TenasError(f"The networks of {self.genotype.space.name} have no drop-path.")
+            return
+        self.body.set_drop_path(probability)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.body(images)

@@ -1,0 +1,406 @@
+"""The networks of DARTS (Liu, Simonyan, Yang, ICLR 2019): operators, the cell, three skeletons.
+
+The ReLU with which an operator begins is the cell's, once a node, and the ReLU with which a cell begins is the
+skeleton's, once a cell: all that read a node, or a cell's output, read the same rectified values.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, relu
+
+from tenas.errors import TenasError
+from tenas.spaces import Mask, Space
+
+
+class ConvBN(nn.Sequential):
+    """1x1 convolution and batch normalisation of rectified input."""
+
+    def __init__(self, inputs: int, channels: int) -> None:
+        super().__init__(nn.Conv2d(inputs, channels, 1, bias=False), nn.BatchNorm2d(channels))
+
+
+class SeparableConv(nn.Sequential):
+    """Depthwise convolution, 1x1 convolution, batch normalisation, of rectified input."""
+
+    reads_rectified = True
+
+    def __init__(self, channels: int, kernel: int, stride: int, dilation: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(
+                channels,
+                channels,
+                kernel,
+                stride=stride,
+                padding=dilation * (kernel // 2),
+                dilation=dilation,
+                groups=channels,
+                bias=False,
+            ),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+
+class DoubleSeparableConv(nn.Module):
+    """The space's sep_conv: two separable convolutions, the stride in the first."""
+
+    reads_rectified = True
+
+    def __init__(self, channels: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.first = SeparableConv(channels, kernel, stride)
+        self.second = SeparableConv(channels, kernel, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(relu(self.first(x)))
+
+
+class FactorisedReduce(nn.Module):
+    """Half the height and width (rounded up), of rectified input: half of the channels read the even pixels, half the odd.
+
+    (n, inputs, h, w) to (n, channels, (h + 1) // 2, (w + 1) // 2). With an odd number of channels the odd pixels give
+    one more, and all where there's one. Where the size is odd, the missing last row and column of odd pixels are zeros.
+    """
+
+    reads_rectified = True
+
+    def __init__(self, inputs: int, channels: int) -> None:
+        super().__init__()
+        even = channels // 2
+        # A convolution to no channels can't be initialised.
+        self.even = nn.Conv2d(inputs, even, 1, stride=2, bias=False) if even else None
+        self.odd = nn.Conv2d(inputs, channels - even, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        shifted = x if height % 2 == width % 2 == 0 else pad(x, (0, width % 2, 0, height % 2))
+        reduced = self.odd(shifted[:, :, 1:, 1:])
+        if self.even is not None:
+            reduced = torch.cat((self.even(x), reduced), 1)
+        return self.bn(reduced)
+
+
+class Identity(nn.Identity):
+    reads_rectified = False
+
+
+class AvgPool(nn.AvgPool2d):
+    reads_rectified = False
+
+    def __init__(self, stride: int) -> None:
+        super().__init__(3, stride=stride, padding=1, count_include_pad=False)
+
+
+class MaxPool(nn.MaxPool2d):
+    reads_rectified = False
+
+    def __init__(self, stride: int) -> None:
+        super().__init__(3, stride=stride, padding=1)
+
+
+def make_operator(name: str, channels: int, stride: int) -> nn.Module:
+    """The module of an operator; ``none`` has none. Poolings have no batch normalisation after them.
+
+    DARTS trains its found networks so, and TE-NAS searches so; DARTS's own search network has one.
+    """
+    match name:
+        case "skip_connect":
+            return Identity() if stride == 1 else FactorisedReduce(channels, channels)
+        case "sep_conv_3x3":
+            return DoubleSeparableConv(channels, 3, stride)
+        case "sep_conv_5x5":
+            return DoubleSeparableConv(channels, 5, stride)
+        case "dil_conv_3x3":
+            return SeparableConv(channels, 3, stride, dilation=2)
+        case "dil_conv_5x5":
+            return SeparableConv(channels, 5, stride, dilation=2)
+        case "avg_pool_3x3":
+            return AvgPool(stride)
+        case "max_pool_3x3":
+            return MaxPool(stride)
+    raise AssertionError(f"operator {name} has no module")
+
+
+def drop_path(x: Tensor, probability: Tensor) -> Tensor:
+    """Zero each sample of x (n, c, h, w) with ``probability``, scale up the others so that the mean stays the same.
+
+    Source: Larsson, Maire, Shakhnarovich, "FractalNet", ICLR 2017, as DARTS has it.
+    """
+    kept = torch.rand((len(x), 1, 1, 1), device=x.device) >= probability
+    return x * (kept / (1 - probability)).to(x.dtype)
+
+
+class Cell(nn.Module):
+    """A cell: the rectified outputs of the two before it, to (n, 4 * channels, h, w), in a reduction cell half as high and wide.
+
+    An edge is the average of its active operators, a node the sum of its edges, the output the concatenation of the
+    nodes. ``operators`` says which operators each edge is built with: all of them in a supernet, so that its weights do
+    not depend on the mask; the chosen ones in a discrete network.
+
+    ``inputs``: channels of the two outputs that it reads. ``halved``: the nearer of them is half as high and wide as the
+    other.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        operators: Sequence[Sequence[str]],
+        channels: int,
+        inputs: tuple[int, int],
+        *,
+        reduction: bool,
+        halved: bool,
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.type = "reduction" if reduction else "normal"
+        self.stride = 2 if reduction else 1
+        self.preprocess = nn.ModuleList(
+            [(FactorisedReduce if halved else ConvBN)(inputs[0], channels), ConvBN(inputs[1], channels)]
+        )
+        self.edges = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    name: make_operator(name, channels, self.stride if edge.source < space.inputs else 1)
+                    for name in names
+                    if name != "none"
+                }
+            )
+            for edge, names in zip(space.edges, operators, strict=True)
+        )
+        self.active: list[list[nn.Module | None]] = []
+
+    def set_mask(self, mask: Mask) -> None:
+        # Kept as plain lists: the modules are registered under self.edges already. `none` counts in the average and
+        # adds nothing to the sum: it is None here.
+        self.active = [
+            [None if name == "none" else edge[name] for name in mask.operators(self.type, index)]
+            for index, edge in enumerate(self.edges)
+        ]
+
+    def forward(self, before: Tensor, now: Tensor, drop_probability: Tensor | None = None) -> Tensor:
+        nodes = [self.preprocess[0](before), self.preprocess[1](now)]
+        rectified: dict[int, Tensor] = {}
+        edges = iter(zip(self.space.edges, self.active, strict=True))
+        for _ in self.space.output:
+            total = None
+            for _ in range(len(nodes)):
+                (_, source), operators = next(edges)
+                edge = None
+                for operator in operators:
+                    if operator is None:
+                        continue
+                    if operator.reads_rectified:
+                        if source not in rectified:
+                            rectified[source] = relu(nodes[source])
+                        out = operator(rectified[source])
+                    else:
+                        out = operator(nodes[source])
+                    if drop_probability is not None and not isinstance(operator, Identity):
+                        out = drop_path(out, drop_probability)
+                    edge = out if edge is None else edge + out
+                if edge is not None:
+                    if len(operators) > 1:
+                        edge = edge / len(operators)
+                    total = edge if total is None else total + edge
+            if total is None:
+                total = torch.zeros_like(nodes[0][:, :, :: self.stride, :: self.stride])
+            nodes.append(total)
+        return torch.cat([nodes[node] for node in self.space.output], 1)
+
+
+def reductions(cells: int) -> tuple[int, int]:
+    """Which of a network's cells are reduction cells, after a third and after two thirds, as in DARTS.
+
+    But the first cell is always a normal one: with 2 cells a normal and a reduction one, TE-NAS's search network.
+    """
+    return max(1, cells // 3), max(2, 2 * cells // 3)
+
+
+class CellStack(nn.Module):
+    """Cells one after another, each reading the two before it; a reduction cell doubles the channels.
+
+    ``operators``: of the edges of the normal cell, then of the reduction cell. ``channels``: of a node of the first
+    cell. ``inputs``: channels of the two inputs. ``halved``: the second of them is half as high and wide as the first.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        operators: Sequence[Sequence[str]],
+        channels: int,
+        cells: int,
+        inputs: tuple[int, int],
+        *,
+        halved: bool = False,
+    ) -> None:
+        super().__init__()
+        edges = len(space.edges)
+        self.reductions = reductions(cells)
+        self.cells = nn.ModuleList()
+        for index in range(cells):
+            reduction = index in self.reductions
+            chosen = operators[edges:] if reduction else operators[:edges]
+            channels *= 2 if reduction else 1
+            self.cells.append(Cell(space, chosen, channels, inputs, reduction=reduction, halved=halved))
+            inputs, halved = (inputs[1], len(space.output) * channels), reduction
+        self.channels = inputs[1]
+
+    def set_mask(self, mask: Mask) -> None:
+        for cell in self.cells:
+            cell.set_mask(mask)
+
+    def forward(self, before: Tensor, now: Tensor, drop_probability: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The output of the last cell, and that of the second reduction cell where there is one. Inputs are rectified."""
+        second = None
+        for index, cell in enumerate(self.cells):
+            out = cell(before, now, drop_probability)
+            if index == self.reductions[1]:
+                second = out
+            if index + 1 < len(self.cells):
+                before, now = now, relu(out)
+        return out, second
+
+
+class Cells(nn.Module):
+    """TE-NAS's search network without stem and classifier: images (n, channels, h, w) to features; cells, then BN-ReLU.
+
+    The released code counts linear regions with ``cells`` = 2: a normal cell with C channels, a reduction cell with 2C,
+    to (n, 8 * C, h/2, w/2).
+    """
+
+    def __init__(self, space: Space, operators: Sequence[Sequence[str]], channels: int, cells: int = 2) -> None:
+        super().__init__()
+        self.stack = CellStack(space, operators, channels, cells, (channels, channels))
+        self.bn = nn.BatchNorm2d(self.stack.channels)
+
+    def set_mask(self, mask: Mask) -> None:
+        self.stack.set_mask(mask)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rectified = relu(images)
+        features, _ = self.stack(rectified, rectified)
+        return relu(self.bn(features))
+
+
+class SearchSkeleton(nn.Module):
+    """TE-NAS's search network: a stem as wide as a node, cells, BN-ReLU, global average pooling, a linear classifier.
+
+    ``channels``: of a node of the first cell (C). ``cells``: all of them. The released code has C = 1 and 2 cells.
+    """
+
+    def __init__(self, space: Space, operators: Sequence[Sequence[str]], *, channels: int, cells: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.cells = Cells(space, operators, channels, cells)
+        self.classifier = nn.Linear(self.cells.stack.channels, classes)
+
+    def set_mask(self, mask: Mask) -> None:
+        self.cells.set_mask(mask)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.cells(self.stem(images)).mean((2, 3)))
+
+
+class AuxiliaryHead(nn.Module):
+    """DARTS's auxiliary classifier: rectified features (n, inputs, h, w) to logits.
+
+    ``stride``: of its pooling, 3 for 8x8 features of CIFAR, 2 for 7x7 of ImageNet, so that 2x2 are left; of larger images
+    more are, and averaged. In DARTS's ImageNet form the second normalisation is missing.
+    """
+
+    def __init__(self, inputs: int, classes: int, stride: int, *, second_norm: bool) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(5, stride=stride)
+        self.conv_a = nn.Conv2d(inputs, 128, 1, bias=False)
+        self.bn_a = nn.BatchNorm2d(128)
+        self.conv_b = nn.Conv2d(128, 768, 2, bias=False)
+        self.bn_b = nn.BatchNorm2d(768) if second_norm else nn.Identity()
+        self.classifier = nn.Linear(768, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        smallest = 5 + self.pool.stride
+        if min(x.shape[2:]) < smallest:
+            raise TenasError(
+                f"The auxiliary head needs features of {smallest}x{smallest} at least, and these images leave "
+                f"{x.shape[2]}x{x.shape[3]}: use larger images or no auxiliary head."
+            )
+        x = relu(self.bn_a(self.conv_a(self.pool(x))))
+        x = relu(self.bn_b(self.conv_b(x)))
+        return self.classifier(x.mean((2, 3)))
+
+
+class DiscreteSkeleton(nn.Module):
+    """DARTS's network of a found genotype: stem, cells, global average pooling, a linear classifier.
+
+    ``channels``: of a node of the first cell (C). ``cells``: all of them. ``stem``: ``cifar`` keeps height and width and is
+    three times as wide as a node; ``imagenet`` halves them three times. ``auxiliary``: a second classifier that reads the
+    second reduction cell; in training mode the network then gives (logits, auxiliary logits), in evaluation mode logits.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        operators: Sequence[Sequence[str]],
+        *,
+        channels: int,
+        cells: int,
+        classes: int,
+        auxiliary: bool = False,
+        stem: str = "cifar",
+    ) -> None:
+        super().__init__()
+        if stem == "imagenet":
+            first = (channels + 1) // 2
+            self.stem = nn.Sequential(
+                nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(first),
+                nn.ReLU(),
+                nn.Conv2d(first, channels, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+            )
+            self.second_stem = nn.Sequential(
+                nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels)
+            )
+            width = channels
+        else:
+            width = 3 * channels
+            self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+            self.second_stem = None
+        self.stack = CellStack(space, operators, channels, cells, (width, width), halved=stem == "imagenet")
+        self.auxiliary = None
+        if auxiliary:
+            if cells < 3:
+                raise TenasError(
+                    f"The auxiliary head reads the second reduction cell, and a network of {cells} cells has none: "
+                    "use at least 3."
+                )
+            # Channels double at each reduction cell, and don't change after the second.
+            self.auxiliary = AuxiliaryHead(
+                self.stack.channels, classes, 2 if stem == "imagenet" else 3, second_norm=stem == "cifar"
+            )
+        self.classifier = nn.Linear(self.stack.channels, classes)
+        self.drops_paths = False
+        # A tensor, because torch.compile would compile anew for each value of a number.
+        self.register_buffer("drop_probability", torch.zeros(()), persistent=False)
+
+    def set_mask(self, mask: Mask) -> None:
+        self.stack.set_mask(mask)
+
+    def set_drop_path(self, probability: float) -> None:
+        self.drops_paths = probability > 0
+        self.drop_probability.fill_(probability)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        before = now = relu(self.stem(images))
+        if self.second_stem is not None:
+            now = relu(self.second_stem(before))
+        drop_probability = self.drop_probability if self.training and self.drops_paths else None
+        features, second = self.stack(before, now, drop_probability)
+        logits = self.classifier(features.mean((2, 3)))
+        if self.auxiliary is None or not self.training:
+            return logits
+        return logits, self.auxiliary(relu(second))

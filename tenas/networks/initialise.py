@@ -1,0 +1,43 @@
+"""Weights at initialisation, drawn from a generator of their own so that they can be drawn again."""
+
+import math
+
+from torch import Generator, nn
+
+from tenas.errors import one_of
+
+# How a scheme draws the weight of a convolution or a linear layer; None is PyTorch's own default.
+INITIALISERS = {"kaiming_fan_in": "fan_in", "kaiming_fan_out": "fan_out", "pytorch": None}
+
+
+def initialise(network: nn.Module, scheme: str, seed: int) -> None:
+    """Draw all weights of ``network`` anew, in place, on its device, from ``seed`` alone.
+
+    ``kaiming_fan_in`` and ``kaiming_fan_out``: Kaiming normal for ReLU (He et al. 2015, section 2.2), biases zero,
+    as TE-NAS means it for linear regions and for the NTK (paper, appendix A). ``pytorch``: the default of torch.nn,
+    which is what the released code in truth uses. Batch normalisation starts at weight 1 and bias 0 in all of them.
+
+    Values are drawn on the CPU in the order of ``network.modules()``, so that they are the same on every device.
+    Raises TenasError for an unknown scheme.
+    """
+    if scheme not in INITIALISERS:
+        raise one_of("initialisation", scheme, INITIALISERS)
+    generator = Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = module.weight.detach().to("cpu", copy=True)
+            bias = None if module.bias is None else module.bias.detach().to("cpu", copy=True)
+            if INITIALISERS[scheme] is None:
+                nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+                if bias is not None:
+                    bound = 1 / math.sqrt(weight[0].numel())
+                    nn.init.uniform_(bias, -bound, bound, generator=generator)
+            else:
+                nn.init.kaiming_normal_(weight, mode=INITIALISERS[scheme], nonlinearity="relu", generator=generator)
+                if bias is not None:
+                    nn.init.zeros_(bias)
+            module.weight.data.copy_(weight)
+            if bias is not None:
+                module.bias.data.copy_(bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()

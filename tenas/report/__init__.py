@@ -1,0 +1,6 @@
+"""What a run has found: a table over its seeds, a text for the terminal, a figure of its rankings. No torch."""
+
+from tenas.report.rankings import plot_rankings
+from tenas.report.summary import show, summarise
+
+__all__ = ["plot_rankings", "show", "summarise"]

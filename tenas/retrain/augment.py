@@ -1,0 +1,130 @@
+"""Augmentation of whole batches: random numbers from NumPy, pixels where the batch is. Images stay uint8 until here."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tenas.device import send
+
+# Of red, green and blue in a grey value (ITU-R BT.601), as in Pillow and torchvision.
+GREY = (0.299, 0.587, 0.114)
+
+
+class Draws(NamedTuple):
+    """The random numbers of a batch, a row an image: drawn for the whole batch, so that no image's depend on who trains it."""
+
+    shift: np.ndarray
+    """int (b, 2): rows and columns by which the crop lies off the middle"""
+    mirrored: np.ndarray
+    """bool (b,)"""
+    hole: np.ndarray
+    """int (b, 2): row and column of the middle of the blanked square"""
+    colour: np.ndarray
+    """float32 (b, 4): factors of brightness, contrast and saturation, and the turn of the hue (1 is all around)"""
+
+    def share(self, part: slice) -> "Draws":
+        return Draws(*(numbers[part] for numbers in self))
+
+
+def draw(count: int, size: tuple[int, int], settings: Mapping, generator: np.random.Generator) -> Draws:
+    """For ``count`` images of ``size`` (height, width). ``settings``: of a retraining."""
+    padding, jitter = settings["crop_padding"], settings["colour_jitter"] or {}
+    width = np.array([jitter.get(key, 0) for key in ("brightness", "contrast", "saturation", "hue")])
+    return Draws(
+        shift=generator.integers(-padding, padding + 1, (count, 2)),
+        mirrored=generator.random(count) < (0.5 if settings["flip"] else 0),
+        hole=generator.integers(size, size=(count, 2)),
+        colour=(np.array([1, 1, 1, 0]) + width * generator.uniform(-1, 1, (count, 4))).astype(np.float32),
+    )
+
+
+def augment(images: Tensor, draws: Draws, settings: Mapping, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (b, h, w, 3) to what the network trains on: float32 (b, 3, h, w), cropped, mirrored, jittered, normalised, cut."""
+    if settings["crop_padding"] or settings["flip"]:
+        images = crop_and_flip(images, draws.shift, draws.mirrored)
+    values = images.float() / 255
+    if settings["colour_jitter"]:
+        values = jitter_colours(values, send(draws.colour, values.device))
+    result = standardise(values, mean, std)
+    return cut_out(result, settings["cutout"], draws.hole) if settings["cutout"] else result
+
+
+def standardise(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Of 0 to 1, (b, h, w, 3), to (b, 3, h, w): minus each channel's mean, over its standard deviation.
+
+    The result is channels-last in memory, as the images were: the faster layout for small convolutions too.
+    """
+    return ((values - mean) / std).permute(0, 3, 1, 2)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """What a network is tested on: uint8 (b, h, w, 3) to float32 (b, 3, h, w), not augmented."""
+    return standardise(images.float() / 255, mean, std)
+
+
+def crop_and_flip(images: Tensor, shift: np.ndarray, mirrored: np.ndarray) -> Tensor:
+    """A crop of each image, of its own size, shifted off the middle; what lies outside of the image is black. Then mirrored.
+
+    ``images``: uint8 (b, h, w, 3). ``shift``: (b, 2) pixels. ``mirrored``: (b,) booleans.
+    """
+    b, height, width, _ = images.shape
+    rows = np.arange(height) + shift[:, :1]
+    columns = np.arange(width) + shift[:, 1:]
+    columns[mirrored] = columns[mirrored, ::-1]
+    rows, columns = (send(index, images.device) for index in (rows, columns))
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    each = torch.arange(b, device=images.device)[:, None, None]
+    crops = images[each, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
+    return crops * inside[..., None]
+
+
+def cut_out(images: Tensor, side: int, middle: np.ndarray) -> Tensor:
+    """Blank a square of ``side`` pixels, centred anywhere in the image and cut at its border (DeVries and Taylor 2017).
+
+    ``images``: normalised, (b, 3, h, w), so that blank is the mean colour. ``middle``: (b, 2), row and column.
+    """
+    height, width = images.shape[2:]
+    top, left = middle[:, :1] - side // 2, middle[:, 1:] - side // 2
+    rows, columns = np.arange(height), np.arange(width)
+    in_rows, in_columns = (rows >= top) & (rows < top + side), (columns >= left) & (columns < left + side)
+    kept = send(~(in_rows[:, None, :, None] & in_columns[:, None, None, :]), images.device)
+    return images * kept
+
+
+def grey(images: Tensor) -> Tensor:
+    """(b, h, w, 3) to (b, h, w, 1)."""
+    return sum(weight * channel for weight, channel in zip(GREY, images.split(1, -1), strict=True))
+
+
+def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue of (b, h, w, 3), of 0 to 1, by ``turn`` (b, 1, 1), of which 1 is all around; as torchvision's adjust_hue."""
+    red, green, blue = images.unbind(-1)
+    value, least = images.amax(-1), images.amin(-1)
+    spread = value - least
+    # Grey has no hue: any will do, as nothing of it is added back.
+    scale = torch.where(spread > 0, spread, torch.ones_like(spread))
+    hue = torch.where(
+        value == red,
+        (green - blue) / scale,
+        torch.where(value == green, 2 + (blue - red) / scale, 4 + (red - green) / scale),
+    )
+    # Alvy Ray Smith 1978, the way back written as one formula for the three channels.
+    around = (torch.arange(5, 0, -2, device=images.device) + (hue + 6 * turn)[..., None]).remainder(6)
+    return value[..., None] - spread[..., None] * torch.minimum(around, 4 - around).clamp(0, 1)
+
+
+def jitter_colours(images: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast, saturation, then hue of (b, h, w, 3), of 0 to 1, each image by its own ``factors`` (b, 4).
+
+    Contrast is about the mean grey of the image. torchvision's ColorJitter does the four in random order; on whole batches
+    they have one.
+    """
+    brightness, contrast, saturation, turn = factors[:, :, None, None, None].unbind(1)
+    images = (images * brightness).clamp(0, 1)
+    mean = grey(images).mean((1, 2, 3), keepdim=True)
+    images = torch.lerp(mean, images, contrast).clamp(0, 1)
+    images = torch.lerp(grey(images), images, saturation).clamp(0, 1)
+    return turn_hue(images, turn[..., 0])

@@ -1,0 +1,1 @@
+"""The search: score the trials of a round, prune by their ranking, export what is left. Only ``score`` needs torch."""

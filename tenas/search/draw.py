@@ -1,0 +1,150 @@
+"""A drawing of a genotype as SVG text, with nothing but the standard library."""
+
+from collections.abc import Sequence
+from html import escape
+
+from tenas.spaces import Genotype, Space
+from tenas.spaces.base import Choice
+
+SPACING, RADIUS, MARGIN, LEVEL = 176, 20, 44, 34
+CHARACTER = 7.4  # width of a letter of an operator's name, as good as SVG lets one know
+# Paul Tol's bright and muted schemes: told apart by the colour-blind, and dark enough for text on white.
+COLOURS = {
+    "none": "#888888", "skip_connect": "#555555", "avg_pool_3x3": "#8a7a00", "max_pool_3x3": "#117733",
+    "nor_conv_1x1": "#117799", "nor_conv_3x3": "#225599", "sep_conv_3x3": "#225599", "sep_conv_5x5": "#aa3377",
+    "dil_conv_3x3": "#117799", "dil_conv_5x5": "#bb4411",
+}  # fmt: skip
+STYLE = (
+    "path{fill:none;stroke-width:1.8}circle,rect.node{fill:#fff;stroke:#222;stroke-width:1.5}text{font-size:13px}"
+    ".label,.op{text-anchor:middle}.title{font-weight:bold}.concat{stroke:#999}.ground{fill:#fff}"
+)
+
+
+def levels(arcs: Sequence[Choice]) -> dict[Choice, int]:
+    """A height for each arc over a line, from 1: above every shorter arc that it spans or crosses, and no higher."""
+    found: dict[Choice, int] = {}
+    for arc in sorted(arcs, key=lambda arc: (arc.target - arc.source, arc.source)):
+        under = [found[other] for other in found if other.source < arc.target and arc.source < other.target]
+        found[arc] = max(under, default=0) + 1
+    return found
+
+
+def _ports(far: Sequence[Choice], space: Space) -> dict[tuple[Choice, int], float]:
+    """How far right of a node's middle an arc leaves (key: arc, its source) or arrives (arc, its target), all on one side.
+
+    Arcs leave right of the middle and arrive left of it, in the order in which they do not cross.
+    """
+    ports = {}
+    for node in range(space.nodes):
+        leaving = sorted((arc for arc in far if arc.source == node), key=lambda arc: -arc.target)
+        arriving = sorted((arc for arc in far if arc.target == node), key=lambda arc: -arc.source)
+        for arcs, first in ((leaving, 0), (arriving, -RADIUS)):
+            for place, arc in enumerate(arcs, start=1):
+                ports[arc, node] = first + RADIUS * place / (len(arcs) + 1)
+    return ports
+
+
+def _arc(start: tuple[float, float], end: tuple[float, float], top: float) -> str:
+    """A path between two points that goes up (or down) to the height ``top`` and is level there."""
+    (left, foot), (right, tip) = start, end
+    steep, round, level = 13, 32, 64
+    return (
+        f"M{left:.1f} {foot:.1f} C{left + steep:.1f} {top:.1f} {left + round:.1f} {top:.1f} {left + level:.1f} {top:.1f} "
+        f"H{right - level:.1f} C{right - round:.1f} {top:.1f} {right - steep:.1f} {top:.1f} {right:.1f} {tip:.1f}"
+    )
+
+
+def _cell(space: Space, name: str, choices: tuple[Choice, ...], top: float) -> tuple[list[str], float]:
+    """The elements of one cell whose drawing starts at ``top``, and its height."""
+    # Edges between neighbours are straight. Longer ones go round the nodes between, those from odd nodes below.
+    far = [choice for choice in choices if choice.target - choice.source > 1]
+    sides = [[choice for choice in far if choice.source % 2 == odd] for odd in (0, 1)]
+    above, below = map(levels, sides)
+    ports = _ports(sides[0], space) | _ports(sides[1], space)
+    rise, fall = (RADIUS + LEVEL * max(side.values(), default=0) for side in (above, below))
+    title = 30 if len(space.cell_types) > 1 else 0
+    middle = top + title + rise + 12
+    x = [MARGIN + SPACING * node for node in range(space.nodes + bool(space.output))]
+    parts, labels = [], []
+
+    def is_round(node: int) -> bool:
+        """Nodes within the cell; its inputs and its output are square."""
+        return space.inputs <= node < space.nodes - (not space.output)
+
+    if title:
+        parts.append(f'<text x="{MARGIN - RADIUS}" y="{top + 16:.0f}" class="title">{escape(name)} cell</text>')
+    if space.output:
+        # The concatenation: a line under everything that collects the nodes and ends in the output.
+        bus = middle + fall + 22
+        parts.append(
+            f'<path d="M{x[space.output[0]]} {middle + RADIUS:.0f} V{bus - 8:.0f} q0 8 8 8 H{x[-1] - 8} q8 0 8 -8 '
+            f'V{middle + RADIUS + 7:.0f}" class="concat" marker-end="url(#arrow)"/>'
+        )
+        parts += [f'<path d="M{x[node]} {middle + RADIUS:.0f} V{bus:.0f}" class="concat"/>' for node in space.output[1:]]
+        fall += 22
+    for choice in choices:
+        colour = COLOURS.get(choice.operator, "#333333")
+        start, end = x[choice.source], x[choice.target]
+        span = choice.target - choice.source
+        dash = ' stroke-dasharray="5 4"' if choice.operator == "none" else ""
+        centre, label = (start + end) / 2, middle
+        if span == 1:
+            path = f"M{start + RADIUS} {middle:.0f} H{end - RADIUS - 7}"
+        else:
+            up = 1 if choice in above else -1
+            label = middle - up * (RADIUS + LEVEL * (above | below)[choice])
+            leave, arrive = ports[choice, choice.source], ports[choice, choice.target]
+            foot, tip = (
+                (RADIUS**2 - port**2) ** 0.5 if is_round(node) else RADIUS
+                for node, port in ((choice.source, leave), (choice.target, arrive))
+            )
+            path = _arc((start + leave, middle - up * foot), (end + arrive, middle - up * (tip + 7)), label)
+            # Off the lines that go up and down at a node.
+            centre -= 0 if span % 2 else 0.4 * SPACING
+        parts.append(f'<path d="{path}" stroke="{colour}"{dash} marker-end="url(#arrow)"/>')
+        width = CHARACTER * len(choice.operator) + 8
+        labels += [
+            f'<rect x="{centre - width / 2:.1f}" y="{label - 8:.1f}" width="{width:.1f}" height="16" class="ground"/>',
+            f'<text x="{centre:.1f}" y="{label + 4.5:.1f}" fill="{colour}" class="op">{escape(choice.operator)}</text>',
+        ]
+    for node, at in enumerate(x):
+        inner = is_round(node)
+        text = str(node) if inner else ("out" if node else "in")
+        if node < space.inputs and space.inputs > 1:
+            text = f"in {node}"
+        left, upper, side = at - RADIUS, middle - RADIUS, 2 * RADIUS
+        shape = (
+            f'<circle cx="{at}" cy="{middle:.0f}" r="{RADIUS}"/>'
+            if inner
+            else f'<rect class="node" x="{left}" y="{upper:.0f}" width="{side}" height="{side}" rx="5"/>'
+        )
+        parts += [shape, f'<text x="{at}" y="{middle + 4.5:.1f}" class="label">{text}</text>']
+    return parts + labels, middle + fall + 24 - top
+
+
+def draw(genotype: Genotype) -> str:
+    """The cells of a genotype, one below the other: nodes from input to output, an arrow an edge, its operator on it.
+
+    A cell whose output is the concatenation of several nodes has it drawn as a grey line that collects them.
+    """
+    space = genotype.space
+    parts, height = [], 4.0
+    for name, choices in zip(space.cell_types, genotype.cells, strict=True):
+        elements, cell_height = _cell(space, name, choices, height)
+        parts += elements
+        height += cell_height
+    width = 2 * MARGIN + SPACING * (space.nodes - 1 + bool(space.output))
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}" width="{width}" height="{height:.0f}" '
+            'font-family="Helvetica, Arial, sans-serif" role="img">',
+            f"<title>{escape(genotype.arch)}</title>",
+            f"<style>{STYLE}</style>",
+            '<defs><marker id="arrow" viewBox="0 0 10 10" refX="2" refY="5" markerWidth="5" markerHeight="5" orient="auto">'
+            '<path d="M0 0 L10 5 L0 10 z" style="fill:#444;stroke:none"/></marker></defs>',
+            f'<rect width="{width}" height="{height:.0f}" fill="#fff"/>',
+            *parts,
+            "</svg>",
+            "",
+        ]
+    )

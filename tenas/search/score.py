@@ -1,0 +1,196 @@
+"""Measure the trials of a round: the one stage of a search that needs torch."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tenas.errors import TenasError
+from tenas.measures import linear_regions, ntk_condition_number
+from tenas.networks import Supernet, SupernetCells, initialise
+from tenas.search.seeds import derive_seed
+from tenas.search.table import Measurement
+from tenas.spaces import Mask, Round, Space, Trial, get_space
+
+CROP = 3
+
+
+def normalised(images: np.ndarray, card: Mapping) -> Tensor:
+    """uint8 (n, h, w, 3) to float32 (n, 3, h, w) with mean 0 and standard deviation 1 a channel, by the data card."""
+    mean, std = (torch.tensor(card[key], dtype=torch.float32) for key in ("mean", "std"))
+    if (std == 0).any():
+        raise TenasError("A channel of the images is constant: they cannot be normalised.")
+    return ((torch.from_numpy(images).float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+def draw_images(images: np.ndarray, card: Mapping, count: int, seed: int) -> Tensor:
+    """``count`` different images, normalised. Raises TenasError when there are too few."""
+    if count > len(images):
+        raise TenasError(
+            f"A batch of {count} images was asked for, but the data set has {len(images)}: lower 'batch', or prepare more images."
+        )
+    chosen = np.random.default_rng(seed).choice(len(images), count, replace=False)
+    return normalised(images[np.sort(chosen)], card)
+
+
+def draw_crops(images: np.ndarray, card: Mapping, count: int, seed: int) -> Tensor:
+    """``count`` random 3x3 crops of one random channel each, normalised: (count, 1, 3, 3) float32.
+
+    So small that their activation patterns are few: whole images nearly always have one each (released code).
+    """
+    generator = np.random.default_rng(seed)
+    n, height, width, channels = images.shape
+    index = generator.integers(n, size=count)
+    top, left = generator.integers(height - CROP + 1, size=count), generator.integers(width - CROP + 1, size=count)
+    channel = generator.integers(channels, size=count)
+    offsets = np.arange(CROP)
+    rows, columns = top[:, None, None] + offsets[:, None], left[:, None, None] + offsets
+    crops = images[index[:, None, None], rows, columns, channel[:, None, None]]
+    mean, std = (np.asarray(card[key], np.float32)[channel][:, None, None] for key in ("mean", "std"))
+    return torch.from_numpy((crops.astype(np.float32) / 255 - mean) / std)[:, None]
+
+
+class KernelMeasure:
+    """kappa of a supernet on one batch of images."""
+
+    def __init__(self, space: Space, settings: Mapping, images: np.ndarray, card: Mapping, device: str) -> None:
+        self.settings, self.images, self.card, self.device = settings, images, card, device
+        self.network = Supernet(space, channels=settings["channels"], cells=settings["cells"], classes=card["classes"]).to(device)
+
+    def draw(self, weights_seed: int, inputs_seed: int) -> None:
+        initialise(self.network, self.settings["weights"], weights_seed)
+        self.batch = draw_images(self.images, self.card, self.settings["batch"], inputs_seed).to(self.device)
+
+    def __call__(self, mask: Mask) -> float:
+        self.network.set_mask(mask)
+        return ntk_condition_number(self.network, self.batch)
+
+
+class RegionsMeasure:
+    """R of the cells of a supernet on crops, or of a supernet on whole images."""
+
+    def __init__(self, space: Space, settings: Mapping, images: np.ndarray, card: Mapping, device: str) -> None:
+        self.settings, self.images, self.card, self.device = settings, images, card, device
+        self.network = (
+            SupernetCells(space, channels=settings["channels"])
+            if settings["inputs"] == "crops"
+            else Supernet(space, channels=settings["channels"], cells=settings["cells"], classes=card["classes"])
+        ).to(device)
+
+    def draw(self, weights_seed: int, inputs_seed: int) -> None:
+        initialise(self.network, self.settings["weights"], weights_seed)
+        count = self.settings["count"]
+        if self.settings["inputs"] == "crops":
+            inputs = draw_crops(self.images, self.card, count, inputs_seed)
+            # One channel a crop, and the released network has one; a wider one reads the crop in each of its channels.
+            inputs = inputs.expand(-1, self.settings["channels"], -1, -1)
+        else:
+            inputs = draw_images(self.images, self.card, min(count, len(self.images)), inputs_seed)
+        self.blocks = inputs.to(self.device).tensor_split(self.settings["blocks"])
+
+    def __call__(self, mask: Mask) -> int:
+        self.network.set_mask(mask)
+        return linear_regions(self.network, self.blocks)
+
+
+MEASURES: dict[str, Callable] = {"ntk_condition_number": KernelMeasure, "linear_regions": RegionsMeasure}
+
+
+class Scorer:
+    """Measures one trial after another. What a repeat shares, weights and inputs, is drawn once as long as it stays the same."""
+
+    def __init__(
+        self, settings: Mapping, images: np.ndarray, card: Mapping, mask: Mask, round: Round, seed: int, device: str
+    ) -> None:
+        self.settings, self.mask, self.round, self.seed = settings, mask, round, seed
+        self.masks = self._masks(mask.space.trials(mask, round))
+        self.measures = {
+            name: MEASURES[name](mask.space, measure, images, card, device) for name, measure in settings["measures"].items()
+        }
+        self.drawn: dict[str, int] = {}
+
+    def _masks(self, trials: Sequence[Trial]) -> list[Mask]:
+        return [self.mask, *(self.mask.without([trial]) for trial in trials)]
+
+    def __call__(self, measurement: Measurement) -> float:
+        trial, name, repeat = measurement
+        measure = self.measures[name]
+        if self.drawn.get(name) != repeat:
+            redraw = self.settings["measures"][name]["redraw"]
+            names = (self.seed, self.round.number)
+            measure.draw(
+                derive_seed(*names, repeat if redraw else 0, name, "weights"),
+                derive_seed(*names, repeat, name, "inputs"),
+            )
+            self.drawn[name] = repeat
+        return measure(self.masks[trial])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: sums then run in one order, so that a measurement has the same bits in every kind of job."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+_scorer: Scorer
+
+
+def _start_worker(space: str, active: tuple, *arguments: object) -> None:
+    global _scorer
+    torch.set_num_threads(1)
+    settings, images, card, round, seed = arguments
+    _scorer = Scorer(settings, images, card, Mask(get_space(space), active), round, seed, "cpu")
+
+
+def _measure(measurement: Measurement) -> float:
+    return _scorer(measurement)
+
+
+def score(
+    settings: Mapping,
+    images: np.ndarray,
+    card: Mapping,
+    mask: Mask,
+    round: Round,
+    seed: int,
+    measurements: Sequence[Measurement],
+    *,
+    threads: int = 1,
+    device: str = "cpu",
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[Measurement, float]:
+    """Take ``measurements`` of a round: {measurement: value}.
+
+    ``images``: uint8 (n, h, w, 3) with their ``card``. ``mask``: before the round. ``threads``: on the CPU as many
+    processes of one thread each; on a GPU one process. ``progress`` is called with the number taken since its last
+    call.
+
+    The values depend on (settings, images, mask, round, seed) and on the kind of processor, not on threads or order.
+    Raises TenasError when there are too few images for a batch.
+    """
+    values: dict[Measurement, float] = {}
+
+    def keep(results: Iterator[float]) -> None:
+        for measurement, value in zip(measurements, results, strict=True):
+            values[measurement] = value
+            progress(1)
+
+    # The scorer is made here in any case: what's wrong with the settings is said before processes are started.
+    with one_thread():
+        scorer = Scorer(settings, images, card, mask, round, seed, device)
+        if device != "cpu" or threads == 1 or len(measurements) < 2 * threads:
+            keep(map(scorer, measurements))
+            return values
+    arguments = (mask.space.name, mask.active, settings, images, card, round, seed)
+    with multiprocessing.get_context("spawn").Pool(threads, _start_worker, arguments) as pool:
+        measurements_of_a_task = max(1, len(measurements) // (threads * 16))
+        keep(pool.imap(_measure, measurements, chunksize=measurements_of_a_task))
+    return values

@@ -1,0 +1,133 @@
+"""Configuration and presets: read, checked against their schemas, defaults filled in. No torch.
+
+Every error names the key and what it may be.
+"""
+
+import copy
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError, best_match
+
+from tenas.errors import TenasError, one_of
+from tenas.spaces import get_space
+
+PACKAGE = Path(__file__).parent
+KINDS = {"search": "presets", "retrain": "retrain"}
+
+
+@cache
+def _validator(schema: str) -> Draft202012Validator:
+    return Draft202012Validator(yaml.safe_load((PACKAGE / "schemas" / f"{schema}.yaml").read_text(encoding="utf-8")))
+
+
+def _sentence(error: ValidationError, where: str) -> str:
+    key = ".".join(map(str, error.absolute_path))
+    name = f"'{key}'" if key else "the top level"
+    if error.validator == "additionalProperties":
+        known = error.schema.get("properties", {})
+        unknown = sorted(set(error.instance) - set(known))
+        return f"{where}: unknown key {unknown[0]!r} in {name}; known: {', '.join(known)}."
+    if error.validator == "required":
+        missing = [k for k in error.validator_value if k not in error.instance]
+        return f"{where}: the key {missing[0]!r} is missing in {name}."
+    if error.validator == "enum":
+        return f"{where}: {name} is {error.instance!r}; allowed: {', '.join(map(str, error.validator_value))}."
+    if error.validator == "type":
+        allowed = (
+            error.validator_value if isinstance(error.validator_value, str) else " or ".join(error.validator_value)
+        )
+        return f"{where}: {name} is {error.instance!r}; it must be of the type {allowed}."
+    return f"{where}: {name}: {error.message}."
+
+
+def _fill(value: object, schema: Mapping, root: Mapping) -> None:
+    """Fill in the schema's defaults, in place, below keys that are there."""
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
+    if not isinstance(value, dict):
+        return
+    for key, part in schema.get("properties", {}).items():
+        if "default" in part:
+            value.setdefault(key, copy.deepcopy(part["default"]))
+        if key in value:
+            _fill(value[key], part, root)
+    if isinstance(schema.get("additionalProperties"), Mapping):
+        for key in value.keys() - schema.get("properties", {}).keys():
+            _fill(value[key], schema["additionalProperties"], root)
+
+
+def validated(value: object, schema: str, where: str) -> dict:
+    """A copy of ``value`` with the defaults of tenas/schemas/<schema>.yaml. ``where`` names it in the error."""
+    validator = _validator(schema)
+    error = best_match(validator.iter_errors(value))
+    if error is not None:
+        raise TenasError(_sentence(error, where))
+    value = copy.deepcopy(value)
+    _fill(value, validator.schema, validator.schema)
+    return value
+
+
+def read_yaml(path: str | os.PathLike, what: str) -> object:
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TenasError(f"The {what} {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TenasError(f"The {what} {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def _presets(kind: str) -> dict[str, Path]:
+    """Presets by name: those of the working directory's config/, then those that the package's repository has."""
+    folders = [Path("config") / KINDS[kind], PACKAGE.parent / "config" / KINDS[kind]]
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def merged(base: Mapping, changes: Mapping) -> dict:
+    """``base`` with ``changes`` laid over it, nested mappings key by key."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def load_preset(kind: str, preset: str, changes: Mapping | None = None) -> dict:
+    """The settings of a preset, by name or path of a YAML file, with ``changes`` laid over it. ``kind``: search or retrain."""
+    if str(preset).endswith((".yaml", ".yml")):
+        path = Path(preset)
+    else:
+        presets = _presets(kind)
+        if preset not in presets:
+            raise one_of(f"{kind} preset", preset, sorted(presets))
+        path = presets[preset]
+    value = read_yaml(path, "preset")
+    if not isinstance(value, dict):
+        raise TenasError(f"The preset {path} is not a mapping of keys to values.")
+    where = f"preset {preset}" if not changes else f"preset {preset} with the run's changes"
+    return validated(merged(value, changes or {}), kind, where)
+
+
+def search_settings(space: str, preset: str, changes: Mapping | None = None) -> dict:
+    """The resolved settings of a search, what search.json holds: ``space``, ``preset`` and every key of the preset."""
+    settings = {"space": get_space(space).name, "preset": preset, **load_preset("search", preset, changes)}
+    check_search(settings)
+    return settings
+
+
+def check_search(settings: Mapping) -> None:
+    """Raise TenasError unless the settings fit their space."""
+    space = get_space(settings["space"])
+    space.full_mask(settings["exclude"])
+    if not space.rounds(settings["exclude"], settings["prune"]):
+        raise TenasError(
+            f"'exclude' leaves nothing to search: {space.name} has the operators {', '.join(space.operators)}."
+        )

@@ -1,0 +1,161 @@
+"""The space of DARTS (Liu, Simonyan, Yang, ICLR 2019): a normal and a reduction cell, 4 intermediate nodes, 8 operators."""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from tenas.errors import TenasError
+from tenas.spaces.base import Choice, Edge, Genotype, Mask, Round, Space, Trial, WrongFormError
+
+FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
+FORM = (
+    "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), "
+    "reduce=[...], reduce_concat=range(2, 6)) with 8 pairs a cell"
+)
+
+
+class Darts(Space):
+    """Nodes 0 and 1 are the outputs of the two cells before; a cell's output is the concatenation of nodes 2 to 5.
+
+    A search ends with a round of edges, as in TE-NAS's released code: a node of a genotype reads two nodes.
+    """
+
+    name = "darts"
+    operators = (
+        "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect",
+        "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
+    )  # fmt: skip
+    cell_types = ("normal", "reduction")
+    inputs = 2
+    nodes = 6
+    output = (2, 3, 4, 5)
+    edges = tuple(Edge(target, source) for target in range(2, 6) for source in range(target))
+    edges_of_a_node = 2
+
+    def parse(self, text: str) -> Genotype:
+        """Read ``Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=..., reduce_concat=...)``.
+
+        As it stands in papers' code and logs: assigned to a name or not, lists or tuples, any white space and quotes,
+        ``[2, 3, 4, 5]`` for the range. Pair 2i and 2i + 1 are the inputs of node i + 2. Nothing of it is executed.
+        """
+        fields = _fields(text)
+        cells = []
+        for name in ("normal", "reduce"):
+            self._check_output(fields[f"{name}_concat"], name, text)
+            pairs = _pairs(fields[name], name, text)
+            count = self.edges_of_a_node * len(self.output)
+            if len(pairs) != count:
+                raise TenasError(f"'{name}' has {len(pairs)} pairs, not {count}, in the genotype {text!r}.")
+            cells.append(
+                Choice(self.inputs + index // self.edges_of_a_node, source, operator)
+                for index, (operator, source) in enumerate(pairs)
+            )
+        return self._genotype(cells, text)
+
+    def text(self, genotype: Genotype) -> str:
+        concat = f"range({self.output[0]}, {self.output[-1] + 1})"
+        normal, reduction = ([(choice.operator, choice.source) for choice in cell] for cell in genotype.cells)
+        return f"Genotype(normal={normal}, normal_concat={concat}, reduce={reduction}, reduce_concat={concat})"
+
+    def check(self, mask: Mask) -> None:
+        """Raise TenasError unless a network can be built: two edges into each node, and none empty before the last round.
+
+        An edge is empty in the round of edges alone, and by then no edge has more than one operator.
+        """
+        if max(sum(row) for rows in mask.active for row in rows) != 1:
+            super().check(mask)
+        for (cell, target), left in _edges_left(mask).items():
+            if left < self.edges_of_a_node:
+                raise TenasError(
+                    f"The mask leaves {left} edges into node {target} of the {self.name} cell type {cell!r}; "
+                    f"it needs {self.edges_of_a_node}."
+                )
+
+    def rounds(self, exclude: Sequence[str] = (), prune: int = 1) -> tuple[Round, ...]:
+        """The rounds of operators, then one of edges, for the nodes that have more incoming edges than they keep."""
+        operators = super().rounds(exclude, prune)
+        incoming = Counter(edge.target for edge in self.edges).values()
+        trials = len(self.cell_types) * sum(count for count in incoming if count > self.edges_of_a_node)
+        return (*operators, Round(len(operators) + 1, "edges", 1, trials))
+
+    def candidates(self, mask: Mask, round: Round) -> Iterator[Trial]:
+        trials = super().candidates(mask, round)
+        if round.stage == "operators":
+            return trials
+        left = _edges_left(mask)
+        return (t for t in trials if left[t.cell, self.edges[t.edge].target] > self.edges_of_a_node)
+
+    def rivals(self, trials: Sequence[Trial], round: Round) -> list[tuple[list[int], int]]:
+        if round.stage == "operators":
+            return super().rivals(trials, round)
+        groups: dict[tuple[str, int], list[int]] = {}
+        for index, trial in enumerate(trials):
+            groups.setdefault((trial.cell, self.edges[trial.edge].target), []).append(index)
+        return [(group, len(group) - self.edges_of_a_node) for group in groups.values()]
+
+    def genotype(self, mask: Mask) -> Genotype:
+        """What is left when a search has ended. Raises TenasError while an edge or a node still has a choice."""
+        genotype = super().genotype(mask)
+        for cell, choices in zip(self.cell_types, genotype.cells, strict=True):
+            for target, left in Counter(choice.target for choice in choices).items():
+                if left > self.edges_of_a_node:
+                    raise TenasError(f"The search has not ended: node {target} of the cell type {cell!r} still has {left} edges.")
+        return genotype
+
+    def _check_output(self, value: ast.expr, name: str, text: str) -> None:
+        match value:
+            case ast.Call(func=ast.Name(id="range"), args=[*bounds], keywords=[]) if 1 <= len(bounds) <= 3:
+                numbers = [_literal(bound) for bound in bounds]
+                is_range = all(type(n) is int for n in numbers) and (len(numbers) < 3 or numbers[2] != 0)
+                nodes = list(range(*numbers)[: self.nodes]) if is_range else None
+            case _:
+                nodes = _literal(value)
+        if not isinstance(nodes, list | tuple) or tuple(nodes) != self.output:
+            raise TenasError(
+                f"'{name}_concat' must be range(2, 6), the cell's four intermediate nodes, in the genotype {text!r}."
+            )
+
+
+def _edges_left(mask: Mask) -> Counter[tuple[str, int]]:
+    """For each (cell type, node) how many incoming edges have an operator."""
+    space = mask.space
+    left = Counter({(cell, target): 0 for cell in space.cell_types for target in range(space.inputs, space.nodes)})
+    for cell, rows in zip(space.cell_types, mask.active, strict=True):
+        for edge, row in zip(space.edges, rows, strict=True):
+            left[cell, edge.target] += any(row)
+    return left
+
+
+def _fields(text: str) -> dict[str, ast.expr]:
+    """The four arguments of ``Genotype(...)``, by name. Raises WrongFormError when the text isn't that."""
+    # What may stand before it: "TENAS = ", "genotypes.", a log's "03/15 genotype = ".
+    call = re.fullmatch(r"(?:[^()\[\]]*[=.:\s])?(Genotype\s*\(.*\))[\s,;]*", text.strip(), re.DOTALL)
+    try:
+        expression = ast.parse(call[1], mode="eval").body if call else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        expression = None
+    if not isinstance(expression, ast.Call) or not isinstance(expression.func, ast.Name):
+        raise WrongFormError(f"{text!r} is not a genotype of darts; expected the form {FORM}.")
+    fields = dict(zip(FIELDS, expression.args, strict=False))
+    fields |= {keyword.arg: keyword.value for keyword in expression.keywords}
+    if set(fields) != set(FIELDS) or len(expression.args) + len(expression.keywords) != len(FIELDS):
+        raise TenasError(f"A genotype of darts has {', '.join(FIELDS)}, each once; this has not: {text!r}.")
+    return fields
+
+
+def _literal(expression: ast.expr) -> object:
+    """The value of a literal, or None where it is something else."""
+    try:
+        return ast.literal_eval(expression)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
+def _pairs(expression: ast.expr, name: str, text: str) -> list[tuple[str, int]]:
+    pairs = _literal(expression)
+    if not isinstance(pairs, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) and type(pair[1]) is int for pair in pairs
+    ):
+        raise TenasError(f"'{name}' must be a list of pairs such as ('sep_conv_3x3', 0), in the genotype {text!r}.")
+    return [(operator, source) for operator, source in pairs]

@@ -1,0 +1,121 @@
+"""``dvc repro`` does what ``snakemake`` does: the real thing, in a copy of the repository with a tiny configuration."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, TINY, call, copy_repository, snakemake, succeed, write_config
+
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+STAGES = PIPELINE["stages"]
+
+
+def allowed_rules(stage: str) -> set[str]:
+    return set(re.search(r"--allowed-rules ((?: ?\w+)+)", STAGES[stage]["cmd"])[1].split())
+
+
+def outputs(stage: str) -> set[str]:
+    """The paths that a stage gives DVC, for seed 0 of the default configuration."""
+    found = set()
+    for kind in ("outs", "metrics", "plots"):
+        for entry in STAGES[stage].get(kind, []):
+            name = entry if isinstance(entry, str) else next(iter(entry))
+            found.add(name.replace("${item.seed}", "0").replace("${item.dataset}", "digits"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory) -> Path:
+    """A clone in which ``dvc repro`` has run once."""
+    folder = copy_repository(tmp_path_factory.mktemp("clone"))
+    write_config(folder, TINY | {"benchmark": {}, "threads": {"score": 1, "retrain": 2}})
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "a clone"]):
+        succeed(call("git", "-c", "user.name=test", "-c", "user.email=test@localhost", *command, cwd=folder))
+    succeed(dvc(folder, "repro"))
+    return folder
+
+
+def dvc(folder: Path, *arguments: str):
+    return call("dvc", *arguments, cwd=folder, PYTHONPATH=str(folder))
+
+
+def test_each_rule_belongs_to_one_stage(tmp_path):
+    write_config(tmp_path, TINY)
+    listed = set(succeed(snakemake(tmp_path, "--list-rules", "--quiet")).split())
+    rules = {name for name in listed if re.search(rf"^rule {name}:", _smk(), re.MULTILINE)} - {"all"}
+    fenced = [rule for stage in STAGES if stage != "gather" for rule in allowed_rules(stage)]
+    assert sorted(fenced) == sorted(rules)
+
+
+def _smk() -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+
+
+def test_stages_track_every_file_of_the_default_run():
+    """Against the workflow itself: what a dry run of config/config.yaml is going to make."""
+    listed = succeed(snakemake(ROOT, "--dry-run", "--forceall", "--quiet", "rules", "--summary"))
+    made = {line.split("\t")[0] for line in listed.splitlines() if line.startswith(("data/", "results/"))}
+    tracked = set().union(*map(outputs, STAGES))
+    untracked = {name for name in made if not any(name == out or name.startswith(f"{out}/") for out in tracked)}
+    assert untracked == set()
+    assert {out for out in tracked if out.startswith("results/") and not any(m.startswith(out) for m in made)} == set()
+
+
+def test_analytics_are_off():
+    assert "analytics = false" in (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
+
+
+def test_a_second_repro_runs_nothing(reproduced):
+    output = succeed(dvc(reproduced, "repro"))
+    assert "Running stage" not in output
+    assert "up to date" in output
+    assert "up to date" in succeed(dvc(reproduced, "status"))
+
+
+def test_nor_does_snakemake_after_it(reproduced):
+    assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
+
+
+def test_the_results_are_those_of_snakemake(reproduced, finished):
+    for name in ("genotype.json", "round3/ranking.csv", "retrain/history.csv"):
+        ours, theirs = ((folder / "results/digits/seed0" / name).read_bytes() for folder in (reproduced, finished))
+        assert ours == theirs
+
+
+def test_metrics_and_plots_are_shown(reproduced):
+    metrics = json.loads(succeed(dvc(reproduced, "metrics", "show", "--json")))
+    values = metrics[""]["data"]["results/digits/seed0/retrain/metrics.json"]["data"]
+    (row,) = csv.DictReader((reproduced / "results/digits/seed0/retrain/history.csv").open())
+    assert values["valid_accuracy"] == pytest.approx(float(row["valid_accuracy"]))
+    assert 0 <= values["test_accuracy"] <= 100
+    assert "benchmark.json" in str(metrics)
+    assert "history.csv" in succeed(dvc(reproduced, "plots", "show", "--json"))
+
+
+def test_git_sees_no_results(reproduced):
+    assert succeed(call("git", "status", "--porcelain", cwd=reproduced)).split() == ["??", "dvc.lock"]
+
+
+def test_a_change_runs_the_stages_that_it_touches(reproduced):
+    config = yaml.safe_load((reproduced / "config/config.yaml").read_text())
+    config["runs"]["digits"]["retraining"]["weight_decay"] = 0.001
+    write_config(reproduced, config)
+    output = succeed(dvc(reproduced, "repro"))
+    ran = set(re.findall(r"Running stage '(\w+)", output))
+    assert ran == {"settings", "retrain", "gather", "summary"}
+    assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
+
+
+def test_a_second_seed_is_searched_and_summarised(reproduced):
+    config = yaml.safe_load((reproduced / "config/config.yaml").read_text())
+    config["runs"]["digits"]["seeds"] = [0, 1]
+    write_config(reproduced, config)
+    output = succeed(dvc(reproduced, "repro"))
+    assert {"search@1", "plot@1", "benchmark@1", "retrain@1", "gather@1", "summary"} == set(
+        re.findall(r"Running stage '([\w@]+)'", output)
+    )
+    rows = list(csv.DictReader((reproduced / "results/digits/summary.csv").open()))
+    assert [row["seed"] for row in rows] == ["0", "1"]

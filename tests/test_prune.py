@@ -1,0 +1,225 @@
+"""Ranking and pruning, against the paper's algorithm and the released code's ranks written out in plain Python."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenas.errors import TenasError
+from tenas.files import write_csv
+from tenas.search.prune import change, mean_change, rank_round, ranks
+from tenas.search.table import COLUMNS, Measurement, plan, read_scores, score_rows
+from tenas.settings import search_settings
+from tenas.spaces import get_space
+
+NAS = get_space("nas-bench-201")
+KAPPA, REGIONS = "ntk_condition_number", "linear_regions"
+
+
+def small(preset: str, repeats: int = 3) -> dict:
+    changes = {"measures": {KAPPA: {"repeats": repeats}, REGIONS: {"repeats": repeats}}}
+    return search_settings("nas-bench-201", preset, changes)
+
+
+def random_values(settings: dict, trials: int, seed: int) -> dict[Measurement, float]:
+    generator = random.Random(seed)
+    return {
+        m: math.exp(generator.gauss(5, 1)) if m.measure == KAPPA else float(generator.randint(100, 2900))
+        for m in plan(settings, trials)
+    }
+
+
+def first_round(settings: dict):
+    return NAS.full_mask(settings["exclude"]), NAS.rounds(settings["exclude"])[0]
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_the_papers_algorithm(seed):
+    """Algorithm 1: sort by the change in kappa, descending, and in R, ascending; prune the smallest sum of places an edge."""
+    options = small("paper")
+    mask, round = first_round(options)
+    trials = NAS.trials(mask, round)
+    values = random_values(options, len(trials), seed)
+
+    def mean(trial, measure):
+        return sum(values[0, measure, r] - values[trial, measure, r] for r in range(3)) / 3
+
+    numbers = list(range(1, len(trials) + 1))
+    by_kappa = sorted(numbers, key=lambda t: mean(t, KAPPA), reverse=True)
+    by_regions = sorted(numbers, key=lambda t: round_off(mean(t, REGIONS)))
+    total = {t: by_kappa.index(t) + by_regions.index(t) for t in numbers}
+    expected = set()
+    for edge in range(6):
+        rivals = [t for t in numbers if trials[t - 1].edge == edge]
+        expected.add(min(rivals, key=lambda t: (total[t], by_kappa.index(t))))
+
+    _, rows, after = rank_round(options, NAS, mask, round, values)
+    assert {row["trial"] for row in rows if row["pruned"]} == expected
+    assert after == mask.without(trials[t - 1] for t in expected)
+    assert [row["rank_sum"] for row in rows] == [total[t] + 2 for t in numbers]
+
+
+def round_off(x: float) -> float:
+    return round(x, 9)
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_the_released_codes_ranks(seed):
+    """Relative changes rounded to 3 decimals, equal ones share a rank, and ranks have no gaps."""
+    options = small("released")
+    mask, this_round = first_round(options)
+    values = random_values(options, this_round.trials, seed)
+    _, rows, _ = rank_round(options, NAS, mask, this_round, values)
+
+    def mean(trial, measure):
+        return round_off(
+            sum(round((values[0, measure, r] - values[trial, measure, r]) / values[0, measure, r], 3) for r in range(3)) / 3
+        )
+
+    for measure, reverse in ((KAPPA, True), (REGIONS, False)):
+        means = [mean(row["trial"], measure) for row in rows]
+        places = sorted(set(means), reverse=reverse)
+        assert [row[f"{measure}_rank"] for row in rows] == [places.index(m) + 1 for m in means]
+
+
+def test_changes_are_right_side_up():
+    """What lowers kappa when it goes, and takes no linear regions with it, is what is pruned."""
+    options = small("default", repeats=4)
+    mask, round = first_round(options)
+    values = {m: 100.0 if m.measure == KAPPA else 1000.0 for m in plan(options, round.trials)}
+    victim = 7
+    for repeat in range(4):
+        values[Measurement(victim, KAPPA, repeat)] = 50.0
+        values[Measurement(victim, REGIONS, repeat)] = 1010.0
+    _, rows, after = rank_round(options, NAS, mask, round, values)
+    row = rows[victim - 1]
+    assert row[f"{KAPPA}_change"] == pytest.approx(math.log(2), abs=1e-12)
+    assert row[f"{REGIONS}_change"] == pytest.approx(-math.log(1.01), abs=1e-12)
+    assert row[f"{KAPPA}_rank"] == row[f"{REGIONS}_rank"] == 1
+    assert row["pruned"] == 1
+    assert row["pruned_share"] == 1.0
+    assert row["operator"] not in after.operators("cell", row["edge"])
+
+
+def test_standard_errors_and_counts():
+    options = small("default", repeats=5)
+    mask, round = first_round(options)
+    values = random_values(options, round.trials, 0)
+    _, rows, _ = rank_round(options, NAS, mask, round, values)
+    for row in rows:
+        for measure in (KAPPA, REGIONS):
+            changes = [math.log(values[0, measure, r] / values[row["trial"], measure, r]) for r in range(5)]
+            mean = sum(changes) / 5
+            variance = sum((c - mean) ** 2 for c in changes) / 4
+            assert row[f"{measure}_change"] == pytest.approx(mean, abs=1e-11)
+            assert row[f"{measure}_se"] == pytest.approx(math.sqrt(variance / 5))
+            assert row[f"{measure}_n"] == 5
+
+
+def test_singular_kernels_are_kept_counted_and_ranked_worst():
+    options = small("default")
+    mask, round = first_round(options)
+    values = random_values(options, round.trials, 1)
+    values[Measurement(3, KAPPA, 1)] = math.inf  # one repeat of one trial turns singular
+    for trial in range(round.trials + 1):
+        values[Measurement(trial, KAPPA, 2)] = math.inf  # in this repeat all are: nothing to compare
+    _, rows, _ = rank_round(options, NAS, mask, round, values)
+    assert rows[2][f"{KAPPA}_change"] == -math.inf
+    assert rows[2][f"{KAPPA}_rank"] == round.trials
+    assert [row[f"{KAPPA}_singular"] for row in rows[:4]] == [1, 1, 2, 1]
+    assert [row[f"{KAPPA}_n"] for row in rows[:4]] == [2, 2, 1, 2]
+    assert not any(math.isnan(row[f"{KAPPA}_rank"]) or math.isnan(row["rank_sum"]) for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["log", "relative", "absolute"])
+def test_changes_between_finite_and_infinite_values(kind):
+    whole = np.array([2.0, 2.0, np.inf, np.inf])
+    rest = np.array([[1.0, np.inf, 1.0, np.inf]])
+    expected = {"log": math.log(2), "relative": 0.5, "absolute": 1.0}[kind]
+    result = change(whole, rest, kind, None)[0]
+    assert result[:3].tolist() == [expected, -np.inf, np.inf]
+    assert np.isnan(result[3])
+
+
+def test_mean_change_without_evidence_prunes_nothing():
+    changes = np.array([[np.nan, np.nan], [np.inf, 1.0], [np.inf, -np.inf], [1.0, np.nan]])
+    assert mean_change(changes, np.ones((1, 2))).tolist() == [[-np.inf, np.inf, -np.inf, 1.0]]
+    assert ranks(np.array([-np.inf, np.inf, -np.inf, 1.0]), True, "average").tolist() == [3.5, 1, 3.5, 2]
+
+
+def test_the_pruned_share_says_how_sure_a_decision_is():
+    """With noise and no signal, decisions are coin tosses; with signal and little noise they are sure."""
+    options = search_settings("nas-bench-201", "default", {"measures": {KAPPA: {"repeats": 40}, REGIONS: {"repeats": 40}}})
+    mask, round = first_round(options)
+    generator = random.Random(0)
+    shares = {}
+    for signal in (0.0, 3.0):
+        values = {
+            m: math.exp(generator.gauss(5, 1) - (signal if m.measure == KAPPA else -signal) * (m.trial % 4 == 1))
+            for m in plan(options, round.trials)
+        }
+        _, rows, _ = rank_round(options, NAS, mask, round, values)
+        for edge in range(6):
+            assert sum(row["pruned_share"] for row in rows if row["edge"] == edge) == pytest.approx(1)
+        shares[signal] = np.mean([row["pruned_share"] for row in rows if row["pruned"]])
+    assert shares[3.0] > 0.99
+    assert shares[0.0] < 0.85
+
+
+def write_shards(folder, options, mask, round, values, shards):
+    paths = []
+    for shard in range(1, shards + 1):
+        part = {m: values[m] for m in plan(options, round.trials, (shard, shards))}
+        paths.append(folder / f"{shards}-{shard}.csv")
+        write_csv(paths[-1], COLUMNS, score_rows(options, NAS, mask, round, part))
+    return paths
+
+
+def test_shards_split_a_round_and_come_back_in_any_order(tmp_path):
+    options = small("default")
+    mask, round = first_round(options)
+    values = random_values(options, round.trials, 2)
+    values[Measurement(1, KAPPA, 0)] = math.inf
+    for shards in (1, 2, 5, 25):
+        assert sorted(m for s in range(1, shards + 1) for m in plan(options, round.trials, (s, shards))) == sorted(values)
+        paths = write_shards(tmp_path, options, mask, round, values, shards)
+        assert read_scores(reversed(paths), options, NAS, mask, round) == values
+
+
+def cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "cut off"),
+        (lambda text: cut(text).rpartition("\n")[0] + "\n", "a shard is missing or cut off"),
+        (lambda text: text + text.splitlines()[1] + "\n", "a shard is there twice"),
+        (lambda text: text.replace("linear_regions,0,", "linear_regions,9,", 1), "no measurement of round 1"),
+        (lambda text: text.replace("skip_connect", "avg_pool_3x3", 1), "another trial than the mask"),
+        (lambda text: text.replace("linear_regions,0,", "linear_regions,0,-", 1), "never negative"),
+        (lambda text: text.replace("linear_regions,0,", "linear_regions,0,nan,", 1).replace("nan,", "nan#", 1), "not|numbers"),
+        (lambda text: text.replace("value", "worth", 1), "expected round,trial"),
+        (lambda text: text.replace(",linear_regions,0", "", 1), "fields, not 10"),
+    ],
+)
+def test_a_damaged_scores_file_is_refused_with_a_sentence(tmp_path, damage, message):
+    options = small("default")
+    mask, round = first_round(options)
+    (path,) = write_shards(tmp_path, options, mask, round, random_values(options, round.trials, 3), 1)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(TenasError, match=message):
+        read_scores([path], options, NAS, mask, round)
+
+
+def test_a_mask_of_another_round_is_refused():
+    options = small("default")
+    mask, _ = first_round(options)
+    with pytest.raises(TenasError, match="24 operators to try, but round 2 of this search has 18"):
+        NAS.trials(mask, NAS.rounds(["none"])[1])

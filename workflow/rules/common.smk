@@ -1,0 +1,103 @@
+# The configuration, checked before anything else is done, and what the rules ask of it.
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from tenas.config import load_config
+from tenas.errors import TenasError
+from tenas.provenance import code_digest
+from tenas.spaces import get_space
+
+try:
+    CONFIG = load_config(config)
+except TenasError as error:
+    raise WorkflowError(str(error)) from None
+RUNS = CONFIG["runs"]
+
+# For each rule, the parts of the package that it runs. An edit there makes it run again; Snakemake itself would not notice.
+# Left out are the command line and what only reads, writes and reports (files, errors, provenance, settings):
+# they don't change a result. tests/test_workflow.py holds this table to the imports.
+CODE = {
+    "prepare": ["data"],
+    "mask": ["search/stages.py", "spaces"],
+    "score": [
+        "data/prepared.py",
+        "device.py",
+        "measures",
+        "networks",
+        "search/score.py",
+        "search/seeds.py",
+        "search/stages.py",
+        "search/table.py",
+        "spaces",
+    ],
+    "prune": ["search/prune.py", "search/stages.py", "search/table.py", "spaces"],
+    "genotype": ["search/draw.py", "search/stages.py", "spaces"],
+    "benchmark": ["benchmark", "spaces"],
+    "retrain": ["data", "device.py", "networks", "retrain", "spaces"],
+    "plot_rankings": ["report/rankings.py"],
+    "summary": ["report/summary.py"],
+}
+
+# The `tenas` of the environment that Snakemake itself runs in, whether that is activated or not.
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+wildcard_constraints:
+    run="|".join(map(re.escape, RUNS)),
+    dataset="|".join(map(re.escape, CONFIG["datasets"])),
+    seed=r"\d+",
+    round=r"[1-9]\d*",
+    shard=r"[1-9]\d*",
+
+
+def dataset_of(run):
+    return CONFIG["datasets"][RUNS[run]["dataset"]]
+
+
+def file_of(dataset):
+    """A data set that is one file is an input: what reads it runs again when it changes. Folders and downloads aren't watched."""
+    path = CONFIG["datasets"][dataset].get("path")
+    return [path] if path and Path(path).is_file() else []
+
+
+def rounds(run):
+    """The schedule of a run's search, known beforehand: it makes the graph of jobs a static one."""
+    settings = RUNS[run]["settings"]
+    return get_space(settings["space"]).rounds(settings["exclude"], settings["prune"])
+
+
+def shards(wildcards):
+    """Jobs that a round is split into: as configured, but none without a trial to score (trial 0 is the whole network)."""
+    return min(CONFIG["shards"], rounds(wildcards.run)[int(wildcards.round) - 1].trials + 1)
+
+
+def mask_before(wildcards):
+    return f"results/{wildcards.run}/seed{wildcards.seed}/round{int(wildcards.round) - 1}/mask.json"
+
+
+def index_of(run):
+    """The benchmark's index file for the space of a run, or None."""
+    return CONFIG["benchmark"].get(RUNS[run]["settings"]["space"])
+
+
+def figures(run):
+    """What belongs to a seed of a run in the report, and isn't an input of its summary."""
+    return ["genotype.svg", "rankings.svg"] + (["retrain/history.csv"] if RUNS[run]["retrain"] else [])
+
+
+def gpus_of_a_job():
+    """1 when score and retrain are to run on a GPU, 0 when on the CPU: then they must not queue for a GPU that isn't there.
+
+    `auto` looks for device files. Torch would know better, but importing it takes seconds, and this is read by every command.
+    """
+    if CONFIG["device"] != "auto":
+        return int(CONFIG["device"] == "cuda")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return int(visible not in ("", "-1"))
+    return int(any(Path(os.devnull).parent.glob("nvidia[0-9]*")))

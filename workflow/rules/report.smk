@@ -1,0 +1,55 @@
+# What a run has found, over its seeds, and the figures of the report (snakemake --report results/report.html).
+rule plot_rankings:
+    input:
+        lambda wildcards: [
+            f"results/{wildcards.run}/seed{wildcards.seed}/round{round.number}/ranking.csv"
+            for round in rounds(wildcards.run)
+        ],
+    output:
+        report(
+            "results/{run}/seed{seed}/rankings.svg",
+            caption="../report/rankings.rst",
+            category="{run}",
+            labels={"seed": "{seed}", "figure": "rankings"},
+        ),
+    log:
+        "logs/{run}/plot_rankings/seed{seed}.log",
+    benchmark:
+        "logs/{run}/benchmarks/plot_rankings/seed{seed}.tsv"
+    localrule: True
+    conda:
+        "../envs/tenas.yaml"
+    params:
+        code=code_digest(*CODE["plot_rankings"]),
+    script:
+        "../scripts/plot_rankings.py"
+
+
+rule summary:
+    input:
+        lambda wildcards: [
+            f"results/{wildcards.run}/seed{seed}/{name}"
+            for seed in RUNS[wildcards.run]["seeds"]
+            for name in ["genotype.json", "benchmark.json"]
+            + (["retrain/metrics.json"] if RUNS[wildcards.run]["retrain"] else [])
+        ],
+    output:
+        report(
+            "results/{run}/summary.csv",
+            caption="../report/summary.rst",
+            category="{run}",
+            labels={"seed": "all", "figure": "summary"},
+        ),
+    log:
+        "logs/{run}/summary.log",
+    benchmark:
+        "logs/{run}/benchmarks/summary.tsv"
+    localrule: True
+    conda:
+        "../envs/tenas.yaml"
+    params:
+        folder=lambda wildcards, output: str(Path(output[0]).parent),
+        seeds=lambda wildcards: RUNS[wildcards.run]["seeds"],
+        code=code_digest(*CODE["summary"]),
+    shell:
+        "tenas summary {params.folder:q} --seeds {params.seeds} --out {output:q} > {log:q} 2>&1"
