@@ -140,11 +140,18 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _summary(arguments: argparse.Namespace) -> None:
-    from tenas.files import write_csv
-    from tenas.report import summarise
+    from tenas.files import write_csv, write_json
+    from tenas.report import accuracies, summarise
 
     columns, rows = summarise(arguments.run, arguments.seeds)
+    write_json(arguments.metrics, accuracies(rows))
     write_csv(arguments.out, columns, rows)
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    from tenas.report import plot_rankings
+
+    plot_rankings(arguments.rankings, arguments.out)
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -284,6 +291,11 @@ def _parser() -> argparse.ArgumentParser:
     path(added, "run", "folder of the run")
     added.add_argument("--seeds", type=_seed, nargs="+", required=True)
     path(added, "--out", "CSV file, a row a seed")
+    path(added, "--metrics", "JSON file of their accuracies alone, which DVC compares")
+
+    added = stage("plot", _plot, "draw the rankings of a search")
+    path(added, "--rankings", "ranking.csv of each round, in their order", nargs="+")
+    path(added, "--out", "SVG file")
 
     added = stage("show", _show, "print what a run has found")
     path(added, "run", "folder of the run")

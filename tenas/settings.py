@@ -38,9 +38,7 @@ def _sentence(error: ValidationError, where: str) -> str:
     if error.validator == "enum":
         return f"{where}: {name} is {error.instance!r}; allowed: {', '.join(map(str, error.validator_value))}."
     if error.validator == "type":
-        allowed = (
-            error.validator_value if isinstance(error.validator_value, str) else " or ".join(error.validator_value)
-        )
+        allowed = error.validator_value if isinstance(error.validator_value, str) else " or ".join(error.validator_value)
         return f"{where}: {name} is {error.instance!r}; it must be of the type {allowed}."
     return f"{where}: {name}: {error.message}."
 
@@ -128,6 +126,4 @@ def check_search(settings: Mapping) -> None:
     space = get_space(settings["space"])
     space.full_mask(settings["exclude"])
     if not space.rounds(settings["exclude"], settings["prune"]):
-        raise TenasError(
-            f"'exclude' leaves nothing to search: {space.name} has the operators {', '.join(space.operators)}."
-        )
+        raise TenasError(f"'exclude' leaves nothing to search: {space.name} has the operators {', '.join(space.operators)}.")

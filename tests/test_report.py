@@ -12,7 +12,7 @@ import pytest
 from tenas.benchmark import look_up
 from tenas.errors import TenasError
 from tenas.files import format_csv, write_csv, write_json
-from tenas.report import plot_rankings, show, summarise
+from tenas.report import accuracies, plot_rankings, show, summarise
 from tenas.spaces import get_space, load_genotype
 
 ARCHS = [genotype.arch for _, genotype in zip(range(12), get_space("nas-bench-201").genotypes(), strict=False)]
@@ -137,7 +137,8 @@ def save_ranking(
 def test_the_figure_shows_every_trial_of_every_round(tmp_path):
     for round in (1, 2, 10):
         save_ranking(tmp_path, round, [(0.5, -1), (-0.25, 2), ("-inf", 0), ("inf", 1)])
-    plot_rankings(tmp_path, tmp_path / "rankings.svg")
+    rankings = [tmp_path / f"round{round}" / "ranking.csv" for round in (1, 2, 10)]
+    plot_rankings(rankings, tmp_path / "rankings.svg")
     svg = (tmp_path / "rankings.svg").read_text()
     for round in (1, 2, 10):
         for i in range(4):
@@ -148,13 +149,13 @@ def test_the_figure_shows_every_trial_of_every_round(tmp_path):
     # Both colours are there, and the same rankings are the same bytes.
     assert len(re.findall("#ee6677", svg)) > 5
     assert len(re.findall("#4477aa", svg)) > 5
-    plot_rankings(tmp_path, tmp_path / "again.svg")
+    plot_rankings(rankings, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "rankings.svg").read_bytes()
 
 
 def test_cell_types_are_told_apart(tmp_path):
     save_ranking(tmp_path, 1, [(1, 1)] * 4, ("normal", "reduction"))
-    plot_rankings(tmp_path, tmp_path / "rankings.svg")
+    plot_rankings([tmp_path / "round1" / "ranking.csv"], tmp_path / "rankings.svg")
     svg = (tmp_path / "rankings.svg").read_text()
     assert "normal 1&lt;-0 operator_1_0" in svg
     assert "reduction 2&lt;-0 operator_1_3" in svg
@@ -163,10 +164,10 @@ def test_cell_types_are_told_apart(tmp_path):
 def test_a_faulty_ranking_gets_a_sentence_and_leaves_nothing(tmp_path):
     def refused(sentence: str) -> None:
         with pytest.raises(TenasError, match=sentence):
-            plot_rankings(tmp_path, tmp_path / "rankings.svg")
+            plot_rankings([tmp_path / "round1" / "ranking.csv"], tmp_path / "rankings.svg")
         assert not (tmp_path / "rankings.svg").exists()
 
-    refused("There is no ranking in")
+    refused("round1/ranking.csv cannot be read")
     save_ranking(tmp_path, 1, [(1, 1), (2, "much")])
     refused("damaged in line 3: could not convert string to float: 'much'")
     path = tmp_path / "round1" / "ranking.csv"
@@ -195,3 +196,9 @@ def test_the_summary_is_csv_that_reads_back(tmp_path):
     assert row["arch"] == ARCHS[3]
     assert float(row["test_accuracy"]) == 1 / 3
     assert row["search_seconds"] == "0.3"
+
+
+def test_the_metrics_are_the_accuracies_alone():
+    rows = [{"seed": 3, "arch": "a", "search_seconds": 9.0, "parameters": 5, "best_epoch": 2, "valid_accuracy": None,
+             "test_accuracy": 90.5, "cifar10_test": 93.1, "cifar10_test_rank": 7, "cifar10_test_regret": 1.2}]  # fmt: skip
+    assert accuracies(rows) == {"seed3": {"test_accuracy": 90.5, "cifar10_test": 93.1}}

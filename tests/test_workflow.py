@@ -59,7 +59,7 @@ def expected_files(rounds: tuple[int, ...], shards: int) -> set[str]:
     for number in rounds:
         seed |= {f"round{number}/{name}" for name in ("ranking.csv", "mask.json")}
         seed |= {f"round{number}/scores/{shard}.{kind}" for shard in range(1, shards + 1) for kind in ("csv", "json")}
-    return {"search.json", "retrain.json", "summary.csv"} | {f"seed0/{name}" for name in seed}
+    return {"search.json", "retrain.json", "summary.csv", "metrics.json"} | {f"seed0/{name}" for name in seed}
 
 
 def copied(finished: Path, to: Path) -> Path:

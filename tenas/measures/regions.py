@@ -28,6 +28,11 @@ class _ReluSigns(TorchDispatchMode):
         self.samples = samples
         self.bits: list[np.ndarray] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here. Torch's default is to guard against that, which imports its compiler: seconds a process.
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func in self.RELUS:

@@ -1,6 +1,6 @@
 """What a run has found: a table over its seeds, a text for the terminal, a figure of its rankings. No torch."""
 
 from tenas.report.rankings import plot_rankings
-from tenas.report.summary import show, summarise
+from tenas.report.summary import accuracies, show, summarise
 
-__all__ = ["plot_rankings", "show", "summarise"]
+__all__ = ["accuracies", "plot_rankings", "show", "summarise"]

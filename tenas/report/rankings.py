@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,23 +38,21 @@ def read_ranking(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return measures, rows
 
 
-def plot_rankings(seed_dir: str | os.PathLike, out: str | os.PathLike) -> None:
+def plot_rankings(rankings: Iterable[str | os.PathLike], out: str | os.PathLike) -> None:
     """Draw the rankings of a seed's rounds into the SVG file ``out``: a row of panels a round, a panel a measure.
+
+    ``rankings``: the files ``round<r>/ranking.csv``, in the order of the rounds.
 
     In a panel each trial has a line: the mean change that taking the operator away made, with its standard error; a
     red x where the operator was pruned. Trials of an edge stand together. A change that is infinite (a kernel that
     turned singular, or ceased to be) is drawn as an arrow at the panel's side. Equal rankings give equal bytes.
 
-    Raises TenasError when the seed has no rankings, or they are damaged.
+    Raises TenasError when a ranking is missing or damaged.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    seed_dir = Path(seed_dir)
-    paths = sorted(seed_dir.glob("round*/ranking.csv"), key=lambda path: int(path.parent.name[5:]))
-    if not paths:
-        raise TenasError(f"There is no ranking in {seed_dir}: it has no round that was pruned.")
-    rounds = [(path.parent.name, *read_ranking(path)) for path in paths]
+    rounds = [(path.parent.name, *read_ranking(path)) for path in map(Path, rankings)]
     heights = [0.9 + 0.16 * len(rows) for _, _, rows in rounds]
     width = max(len(measures) for _, measures, _ in rounds)
     with rc_context({"svg.hashsalt": "tenas", "font.size": 8, "svg.fonttype": "none"}):

@@ -65,6 +65,18 @@ def summarise(run_dir: str | os.PathLike, seeds: Iterable[int]) -> tuple[list[st
     return columns, rows
 
 
+def accuracies(rows: Iterable[dict]) -> dict[str, dict[str, float]]:
+    """The accuracies in ``summarise``'s rows, by seed: what is worth comparing between two runs, and nothing else."""
+    return {
+        f"seed{row['seed']}": {
+            name: value
+            for name, value in row.items()
+            if name.endswith(("accuracy", "_valid", "_test", "_valtest")) and value is not None
+        }
+        for row in rows
+    }
+
+
 def show(run_dir: str | os.PathLike) -> str:
     """A run for a reader at a terminal: each seed's genotype and accuracies, and where the rest lies.
 

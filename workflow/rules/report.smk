@@ -1,7 +1,7 @@
 # What a run has found, over its seeds, and the figures of the report (snakemake --report results/report.html).
 rule plot_rankings:
     input:
-        lambda wildcards: [
+        rankings=lambda wildcards: [
             f"results/{wildcards.run}/seed{wildcards.seed}/round{round.number}/ranking.csv"
             for round in rounds(wildcards.run)
         ],
@@ -21,8 +21,8 @@ rule plot_rankings:
         "../envs/tenas.yaml"
     params:
         code=code_digest(*CODE["plot_rankings"]),
-    script:
-        "../scripts/plot_rankings.py"
+    shell:
+        "tenas plot --rankings {input.rankings:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule summary:
@@ -34,12 +34,13 @@ rule summary:
             + (["retrain/metrics.json"] if RUNS[wildcards.run]["retrain"] else [])
         ],
     output:
-        report(
+        table=report(
             "results/{run}/summary.csv",
             caption="../report/summary.rst",
             category="{run}",
             labels={"seed": "all", "figure": "summary"},
         ),
+        metrics="results/{run}/metrics.json",
     log:
         "logs/{run}/summary.log",
     benchmark:
@@ -48,8 +49,9 @@ rule summary:
     conda:
         "../envs/tenas.yaml"
     params:
-        folder=lambda wildcards, output: str(Path(output[0]).parent),
+        folder=lambda wildcards, output: str(Path(output.table).parent),
         seeds=lambda wildcards: RUNS[wildcards.run]["seeds"],
         code=code_digest(*CODE["summary"]),
     shell:
-        "tenas summary {params.folder:q} --seeds {params.seeds} --out {output:q} > {log:q} 2>&1"
+        "tenas summary {params.folder:q} --seeds {params.seeds} --out {output.table:q}"
+        " --metrics {output.metrics:q} > {log:q} 2>&1"
