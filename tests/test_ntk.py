@@ -1,6 +1,7 @@
 """The NTK: every way to compute it against plain autograd, one backward pass a sample."""
 
 import copy
+import gc
 import math
 import os
 import resource
@@ -397,6 +398,20 @@ def test_the_result_does_not_depend_on_threads():
     assert torch.equal(grams[0], grams[2])
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_is_left_for_the_garbage_collector(way):
+    network = Supernet("nas-bench-201", channels=2, cells=1, classes=3)
+    images = torch.randn(4, 3, 8, 8)
+    gc.collect()
+    gc.disable()
+    try:
+        ntk_gram(network, images, **WAYS[way])
+        left = [type(o).__name__ for o in gc.get_objects() if str(type(o).__module__).startswith("tenas.measures.")]
+    finally:
+        gc.enable()
+    assert not {"Tape", "Value", "Record", "Plan", "Base", "Convolution"} & set(left)
+
+
 PEAK = """
 import resource, torch
 torch.set_num_threads(1)
@@ -405,7 +420,7 @@ from tenas.networks import Supernet
 network = Supernet("nas-bench-201", channels=3, cells=1, classes=10)
 ntk_gram(network, torch.randn(2, 3, 8, 8))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for _ in range(3):
+for _ in range(6):
     ntk_gram(network, torch.randn(72, 3, 32, 32))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, before)
 """

@@ -104,7 +104,7 @@ class Tape(TorchDispatchMode):
     def close(self) -> None:
         """Break the cycles of values and records, so that their memory is free at once and not when it is collected."""
         for record in self.records:
-            record.args, record.kwargs, record.inputs, record.outputs = (), {}, [], []
+            record.args, record.kwargs, record.inputs, record.outputs, record.cache = (), {}, [], [], {}
         self.records.clear()
         self._values.clear()
         self._storages.clear()
@@ -127,7 +127,8 @@ class Tape(TorchDispatchMode):
             if not isinstance(tensor, Tensor):
                 record.outputs.append(None)
                 continue
-            record.outputs.append(self._enter(tensor, active and tensor.dtype.is_floating_point, record))
+            differentiable = active and tensor.dtype.is_floating_point
+            record.outputs.append(self._enter(tensor, differentiable, record if active else None))
         if active:
             for value in inputs:
                 value.uses.append(record)
