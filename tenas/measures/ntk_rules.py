@@ -140,7 +140,7 @@ def mean(record: Record, cotangents: list[Tensor | None]) -> Contributions:
     if not (rest and rest[0]):
         for d in dims:
             g = g.unsqueeze(d + 1)
-    size = record.outputs[0].tensor.numel() / x.tensor.numel()
+    size = record.outputs[0].tensor.numel() / max(x.tensor.numel(), 1)
     yield x, (g * size).expand(len(g), *x.shape)
 
 

@@ -11,6 +11,8 @@ address, as an integer, since one program works on many arrays; whoever calls ke
 numba's cache on disk only looks at the file of the compiled function when it asks whether something has changed.
 """
 
+import functools
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -24,6 +26,7 @@ GATHER_WIDTH = 8
 GATHER_REST = 4
 
 
+@functools.cache
 def template(dtype: np.dtype, lanes: int) -> tuple:
     return (np.dtype(dtype).type(0),) * lanes
 

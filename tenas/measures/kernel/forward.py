@@ -5,6 +5,7 @@ Torch needs 4.5 ms for a 1x1 convolution of 72 images of 3 x 32 x 32, and 1.8 ms
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,10 +33,15 @@ def _suits(x: Tensor, window: Window | None, channels: int) -> bool:
     )
 
 
+@functools.lru_cache(maxsize=64)
+def _ones(height: int, width: int) -> np.ndarray:
+    return np.ones((height, width), np.float32)
+
+
 def _convolve(x: Tensor, weight: np.ndarray, share: np.ndarray, groups: int, window: Window) -> Tensor:
     images = x.detach().numpy()
     template = compiled.template(images.dtype, LANES)
-    share = np.ascontiguousarray(share, dtype=images.dtype)
+    share = share.astype(images.dtype, copy=False)
     result = compiled.convolve(template, images, weight, share, groups, window.padding, window.dilation)
     return torch.from_numpy(result)
 
@@ -48,7 +54,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) 
     out = [x.shape[2 + axis] + 2 * window.padding[axis] - window.dilation * (window.kernel[axis] - 1) for axis in (0, 1)]
     if min(out) < 1:
         return None
-    return _convolve(x, weight.detach().contiguous().numpy(), np.ones(out), settings[-1], window)
+    return _convolve(x, weight.detach().contiguous().numpy(), _ones(*out), settings[-1], window)
 
 
 def average_pool(x: Tensor, *settings: Any) -> Tensor | None:

@@ -43,23 +43,19 @@ SAMPLES = 16
 
 
 class Grid(NamedTuple):
-    """Where the pixels of an image lie in an array with a border."""
+    """Where the pixels of an image lie in an array with a border: ``row`` and ``plane`` are places, ``first`` a place in it."""
 
     height: int
     width: int
     halo: int
+    row: int
+    plane: int
+    first: int
 
-    @property
-    def row(self) -> int:
-        return self.width + 2 * self.halo
-
-    @property
-    def plane(self) -> int:
-        return (self.height + 2 * self.halo) * self.row
-
-    @property
-    def first(self) -> int:
-        return self.halo * self.row + self.halo
+    @classmethod
+    def of(cls, height: int, width: int, halo: int) -> Grid:
+        row = width + 2 * halo
+        return cls(height, width, halo, row, (height + 2 * halo) * row, halo * row + halo)
 
 
 class Window(NamedTuple):
@@ -80,21 +76,30 @@ class Window(NamedTuple):
                     result[phase].append((tap, offset))
         return result
 
-    def centre(self) -> tuple[int, int] | None:
-        """The tap that an output reads at its own place, of a window that keeps an image's size."""
-        y, x = (k // 2 for k in self.kernel)
-        same = self.stride == 1 and self.padding == (self.dilation * y, self.dilation * x)
-        return (y, x) if same and all(k % 2 for k in self.kernel) else None
 
-    def reach(self, size: int, out: int, axis: int) -> int:
-        """How far beyond an output of size ``out`` an input of ``size`` reaches."""
-        reach = 0
-        for phase, taps in enumerate(self.phases(axis)):
-            if phase < size:
-                last = (size - 1 - phase) // self.stride
+@functools.lru_cache(maxsize=1024)
+def centre_of(window: Window) -> tuple[int, int] | None:
+    """The tap that an output reads at its own place, of a window that keeps an image's size."""
+    y, x = (k // 2 for k in window.kernel)
+    same = window.stride == 1 and window.padding == (window.dilation * y, window.dilation * x)
+    return (y, x) if same and all(k % 2 for k in window.kernel) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def halo_of(window: Window, size: tuple[int, int], out: tuple[int, int]) -> int:
+    """How far beyond outputs of size ``out`` inputs of ``size`` reach."""
+    halo = 0
+    for axis in (0, 1):
+        for remainder, taps in enumerate(window.phases(axis)):
+            if remainder < size[axis]:
+                last = (size[axis] - 1 - remainder) // window.stride
                 for _, offset in taps:
-                    reach = max(reach, -offset, last + offset - (out - 1))
-        return reach
+                    halo = max(halo, -offset, last + offset - (out[axis] - 1))
+    return halo
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]  # several times faster than array.ctypes.data
 
 
 def _zeros(*outer: int, grid: Grid, dtype: torch.dtype) -> Tensor:
@@ -183,7 +188,8 @@ class Base:
     """A value's cotangents in an array of their own, and the sums over the batch that are wanted of them.
 
     ``array``: (n, channels, height + 2 halo, width + 2 halo, lanes), used from step ``created`` to step ``last``.
-    ``sums``: (rows, lanes) in float64, the first rows the plain sums of each channel; ``part``: those of some samples.
+    ``sums``: (rows, lanes) in float64, the first rows the plain sums of each channel, if a batch normalisation
+    asks for them (``normalised``); ``part``: those of some samples.
     """
 
     channels: int
@@ -191,6 +197,7 @@ class Base:
     created: int
     last: int = 0
     wants: list[Products | Dots] = dataclasses.field(default_factory=list)
+    normalised: bool = False
     array: Tensor | None = None
     part: np.ndarray | None = None
     sums: np.ndarray | None = None
@@ -311,6 +318,7 @@ class Plan:
         self.programs: list[tuple[Base, list[Contribution], list[np.ndarray]]] = []
         self.contributions: dict[Value, list[Contribution]] = {logits: [FromTorch()]}
         self.halos = self._find_halos()
+        self.grids: dict[torch.Size, Grid] = {}
         self.rectified: dict[Value, Value] = {}
         self.lists: dict[tuple, tuple[int, int, int, int, int]] = {}
         self.scratches: dict[tuple[Grid, int], Tensor] = {}
@@ -318,7 +326,7 @@ class Plan:
         for record in reversed(tape.records):
             if any(output in self.contributions for output in record.outputs):
                 rule = RULES.get(record.op)
-                if rule is None or not self._fits(record) or not rule(self, record):
+                if rule is None or not self.fits(record) or not rule(self, record):
                     self._leave_to_torch(record)
         self._place_arrays()
         for base, contributions, program in self.programs:
@@ -350,26 +358,31 @@ class Plan:
 
     # Walking the tape.
 
-    def _fits(self, record: Record) -> bool:
+    def fits(self, record: Record) -> bool:
         """Whether the record is of batches of images, in the dtype of the logits."""
-        images = [v.tensor for v in (record.outputs[0], *record.inputs) if v is not None and v.tensor.ndim == 4]
-        out = record.outputs[0].tensor
-        return out.ndim == 4 and len(out) == self.n and all(t.dtype == self.torch_dtype and t.numel() for t in images)
+        if "fits" not in record.cache:
+            images = [v.tensor for v in (record.outputs[0], *record.inputs) if v is not None and v.tensor.ndim == 4]
+            out = record.outputs[0].tensor
+            record.cache["fits"] = (
+                out.ndim == 4 and len(out) == self.n and all(t.dtype == self.torch_dtype and t.numel() for t in images)
+            )
+        return record.cache["fits"]
 
     def _find_halos(self) -> dict[tuple[int, int], int]:
         """The border that images of each size need, so that whatever reads their cotangents stays within the array."""
         halos: dict[tuple[int, int], int] = {}
         for record in self.tape.records:
-            window = WINDOWS.get(record.op, lambda record: None)(record)
+            window = window_at(record)
             if window is not None:
-                (height, width), out = record.args[0].shape[2:], tuple(record.outputs[0].shape[2:])
-                reach = max(window.reach(height, out[0], 0), window.reach(width, out[1], 1))
-                halos[out] = max(halos.get(out, 0), reach)
+                out = record.outputs[0].shape[2:]
+                halos[out] = max(halos.get(out, 0), halo_of(window, record.args[0].shape[2:], out))
         return halos
 
     def grid(self, value: Value) -> Grid:
-        height, width = value.shape[2:]
-        return Grid(height, width, self.halos.get((height, width), 0))
+        size = value.shape[2:]
+        if size not in self.grids:
+            self.grids[size] = Grid.of(*size, self.halos.get(size, 0))
+        return self.grids[size]
 
     def add(self, value: Value, contribution: Contribution) -> None:
         self.contributions.setdefault(value, []).append(contribution)
@@ -469,7 +482,7 @@ class Plan:
     def _keep(self, array: np.ndarray) -> int:
         """The address of an array, which is kept for as long as the plan."""
         self.kept.append(array)
-        return array.ctypes.data
+        return address(array)
 
     def _vector(self, array: np.ndarray) -> int:
         return self._keep(np.ascontiguousarray(array, dtype=self.dtype))
@@ -545,8 +558,8 @@ class Plan:
             "gain": self._vector(cotangent.gain),
         }
         if cotangent.shift is not None:
-            step["shift"] = cotangent.shift.ctypes.data
-            step["slope"] = cotangent.slope.ctypes.data
+            step["shift"] = address(cotangent.shift)
+            step["slope"] = address(cotangent.slope)
             step |= self._images_data(cotangent.z)
         return step
 
@@ -716,24 +729,25 @@ class Plan:
         base.part = np.zeros((rows if base.wants else 0, LANES), self.dtype)
         base.sums = np.zeros(base.part.shape)
         if base.wants:
-            target = base.part.ctypes.data
+            target = address(base.part)
             source = self._at("source", base.array, base.grid)
-            program.append({"op": compiled.SUM, "target": target, **source, **self._images(base.channels, base.grid)})
+            if base.normalised:
+                program.append({"op": compiled.SUM, "target": target, **source, **self._images(base.channels, base.grid)})
             program += [{**step, "target": target + step["target"]} for step in steps]
 
     def _share_products(self, want: Products, other: Products) -> bool:
         """Whether ``other`` has the sums that ``want`` asks for, and if so, in which rows."""
         a, b = want.convolution, other.convolution
-        centre = b.window.centre()
+        if want.channel != other.channel or self.same_rectified(a.x) is not self.same_rectified(b.x):
+            return False
+        centre = centre_of(b.window)
         if (
             centre is None
-            or a.window.centre() is None
+            or centre_of(a.window) is None
             or a.weight.shape[2:] not in ((1, 1), b.weight.shape[2:])
             or (a.weight.shape[2:] == b.weight.shape[2:] and a.window != b.window)
             or a.groups != b.groups
             or a.weight.shape[:2] != b.weight.shape[:2]
-            or want.channel != other.channel
-            or self.same_rectified(a.x) is not self.same_rectified(b.x)
         ):
             return False
         y, x = centre
@@ -792,6 +806,7 @@ def _batch_norm(plan: Plan, record: Record) -> bool:
         convolution = _convolution_of(plan, norm.z.producer)
     want = Dots(cotangent.channel, norm.z) if convolution is None else Products(cotangent.channel, convolution)
     base.wants.append(want)
+    base.normalised = True
     mean, inverse, gain = (t.numpy().astype(np.float64) for t in (norm.mean, norm.inverse_deviation, norm.gain()))
     gain = gain * scale
     shift, slope = np.zeros((2, len(gain), LANES), plan.dtype) if norm.coupled else (None, None)
@@ -821,10 +836,10 @@ def _convolution_of(plan: Plan, record: Record) -> Convolution | None:
         return None
     if "convolution" not in record.cache:
         x, weight, bias, *_, groups = record.args
-        window = WINDOWS[record.op](record)
+        window = window_at(record)
         fits = (
             window is not None
-            and plan._fits(record)
+            and plan.fits(record)
             and (weight in plan.columns or not weight.active)
             and not (bias is not None and bias.active)
         )
@@ -950,7 +965,7 @@ def _slice(plan: Plan, record: Record) -> bool:
 
 def _average_pool(plan: Plan, record: Record) -> bool:
     x, out = record.args[0], record.outputs[0]
-    window = WINDOWS[record.op](record)
+    window = window_at(record)
     if window is None:
         return False
     channels = x.shape[1]
@@ -1012,6 +1027,17 @@ WINDOWS: dict[object, Callable[[Record], Window | None]] = {
     aten.convolution.default: lambda record: window_of(record.args[0].tensor.ndim, record.args[1].shape[2:], *record.args[3:]),
     aten.avg_pool2d.default: lambda record: average_window(record.args[0].tensor.ndim, *record.args[1:]),
 }
+
+
+def window_at(record: Record) -> Window | None:
+    """The window of a convolution or an average pooling that there are kernels for."""
+    if record.op not in WINDOWS:
+        return None
+    if "window" not in record.cache:
+        record.cache["window"] = WINDOWS[record.op](record)
+    return record.cache["window"]
+
+
 RELUS = {aten.relu.default, aten.relu_.default}
 RULES: dict[object, Callable[[Plan, Record], bool]] = {
     aten.convolution.default: _convolution,
