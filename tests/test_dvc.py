@@ -105,7 +105,7 @@ def test_a_change_runs_the_stages_that_it_touches(reproduced):
     write_config(reproduced, config)
     output = succeed(dvc(reproduced, "repro"))
     ran = set(re.findall(r"Running stage '(\w+)", output))
-    assert ran == {"settings", "retrain", "gather", "summary"}
+    assert ran == {"settings", "retrain", "export", "gather", "summary"}
     assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
 
 
@@ -114,7 +114,7 @@ def test_a_second_seed_is_searched_and_summarised(reproduced):
     config["runs"]["digits"]["seeds"] = [0, 1]
     write_config(reproduced, config)
     output = succeed(dvc(reproduced, "repro"))
-    assert {"search@1", "plot@1", "benchmark@1", "retrain@1", "gather@1", "summary"} == set(
+    assert {"search@1", "plot@1", "benchmark@1", "retrain@1", "export@1", "gather@1", "summary"} == set(
         re.findall(r"Running stage '([\w@]+)'", output)
     )
     rows = list(csv.DictReader((reproduced / "results/digits/summary.csv").open()))

@@ -56,6 +56,7 @@ def files_below(folder: Path) -> set[str]:
 def expected_files(rounds: tuple[int, ...], shards: int) -> set[str]:
     seed = {"genotype.json", "genotype.svg", "rankings.svg", "benchmark.json", "round0/mask.json"}
     seed |= {"retrain/history.csv", "retrain/metrics.json", "retrain/network.pt", "retrain/checkpoint.pt"}
+    seed |= {"export/network.pt2", "export/network.onnx", "export/export.json"}
     for number in rounds:
         seed |= {f"round{number}/{name}" for name in ("ranking.csv", "mask.json")}
         seed |= {f"round{number}/scores/{shard}.{kind}" for shard in range(1, shards + 1) for kind in ("csv", "json")}
@@ -78,9 +79,20 @@ def test_a_dry_run_shows_the_whole_search(tmp_path):
     counts = job_counts(succeed(snakemake(tmp_path, "--dry-run")))
     assert counts == {
         "all": 1, "prepare": 1, "search_settings": 1, "retrain_settings": 1, "mask": 2, "score": 2 * 3 * 3, "prune": 2 * 3,
-        "genotype": 2, "plot_rankings": 2, "benchmark": 2, "retrain": 2, "summary": 1,
+        "genotype": 2, "plot_rankings": 2, "benchmark": 2, "retrain": 2, "export": 2, "summary": 1,
     }  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {"config", ".snakemake"}
+
+
+def test_a_job_with_several_gpus_is_a_process_each(tmp_path):
+    """As a profile would give them; a dry run is what can be had without GPUs."""
+    write_config(tmp_path, TINY | {"device": "cuda"})
+    few, many = ("--set-resources", "retrain:gpu=4"), ("--resources", "gpu=4", "--")
+    output = succeed(snakemake(tmp_path, "--dry-run", "--printshellcmds", *few, *many))
+    assert re.search(r"^Shell command: torchrun --standalone --nproc-per-node 4 -m tenas.cli retrain ", output, re.MULTILINE)
+    assert len(re.findall(r"^Shell command: tenas score ", output, re.MULTILINE)) == 6
+    output = succeed(snakemake(tmp_path, "--dry-run", "--printshellcmds"))
+    assert re.search(r"^Shell command: tenas retrain ", output, re.MULTILINE)
 
 
 def test_no_shard_is_without_a_trial(tmp_path):
@@ -97,7 +109,7 @@ def test_a_space_with_all_its_operators_has_one_round_more(tmp_path):
 def test_a_run_without_retraining(tmp_path):
     write_config(tmp_path, changed(retrain=None))
     counts = job_counts(succeed(snakemake(tmp_path, "--dry-run")))
-    assert not {"retrain", "retrain_settings"} & counts.keys()
+    assert not {"retrain", "retrain_settings", "export"} & counts.keys()
     assert counts["summary"] == 1
 
 
@@ -148,7 +160,7 @@ def test_a_run_makes_all_its_files_and_no_others(finished):
 
 def test_every_job_has_a_log_and_a_benchmark(finished):
     logs = files_below(finished / "logs")
-    jobs = 1 + 2 + 1 + 6 + 3 + 1 + 1 + 1 + 1 + 1
+    jobs = 1 + 2 + 1 + 6 + 3 + 1 + 1 + 1 + 1 + 1 + 1
     assert len([name for name in logs if name.endswith(".log")]) == jobs
     assert len([name for name in logs if name.endswith(".tsv")]) == jobs
 
@@ -220,6 +232,7 @@ def edited(finished, tmp_path_factory):
         ("search/draw.py", {"genotype"}),
         ("benchmark/__init__.py", {"benchmark"}),
         ("retrain/__init__.py", {"retrain"}),
+        ("export/__init__.py", {"export"}),
         ("report/summary.py", {"summary"}),
         ("report/rankings.py", {"plot_rankings"}),
         ("cli.py", set()),
@@ -301,13 +314,13 @@ Path(sys.argv[1]).write_text(json.dumps({"status": status, "called": ours, "torc
 """
 
 
-@pytest.mark.parametrize("rule", ["prepare", "mask", "score", "prune", "genotype", "benchmark", "retrain", "summary"])
+@pytest.mark.parametrize("rule", ["prepare", "mask", "score", "prune", "genotype", "benchmark", "retrain", "export", "summary"])
 def test_the_digest_of_a_rule_covers_the_code_that_it_runs(finished, tmp_path, rule):
     """Each rule's own command, with every function noted that it calls: their files must be in the rule's digest."""
     targets = {
         "prepare": "data/digits/card.json", "mask": SEED / "round0/mask.json", "score": SEED / "round1/scores/1.csv",
         "prune": SEED / "round1/mask.json", "genotype": SEED / "genotype.json", "benchmark": SEED / "benchmark.json",
-        "retrain": SEED / "retrain/metrics.json", "summary": "results/digits/summary.csv",
+        "retrain": SEED / "retrain/metrics.json", "export": SEED / "export/export.json", "summary": "results/digits/summary.csv",
     }  # fmt: skip
     folder = copied(finished, tmp_path / "run")
     output = succeed(
@@ -320,7 +333,7 @@ def test_the_digest_of_a_rule_covers_the_code_that_it_runs(finished, tmp_path, r
     succeed(call("bash", "-c", shell, cwd=folder))
     found = json.loads(notes.read_text())
     assert found["status"] == 0
-    assert found["torch"] == (rule in ("score", "retrain"))
+    assert found["torch"] == (rule in ("score", "retrain", "export"))
     parts = digested_parts()[rule]
     called = set(found["called"]) - NO_RESULT
     assert called

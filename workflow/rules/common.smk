@@ -39,6 +39,7 @@ CODE = {
     "genotype": ["search/draw.py", "search/stages.py", "spaces"],
     "benchmark": ["benchmark", "spaces"],
     "retrain": ["data", "device.py", "networks", "retrain", "spaces"],
+    "export": ["export", "networks", "retrain/stored.py", "spaces"],
     "plot_rankings": ["report/rankings.py"],
     "summary": ["report/summary.py"],
 }
@@ -101,3 +102,15 @@ def gpus_of_a_job():
     if visible is not None:
         return int(visible not in ("", "-1"))
     return int(any(Path(os.devnull).parent.glob("nvidia[0-9]*")))
+
+
+def with_a_process_a_gpu(resources):
+    """The command line on as many GPUs as a job was given: with more than one, torchrun starts a process for each."""
+    gpus = resources.get("gpu", 0)
+    return f"torchrun --standalone --nproc-per-node {gpus} -m tenas.cli" if gpus > 1 else "tenas"
+
+
+def exports(run):
+    """The trained networks of a seed in forms that other programs read."""
+    names = ("network.pt2", "network.onnx", "export.json")
+    return [f"export/{name}" for name in names] if RUNS[run]["retrain"] else []

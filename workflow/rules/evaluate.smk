@@ -70,7 +70,28 @@ rule retrain:
     params:
         folder=lambda wildcards, output: str(Path(output.metrics).parent),
         device=CONFIG["device"],
+        tenas=lambda wildcards, resources: with_a_process_a_gpu(resources),
         code=code_digest(*CODE["retrain"]),
     shell:
-        "tenas retrain --settings {input.settings:q} --genotype {input.genotype:q} --seed {wildcards.seed}"
+        "{params.tenas} retrain --settings {input.settings:q} --genotype {input.genotype:q} --seed {wildcards.seed}"
         " --threads {threads} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
+
+
+rule export:
+    input:
+        "results/{run}/seed{seed}/retrain/network.pt",
+    output:
+        program="results/{run}/seed{seed}/export/network.pt2",
+        onnx="results/{run}/seed{seed}/export/network.onnx",
+        card="results/{run}/seed{seed}/export/export.json",
+    log:
+        "logs/{run}/export/seed{seed}.log",
+    benchmark:
+        "logs/{run}/benchmarks/export/seed{seed}.tsv"
+    conda:
+        "../envs/tenas.yaml"
+    params:
+        folder=lambda wildcards, output: str(Path(output.card).parent),
+        code=code_digest(*CODE["export"]),
+    shell:
+        "tenas export --network {input:q} --out {params.folder:q} > {log:q} 2>&1"
