@@ -15,6 +15,7 @@ from tenas.errors import TenasError
 from tenas.measures import SaturatedWarning, linear_regions
 from tenas.measures.regions import count_distinct_rows
 from tenas.networks import Network, Supernet, SupernetCells, initialise
+from tenas.spaces import get_space
 
 pytestmark = pytest.mark.filterwarnings("ignore::tenas.measures.SaturatedWarning")
 
@@ -162,3 +163,32 @@ def test_a_pruned_operator_is_not_counted():
     for h in [hook, *hooks]:
         h.remove()
     assert count == len({tuple(row) for row in torch.cat(seen, 1).tolist()})
+
+
+def test_the_cells_of_a_darts_supernet_on_crops_in_blocks(monkeypatch):
+    """Its ReLUs are functions of one module of ours: noted there, in float64, and gathered in a set."""
+    network = SupernetCells("darts", darts_mask(), channels=1).double()
+    initialise(network, "kaiming_fan_in", 3)
+    generator = torch.Generator().manual_seed(1)
+    crops = torch.randn(600, 1, 1, 1, generator=generator) + 0.3 * torch.randn(600, 1, 3, 3, generator=generator)
+    blocks = list(crops.double().split(200))
+    signs: list[torch.Tensor] = []
+
+    def noted(x: torch.Tensor) -> torch.Tensor:
+        signs.append((x > 0).flatten(1))
+        return x.clamp(min=0)
+
+    found = set()
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr("tenas.networks.darts.relu", noted)
+        for block in blocks:
+            signs.clear()
+            network(block)
+            found |= {tuple(row) for row in torch.cat(signs, 1).tolist()}
+    assert linear_regions(network, blocks) == len(found)
+    assert 50 < len(found) < 570
+
+
+def darts_mask():
+    """Few enough ReLUs for patterns to be shared by crops."""
+    return get_space("darts").full_mask(["none", "sep_conv_5x5", "dil_conv_5x5", "sep_conv_3x3"])
