@@ -99,7 +99,10 @@ def merged(base: Mapping, changes: Mapping) -> dict:
 
 
 def load_preset(kind: str, preset: str, changes: Mapping | None = None) -> dict:
-    """The settings of a preset, by name or path of a YAML file, with ``changes`` laid over it. ``kind``: search or retrain."""
+    """The settings of a preset, by name or path of a YAML file, with ``changes`` laid over it. ``kind``: search or retrain.
+
+    A measure that the changes set to null is left out.
+    """
     if str(preset).endswith((".yaml", ".yml")):
         path = Path(preset)
     else:
@@ -111,7 +114,10 @@ def load_preset(kind: str, preset: str, changes: Mapping | None = None) -> dict:
     if not isinstance(value, dict):
         raise TenasError(f"The preset {path} is not a mapping of keys to values.")
     where = f"preset {preset}" if not changes else f"preset {preset} with the run's changes"
-    return validated(merged(value, changes or {}), kind, where)
+    settings = merged(value, changes or {})
+    if isinstance(settings.get("measures"), Mapping):
+        settings["measures"] = {name: keys for name, keys in settings["measures"].items() if keys is not None}
+    return validated(settings, kind, where)
 
 
 def search_settings(space: str, preset: str, changes: Mapping | None = None) -> dict:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tenas.data import SOURCES, load_splits, prepare, read_images
+from tenas.data import SOURCES, load_splits, prepare, read_images, read_labels
 from tenas.data.prepared import channel_statistics
 from tenas.data.sources import ImageNet16, split_by_class
 from tenas.errors import TenasError
@@ -50,7 +50,7 @@ def listing(folder: Path) -> list[str]:
 
 def test_digits_are_prepared_whole_and_can_be_mapped(tmp_path):
     card = prepare({"source": "digits"}, tmp_path / "digits")
-    assert listing(tmp_path / "digits") == ["card.json", "images.npy", "preview.png"]
+    assert listing(tmp_path / "digits") == ["card.json", "images.npy", "labels.npy", "preview.png"]
     images, read = read_images(tmp_path / "digits" / "images.npy")
     assert isinstance(images, np.memmap)
     assert images.dtype == np.uint8
@@ -112,6 +112,30 @@ def test_duplicates_are_left_out_and_counted(tmp_path):
     images, _ = read_images(tmp_path / "out" / "images.npy")
     assert len({image.tobytes() for image in images}) == len(images) == card["images"] < 32
     assert card["images"] + card["duplicates_left_out"] == 32
+
+
+def test_labels_lie_beside_their_images(tmp_path):
+    """Also where repetitions are left out and the sample is in another order than the source."""
+    pixels = np.random.default_rng(1).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    pixels[40:] = pixels[20:40]
+    classes = np.arange(60) % 3
+    classes[40:] = classes[20:40]
+    prepare({"source": "npz", "path": str(save_npz(tmp_path / "set.npz", images=pixels, labels=classes))}, tmp_path / "out")
+    images, labels = np.load(tmp_path / "out" / "images.npy"), read_labels(tmp_path / "out" / "images.npy")
+    known = {image.tobytes(): label for image, label in zip(pixels, classes, strict=True)}
+    assert [known[image.tobytes()] for image in images] == labels.tolist()
+    (tmp_path / "out" / "labels.npy").write_bytes((tmp_path / "out" / "images.npy").read_bytes())
+    with pytest.raises(TenasError, match="not those of their card"):
+        read_labels(tmp_path / "out" / "images.npy")
+
+
+def test_images_without_labels_are_enough_for_a_search(tmp_path):
+    entry = {"source": "npz", "path": str(save_npz(tmp_path / "set.npz", labels=None, class_names=np.array(["a", "b", "c"])))}
+    card = prepare(entry, tmp_path / "out")
+    assert (card["images"], card["classes"], card["held_out_for_testing"]) == (60, 3, 0)
+    with pytest.raises(TenasError, match="have no labels"):
+        read_labels(tmp_path / "out" / "images.npy")
+    assert load_splits(entry).test is None
 
 
 def test_a_test_part_is_held_out_of_each_class():
@@ -418,7 +442,7 @@ def test_a_preparation_that_fails_half_way_leaves_no_card(tmp_path):
     (tmp_path / "preview.png").mkdir()
     with pytest.raises(OSError, match=r"preview\.png"):
         prepare({"source": "digits", "images": 50}, tmp_path)
-    assert listing(tmp_path) == ["images.npy", "preview.png"]
+    assert listing(tmp_path) == ["images.npy", "labels.npy", "preview.png"]
     with pytest.raises(TenasError, match=r"card\.json"):
         read_images(tmp_path / "images.npy")
 

@@ -151,7 +151,7 @@ def test_the_profile_limits_gpu_jobs():
 
 def test_a_run_makes_all_its_files_and_no_others(finished):
     assert files_below(finished / "results" / "digits") == expected_files(ROUNDS, shards=2)
-    assert files_below(finished / "data" / "digits") == {"images.npy", "card.json", "preview.png"}
+    assert files_below(finished / "data" / "digits") == {"images.npy", "labels.npy", "card.json", "preview.png"}
     arch = json.loads((finished / SEED / "genotype.json").read_text())["arch"]
     (row,) = csv.DictReader((finished / "results/digits/summary.csv").open())
     assert row["seed"] == "0"

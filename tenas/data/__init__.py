@@ -3,7 +3,7 @@
 No torch. torchvision, scikit-learn and Pillow are imported when a data set is loaded, not before.
 """
 
-from tenas.data.prepared import prepare, read_images
+from tenas.data.prepared import prepare, read_images, read_labels
 from tenas.data.sources import SOURCES, Part, Splits, load_splits
 
-__all__ = ["SOURCES", "Part", "Splits", "load_splits", "prepare", "read_images"]
+__all__ = ["SOURCES", "Part", "Splits", "load_splits", "prepare", "read_images", "read_labels"]

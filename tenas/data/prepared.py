@@ -34,12 +34,12 @@ def _checked(dataset: Mapping) -> dict:
 
 
 def distinct(images: np.ndarray) -> np.ndarray:
-    """The images without exact repetitions, in their order.
+    """The indices of the images that are no exact repetition of an earlier one, in their order.
 
     Two equal images make two equal rows of the kernel, and so a singular one.
     """
     first = {image.tobytes(): index for index, image in reversed(list(enumerate(images)))}
-    return images[sorted(first.values())]
+    return np.array(sorted(first.values()), int)
 
 
 def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
@@ -72,8 +72,9 @@ def prepare(dataset: Mapping, out: str | os.PathLike) -> dict:
     """Draw the sample that a search reads from a data set, and write it to the folder ``out``. Returns the card.
 
     ``dataset``: an entry of the configuration's ``datasets`` (``source``, ``path``, ``images``, ``side``, ``seed``).
-    images.npy is uint8 (n, side, side, 3), in random order, from the training part alone. card.json is written last:
-    where it is, the folder is whole. Raises TenasError, with nothing changed in ``out``, for a faulty data set.
+    images.npy is uint8 (n, side, side, 3), in random order, from the training part alone. labels.npy, int64 (n,), has their
+    classes, -1 where the source gives none: not for the search, but for baselines that need a loss. card.json is written
+    last: where it is, the folder is whole. Raises TenasError, with nothing changed in ``out``, for a faulty data set.
     """
     stopwatch = Stopwatch()
     dataset = _checked(dataset)
@@ -83,13 +84,16 @@ def prepare(dataset: Mapping, out: str | os.PathLike) -> dict:
     # The sample is drawn before images are resized: only those that are used get decoded.
     indices = np.random.default_rng(dataset["seed"]).permutation(len(part.labels))[: dataset["images"]]
     pixels = part.take(indices).sized(side).read(np.arange(len(indices)))
-    images = distinct(pixels)
+    kept = distinct(pixels)
+    images, labels = pixels[kept], part.labels[indices[kept]]
     if len(images) < 2:
         raise TenasError(f"The data set has {len(images)} different image(s) to train on; a search needs at least two.")
     out.mkdir(parents=True, exist_ok=True)
     (out / "card.json").unlink(missing_ok=True)
     with whole(out / "images.npy") as temporary:
         np.save(temporary, images)
+    with whole(out / "labels.npy") as temporary:
+        np.save(temporary, labels)
     preview(images, out / "preview.png")
     mean, std = channel_statistics(images)
     card = {
@@ -103,10 +107,30 @@ def prepare(dataset: Mapping, out: str | os.PathLike) -> dict:
         "mean": mean,
         "std": std,
         "sha256": sha256(out / "images.npy"),
+        "labels_sha256": sha256(out / "labels.npy"),
         "provenance": provenance(settings=dataset, inputs=loaded.files, stopwatch=stopwatch),
     }
     write_json(out / "card.json", card)
     return card
+
+
+def read_labels(images: str | os.PathLike) -> np.ndarray:
+    """The classes of prepared images, from the file beside them: int64 (n,), from 0.
+
+    Raises TenasError when the file is missing or not that of the card, or when the images have no labels.
+    """
+    path = Path(images).with_name("labels.npy")
+    card = read_json(path.with_name("card.json"), "data card")
+    try:
+        digest = sha256(path)
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise TenasError(f"The labels {path} cannot be read: {error}. Prepare the data set again.") from error
+    if digest != card.get("labels_sha256"):
+        raise TenasError(f"The labels {path} are not those of their card. Prepare the data set again.")
+    if (labels < 0).any():
+        raise TenasError(f"The images beside {path} have no labels, which a loss needs.")
+    return labels
 
 
 def read_images(path: str | os.PathLike) -> tuple[np.ndarray, dict]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 TEST_SHARE = 0.2
 TEST_SEED = 2021
+# The label of images that have none: below every class, so that nothing can take it for one.
+UNLABELLED = -1
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 
 
@@ -325,17 +327,20 @@ def load_imagenet(path: Path) -> Loaded:
 def load_npz(path: Path) -> Loaded:
     """A user's own file: ``images`` uint8 (n, h, w, 3) and ``labels`` (n,) integers from 0.
 
-    There are as many classes as ``class_names`` in the file, where it has that; else as the largest label says.
+    There are as many classes as ``class_names`` in the file, where it has that; else as the largest label says. A file
+    with ``class_names`` need not have labels: a search asks for none, so all images are for it and none for testing.
     """
     try:
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
             raise TenasError(f"The file {path} holds a lone array (.npy), not the arrays 'images' and 'labels' (.npz).")
         with file:
-            missing = {"images", "labels"} - set(file.files)
+            needed = {"images"} if "class_names" in file.files else {"images", "labels"}
+            missing = needed - set(file.files)
             if missing:
                 raise TenasError(f"The file {path} has no array {min(missing)!r}; it has {', '.join(file.files)}.")
-            images, labels = file["images"], file["labels"]
+            images = file["images"]
+            labels = file["labels"] if "labels" in file.files else None
             names = file["class_names"] if "class_names" in file.files else None
     except FileNotFoundError as error:
         raise TenasError(f"There is no file {path}.") from error
@@ -345,6 +350,8 @@ def load_npz(path: Path) -> Loaded:
         raise TenasError(
             f"'images' in {path} must be uint8 of the shape (n, height, width, 3); it is {images.dtype} {images.shape}."
         )
+    if labels is None:
+        return Loaded(Arrays(images, np.full(len(images), UNLABELLED)), None, len(names), [path])
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise TenasError(f"'labels' in {path} must be {len(images)} integers, one an image; it is {labels.dtype} {labels.shape}.")
     labels = labels.astype(np.int64)

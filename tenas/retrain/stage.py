@@ -107,7 +107,10 @@ def read_data(dataset: Mapping, settings: Mapping, seed: int, processes: Process
     with processes.one_a_machine_first():
         splits = load_splits(dataset, settings["side"], middle)
     if splits.test is None:
-        raise TenasError("The data set has no test images, and too few of a class to hold some out: it cannot be retrained on.")
+        raise TenasError(
+            "The data set has no test images, and no labels or too few images of a class to hold some out: it cannot be "
+            "retrained on."
+        )
     keep, held = split_by_class(splits.train.labels, settings["validation"], seed)
     if len(keep) < 2 or (settings["validation"] and not len(held)):
         raise TenasError(

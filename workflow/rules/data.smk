@@ -4,6 +4,7 @@ rule prepare:
         lambda wildcards: file_of(wildcards.dataset),
     output:
         images="data/{dataset}/images.npy",
+        labels="data/{dataset}/labels.npy",
         card="data/{dataset}/card.json",
         preview=report(
             "data/{dataset}/preview.png",
