@@ -148,6 +148,15 @@ def _summary(arguments: argparse.Namespace) -> None:
     write_csv(arguments.out, columns, rows)
 
 
+def _claims(arguments: argparse.Namespace) -> None:
+    from tenas.files import write_json, write_text
+    from tenas.report.claims import judge, page
+
+    judged = judge(arguments.claims, arguments.results, arguments.tested)
+    write_text(arguments.page, page(judged))
+    write_json(arguments.out, judged)
+
+
 def _plot(arguments: argparse.Namespace) -> None:
     from tenas.report import plot_rankings
 
@@ -292,6 +301,13 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--seeds", type=_seed, nargs="+", required=True)
     path(added, "--out", "CSV file, a row a seed")
     path(added, "--metrics", "JSON file of their accuracies alone, which DVC compares")
+
+    added = stage("claims", _claims, "set published figures beside the results of runs")
+    path(added, "claims", "YAML file of the claims")
+    path(added, "--results", "folder of the runs (default: results)", required=False, default=Path("results"))
+    added.add_argument("--tested", nargs="*", default=[], metavar="RUN", help="runs that are there; others count as not tested")
+    path(added, "--out", "JSON file of figures and verdicts")
+    path(added, "--page", "Markdown file of the same")
 
     added = stage("plot", _plot, "draw the rankings of a search")
     path(added, "--rankings", "ranking.csv of each round, in their order", nargs="+")

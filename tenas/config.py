@@ -4,13 +4,14 @@ from collections.abc import Mapping
 
 from tenas.data import SOURCES
 from tenas.errors import TenasError, one_of
+from tenas.report.claims import read_claims
 from tenas.settings import load_preset, search_settings, validated
 
 
 def load_config(value: Mapping, where: str = "config") -> dict:
     """A configuration with defaults filled in and presets resolved: ``runs.<name>.settings`` and ``.retrain_settings``.
 
-    Raises TenasError for anything that would stop a run later: unknown keys, spaces, data sets, sources, presets.
+    Raises TenasError for anything that would stop a run later: unknown keys, spaces, data sets, sources, presets, faulty claims.
     """
     config = validated(dict(value), "config", where)
     for name, dataset in config["datasets"].items():
@@ -26,4 +27,6 @@ def load_config(value: Mapping, where: str = "config") -> dict:
             )
         except TenasError as error:
             raise TenasError(f"{where}: run {name!r}: {error}") from error
+    if config["claims"] is not None:
+        read_claims(config["claims"])
     return config

@@ -74,8 +74,8 @@ def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Ma
     write_text(path, format_csv(columns, rows))
 
 
-def read_csv(path: str | os.PathLike, columns: Sequence[str], what: str) -> list[dict[str, str]]:
-    """Read a CSV that must have exactly ``columns`` and as many fields in each row; ``what`` names it in the error."""
+def _read_lines(path: str | os.PathLike, what: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV that is whole, each row with a field a column."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -85,12 +85,27 @@ def read_csv(path: str | os.PathLike, columns: Sequence[str], what: str) -> list
     if not text.endswith("\n"):
         raise TenasError(f"The {what} {path} is cut off: its last line has no end. Remove it and run the stage again.")
     header, *lines = csv.reader(io.StringIO(text))
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(header):
+            raise TenasError(f"The {what} {path} is damaged: line {number} has {len(line)} fields, not {len(header)}.")
+    return header, lines
+
+
+def read_csv(path: str | os.PathLike, columns: Sequence[str], what: str) -> list[dict[str, str]]:
+    """Read a CSV that must have exactly ``columns``, and a field a column in each row; ``what`` names it in the error."""
+    header, lines = _read_lines(path, what)
     if header != list(columns):
         raise TenasError(f"The {what} {path} has the columns {','.join(header)}; expected {','.join(columns)}.")
-    for number, line in enumerate(lines, start=2):
-        if len(line) != len(columns):
-            raise TenasError(f"The {what} {path} is damaged: line {number} has {len(line)} fields, not {len(columns)}.")
     return [dict(zip(columns, line, strict=True)) for line in lines]
+
+
+def read_table(path: str | os.PathLike, needed: Sequence[str], what: str) -> list[dict[str, str]]:
+    """``read_csv`` for a table that may have more columns than those that are ``needed``."""
+    header, lines = _read_lines(path, what)
+    missing = [name for name in needed if name not in header]
+    if missing:
+        raise TenasError(f"The {what} {path} has no column {missing[0]!r}.")
+    return [dict(zip(header, line, strict=True)) for line in lines]
 
 
 def sha256(path: str | os.PathLike) -> str:

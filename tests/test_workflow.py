@@ -314,15 +314,44 @@ Path(sys.argv[1]).write_text(json.dumps({"status": status, "called": ours, "torc
 """
 
 
-@pytest.mark.parametrize("rule", ["prepare", "mask", "score", "prune", "genotype", "benchmark", "retrain", "export", "summary"])
+def with_claims(folder: Path) -> Path:
+    """A run's folder whose configuration has two claims: of its own run, and of one that it does not have."""
+    claim = {"says": "It is so", "source": "Somewhere", "value": 1.0, "accuracy": "test_accuracy"}
+    (folder / "claims.yaml").write_text(
+        yaml.safe_dump({"claims": {name: claim | {"runs": [name]} for name in ("digits", "absent")}})
+    )
+    write_config(folder, TINY | {"claims": "claims.yaml"})
+    return folder
+
+
+def test_claims_are_judged_by_the_runs_that_are_configured(finished, tmp_path):
+    folder = with_claims(copied(finished, tmp_path))
+    assert job_counts(succeed(snakemake(folder))) == {"all": 1, "claims": 1}
+    claims = json.loads((folder / "results/claims.json").read_text())["claims"]
+    (found,), (absent,) = (claim["results"] for claim in sorted(claims, key=lambda claim: claim["claim"], reverse=True))
+    (row,) = csv.DictReader((finished / "results/digits/summary.csv").open())
+    assert found["mean"] == float(row["test_accuracy"])
+    # One seed has no interval.
+    assert (found["verdict"], absent["verdict"]) == ("undecided", "not tested")
+    assert "| absent | 1.00 | `absent` |" in (folder / "results/claims.md").read_text()
+    (folder / "claims.yaml").write_text((folder / "claims.yaml").read_text().replace("value", "valeu"))
+    output = snakemake(folder, "--dry-run")
+    assert output.returncode != 0
+    assert "unknown key 'valeu'" in output.stdout
+
+
+@pytest.mark.parametrize(
+    "rule", ["prepare", "mask", "score", "prune", "genotype", "benchmark", "retrain", "export", "summary", "claims"]
+)
 def test_the_digest_of_a_rule_covers_the_code_that_it_runs(finished, tmp_path, rule):
     """Each rule's own command, with every function noted that it calls: their files must be in the rule's digest."""
     targets = {
         "prepare": "data/digits/card.json", "mask": SEED / "round0/mask.json", "score": SEED / "round1/scores/1.csv",
         "prune": SEED / "round1/mask.json", "genotype": SEED / "genotype.json", "benchmark": SEED / "benchmark.json",
         "retrain": SEED / "retrain/metrics.json", "export": SEED / "export/export.json", "summary": "results/digits/summary.csv",
+        "claims": "results/claims.json",
     }  # fmt: skip
-    folder = copied(finished, tmp_path / "run")
+    folder = with_claims(copied(finished, tmp_path / "run"))
     output = succeed(
         snakemake(folder, targets[rule], "--forcerun", rule, "--allowed-rules", rule, "--dry-run", "--printshellcmds")
     )

@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from tenas.config import load_config
 from tenas.errors import TenasError
 from tenas.provenance import code_digest
+from tenas.report.claims import read_claims, runs_of
 from tenas.spaces import get_space
 
 try:
@@ -42,6 +43,7 @@ CODE = {
     "export": ["export", "networks", "retrain/stored.py", "spaces"],
     "plot_rankings": ["report/rankings.py"],
     "summary": ["report/summary.py"],
+    "claims": ["report/claims.py", "spaces"],
 }
 
 # The `tenas` of the environment that Snakemake itself runs in, whether that is activated or not.
@@ -108,6 +110,11 @@ def with_a_process_a_gpu(resources):
     """The command line on as many GPUs as a job was given: with more than one, torchrun starts a process for each."""
     gpus = resources.get("gpu", 0)
     return f"torchrun --standalone --nproc-per-node {gpus} -m tenas.cli" if gpus > 1 else "tenas"
+
+
+def tested():
+    """The runs that the claims ask for and the configuration has."""
+    return [run for run in runs_of(read_claims(CONFIG["claims"])) if run in RUNS]
 
 
 def exports(run):

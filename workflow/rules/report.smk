@@ -1,4 +1,4 @@
-# What a run has found, over its seeds, and the figures of the report (snakemake --report results/report.html).
+# What a run has found, over its seeds, what that says of the claims, and the figures of the report (snakemake --report results/report.html).
 rule plot_rankings:
     input:
         rankings=lambda wildcards: [
@@ -55,3 +55,29 @@ rule summary:
     shell:
         "tenas summary {params.folder:q} --seeds {params.seeds} --out {output.table:q}"
         " --metrics {output.metrics:q} > {log:q} 2>&1"
+
+
+rule claims:
+    input:
+        claims=CONFIG["claims"] or [],
+        summaries=lambda wildcards: [f"results/{run}/summary.csv" for run in tested()],
+    output:
+        judged="results/claims.json",
+        page=report(
+            "results/claims.md",
+            caption="../report/claims.rst",
+            category="Claims",
+            labels={"seed": "all", "figure": "claims"},
+        ),
+    log:
+        "logs/claims.log",
+    benchmark:
+        "logs/claims.tsv"
+    localrule: True
+    conda:
+        "../envs/tenas.yaml"
+    params:
+        tested=lambda wildcards: tested(),
+        code=code_digest(*CODE["claims"]),
+    shell:
+        "tenas claims {input.claims:q} --tested {params.tested:q} --out {output.judged:q} --page {output.page:q} > {log:q} 2>&1"

@@ -1,0 +1,229 @@
+"""Published figures beside this project's runs: means, intervals over the seeds, and a verdict that follows from an interval."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+
+from tenas.errors import TenasError
+from tenas.files import read_table
+from tenas.provenance import Stopwatch, provenance
+from tenas.settings import read_yaml, validated
+
+CONFIDENCE = 0.95
+
+
+def read_claims(path: str | os.PathLike) -> dict[str, dict]:
+    """The claims of a file, by name, checked against tenas/schemas/claims.yaml. Raises TenasError where they are faulty."""
+    return validated(read_yaml(path, "file of claims"), "claims", str(path))["claims"]
+
+
+def runs_of(claims: Mapping[str, Mapping]) -> list[str]:
+    """The runs and studies whose results the claims ask for, each once, in their order."""
+    named = [run for claim in claims.values() for run in (claim.get("runs") or chain(*claim["better"]))]
+    return list(dict.fromkeys(named))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's interval of a mean over seeds, at CONFIDENCE; None below two of them, which have no spread."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return None
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / sqrt(len(values))
+    return mean(values) - half, mean(values) + half
+
+
+def difference_interval(first: tuple[float, float, int], second: tuple[float, float, int]) -> tuple[float, float]:
+    """Welch's interval, at CONFIDENCE, of the difference of two means. Each is (mean, standard deviation, number).
+
+    The degrees of freedom are Satterthwaite's. Source: Welch 1947, Biometrika 34.
+    """
+    from scipy.stats import t
+
+    parts = [spread**2 / n for _, spread, n in (first, second)]
+    error = sqrt(sum(parts))
+    between = first[0] - second[0]
+    if error == 0:
+        return between, between
+    freedom = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, (_, _, n) in zip(parts, (first, second), strict=True))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    return between - half, between + half
+
+
+def threshold(claim: Mapping) -> float:
+    """What a mean must reach for the claim to hold: the published figure less its own standard error, where it has one.
+
+    A claim that one run is better than another needs a difference above zero.
+    """
+    if "better" in claim:
+        return 0.0
+    return claim["value"] - (claim["spread"] / sqrt(claim["seeds"]) if "spread" in claim else 0.0)
+
+
+def verdict(found: Sequence[float] | None, least: float) -> str:
+    """What an interval says of a claim that needs ``least``: ``holds`` when it lies above, ``does not hold`` when it lies below.
+
+    ``undecided`` when it is on both sides, or when there is none.
+    """
+    if found is None or found[0] < least <= found[1]:
+        return "undecided"
+    return "holds" if found[0] >= least else "does not hold"
+
+
+def seeds_of_run(folder: Path, column: str) -> list[dict]:
+    """Genotype and accuracy of each seed of a run, from its summary. Raises TenasError when a seed lacks the accuracy."""
+    rows = read_table(folder / "summary.csv", ("seed", "arch"), "summary")
+    try:
+        return [{"seed": int(row["seed"]), "arch": row["arch"], "value": float(row[column])} for row in rows]
+    except (KeyError, ValueError) as error:
+        raise TenasError(f"The summary {folder / 'summary.csv'} lacks the accuracy {column!r} of a seed.") from error
+
+
+def statistics(values: Sequence[float]) -> dict:
+    """Mean, standard deviation, number and interval of the mean, as they stand in claims.json."""
+    found = interval(values)
+    return {
+        "mean": mean(values),
+        "sd": stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+        "interval": None if found is None else list(found),
+    }
+
+
+def _accuracy(claim: Mapping, folder: Path) -> dict:
+    seeds = seeds_of_run(folder, claim["accuracy"])
+    ours = statistics([seed["value"] for seed in seeds])
+    difference = None
+    if ours["interval"] is not None and "spread" in claim:
+        published = claim["value"], claim["spread"], claim["seeds"]
+        difference = difference_interval((ours["mean"], ours["sd"], ours["n"]), published)
+    return ours | {"difference": difference, "verdict": verdict(ours["interval"], threshold(claim)), "seeds": seeds}
+
+
+def _better(claim: Mapping, folders: Sequence[Path]) -> dict:
+    both = [statistics([seed["value"] for seed in seeds_of_run(folder, claim["accuracy"])]) for folder in folders]
+    between = None
+    if all(ours["interval"] is not None for ours in both):
+        between = difference_interval(*((ours["mean"], ours["sd"], ours["n"]) for ours in both))
+    return {
+        "mean": both[0]["mean"] - both[1]["mean"],
+        "n": min(ours["n"] for ours in both),
+        "interval": between,
+        "verdict": verdict(between, threshold(claim)),
+    }
+
+
+def _correlation(claim: Mapping, folder: Path) -> dict:
+    path = folder / "correlations.csv"
+    wanted = claim["correlation"]
+    for row in read_table(path, ("measure", "dataset", "kendall_tau", "kendall_low", "kendall_high", "cells"), "correlations"):
+        if (row["measure"], row["dataset"]) == (wanted["measure"], wanted["dataset"]):
+            ends = float(row["kendall_low"]), float(row["kendall_high"])
+            return {
+                "mean": float(row["kendall_tau"]),
+                "n": int(row["cells"]),
+                "interval": ends,
+                "verdict": verdict(ends, threshold(claim)),
+            }
+    raise TenasError(f"The correlations {path} have no row of {wanted['measure']} with {wanted['dataset']}.")
+
+
+def judge(path: str | os.PathLike, results: str | os.PathLike, tested: Iterable[str]) -> dict:
+    """Every claim of the file ``path`` beside the runs that test it: what claims.json holds.
+
+    ``results``: the folder of runs. ``tested``: those of the claims' runs that are to be there; the others are reported as
+    not tested, so that a figure that nobody has checked is never taken for one that was.
+    Raises TenasError when a result that is to be there isn't, or lacks the accuracy.
+    """
+    stopwatch = Stopwatch()
+    claims, results, tested = read_claims(path), Path(results), set(tested)
+    inputs, judged = [path], []
+    for name, claim in claims.items():
+        found = []
+        for run in claim.get("better") or claim["runs"]:
+            names = run if isinstance(run, list) else [run]
+            entry = {"run": " - ".join(names)}
+            if not tested.issuperset(names):
+                found.append(entry | {"verdict": "not tested"})
+                continue
+            folders = [results / one for one in names]
+            inputs += [folder / ("correlations.csv" if "correlation" in claim else "summary.csv") for folder in folders]
+            if "better" in claim:
+                found.append(entry | _better(claim, folders))
+            elif "correlation" in claim:
+                found.append(entry | _correlation(claim, folders[0]))
+            else:
+                found.append(entry | _accuracy(claim, folders[0]))
+        judged.append({"claim": name, **claim, "threshold": threshold(claim), "results": found})
+    settings = {"confidence": CONFIDENCE, "tested": sorted(tested)}
+    inputs = list(dict.fromkeys(map(str, inputs)))
+    return {"claims": judged, "provenance": provenance(settings=settings, inputs=inputs, stopwatch=stopwatch)}
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"
+
+
+def _between(ends: Sequence[float] | None, decimals: int) -> str:
+    return "" if ends is None else f"{ends[0]:.{decimals}f} to {ends[1]:.{decimals}f}"
+
+
+def _row(claim: Mapping, result: Mapping) -> list[str]:
+    decimals = 3 if "correlation" in claim else 2
+    published = _number(claim.get("value"), decimals if "correlation" in claim else 2)
+    if "spread" in claim:
+        published += f" ({claim['spread']:g}), {claim['seeds']} seeds"
+    mean_and_spread = _number(result.get("mean"), decimals)
+    if result.get("sd") is not None:
+        mean_and_spread += f" ({result['sd']:.{decimals}f})"
+    return [
+        claim["claim"],
+        published or "more than 0",
+        f"`{result['run']}`",
+        mean_and_spread,
+        str(result.get("n", "")),
+        _between(result.get("interval"), decimals),
+        _between(result.get("difference"), decimals),
+        f"**{result['verdict']}**",
+    ]
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [list(columns), ["---"] * len(columns), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def page(judged: Mapping) -> str:
+    """The claims as Markdown: the table of verdicts, how a verdict comes about, and every seed behind the means."""
+    columns = ["claim", "published", "run", "found: mean (sd)", "n", "95 % interval", "found - published (Welch)", "verdict"]
+    rows = [_row(claim, result) for claim in judged["claims"] for result in claim["results"]]
+    lines = ["<!-- Made by `tenas claims`; not to be edited. -->", "", *_markdown(columns, rows), ""]
+    lines += [
+        f"n: seeds of a run, cells of a correlation. Intervals are at {100 * CONFIDENCE:g} %: Student's for a mean over seeds,",
+        "Welch's for a difference of two means, the bootstrap's over cells for a correlation.",
+        "",
+        "A claim **holds** when the interval of what was found lies above the published figure less that figure's own standard",
+        "error (spread / sqrt(seeds)), and **does not hold** when it lies below; it is **undecided** when it is on both sides,",
+        "and **not tested** when the configuration has no such run. The column *found - published* asks something else: whether",
+        "the two means differ at all. With four published seeds its interval is wide.",
+        "",
+        "## The claims",
+        "",
+        *(f"- `{claim['claim']}`: {claim['says']}. {claim['source']}." for claim in judged["claims"]),
+        "",
+        "## Every seed",
+        "",
+    ]
+    seeds = {
+        (result["run"], seed["seed"], claim["accuracy"]): seed
+        for claim in judged["claims"]
+        for result in claim["results"]
+        for seed in result.get("seeds", [])
+    }
+    rows = [[f"`{run}`", str(number), column, f"{seed['value']:.2f}", f"`{seed['arch']}`".replace("|", "\\|")]
+            for (run, number, column), seed in seeds.items()]  # fmt: skip
+    lines += _markdown(["run", "seed", "accuracy", "%", "genotype"], rows)
+    return "\n".join(lines) + "\n"
