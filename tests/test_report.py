@@ -38,16 +38,28 @@ def test_a_row_a_seed(tmp_path):
     save_seed(tmp_path, 2, shards={1: [1.0], 2: [2.0]})
     columns, rows = summarise(tmp_path, [0, 2])
     assert columns == [
-        "seed", "arch", "search_seconds", "parameters", "best_epoch", "valid_accuracy", "test_accuracy"
+        "seed", "arch", "search_seconds", "pruned_share", "parameters", "best_epoch", "valid_accuracy", "test_accuracy"
     ]  # fmt: skip
     assert rows == [
         {
-            "seed": 0, "arch": ARCHS[0], "search_seconds": 7.75, "parameters": 12345, "best_epoch": 3,
+            "seed": 0, "arch": ARCHS[0], "search_seconds": 7.75, "pruned_share": None, "parameters": 12345, "best_epoch": 3,
             "valid_accuracy": 97.5, "test_accuracy": 96.5,
         },
-        {"seed": 2, "arch": ARCHS[2], "search_seconds": 3.0},
+        {"seed": 2, "arch": ARCHS[2], "search_seconds": 3.0, "pruned_share": None},
     ]  # fmt: skip
-    assert format_csv(columns, rows).splitlines()[2] == f"2,{ARCHS[2]},3.0,,,,"
+    assert format_csv(columns, rows).splitlines()[2] == f"2,{ARCHS[2]},3.0,,,,,"
+
+
+def test_how_sure_a_search_was_is_the_mean_over_the_decisions_that_led_to_its_genotype(tmp_path):
+    folder = save_seed(tmp_path, 0, shards={1: [1.0]})
+    genotype = {"space": "nas-bench-201", "arch": ARCHS[0], "made_by": {"inputs": {"round2/mask.json": "0"}}}
+    write_json(folder / "genotype.json", genotype)
+    # Round 3 is left from an earlier search.
+    for number, rows in {1: [(1, 0.9), (0, 0.1), (1, 0.6)], 2: [(1, 0.3)], 3: [(1, 0.0)]}.items():
+        table = [{"trial": i, "pruned": pruned, "pruned_share": share} for i, (pruned, share) in enumerate(rows)]
+        write_csv(folder / f"round{number}" / "ranking.csv", ["trial", "pruned", "pruned_share"], table)
+    _, (row,) = summarise(tmp_path, [0])
+    assert row["pruned_share"] == 0.6
 
 
 def test_shards_that_an_earlier_search_left_do_not_count(tmp_path):
@@ -69,11 +81,11 @@ def test_accuracies_of_the_benchmark_have_columns_of_their_own(tmp_path):
         folder = save_seed(tmp_path / "run", seed, shards={1: [1.0]}, accuracy=90.0 + 2 * seed)
         write_json(folder / "benchmark.json", look_up(load_genotype(ARCHS[seed]), index))
     columns, rows = summarise(tmp_path / "run", [1, 0])
-    assert columns[7:] == [
+    assert columns[8:] == [
         "cifar10_test", "cifar10_test_rank", "cifar10_test_regret",
         "cifar100_test", "cifar100_test_rank", "cifar100_test_regret",
     ]  # fmt: skip
-    assert [list(row.values())[7:] for row in rows] == [[91.5, 3, 2.0, 69.0, 2, 1.0], [90.5, 4, 3.0, 70.0, 1, 0.0]]
+    assert [list(row.values())[8:] for row in rows] == [[91.5, 3, 2.0, 69.0, 2, 1.0], [90.5, 4, 3.0, 70.0, 1, 0.0]]
 
     text = show(tmp_path / "run")
     assert "cifar10_test 91.50 %, rank 3 of 5, 2.00 below the best" in text

@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from tenas.errors import TenasError
-from tenas.files import read_json
+from tenas.files import read_json, read_table
 
-COLUMNS = ("seed", "arch", "search_seconds", "parameters", "best_epoch", "valid_accuracy", "test_accuracy")
+COLUMNS = ("seed", "arch", "search_seconds", "pruned_share", "parameters", "best_epoch", "valid_accuracy", "test_accuracy")
 
 
 def search_seconds(seed_dir: Path) -> float:
@@ -22,6 +22,23 @@ def search_seconds(seed_dir: Path) -> float:
         records = [read_json(first.with_name(f"{i}.json"), "record of scores") for i in range(1, int(shards) + 1)]
         total += sum(record["wall_seconds"] for record in records)
     return round(total, 3)
+
+
+def pruned_share(seed_dir: Path, genotype: dict) -> float | None:
+    """How sure a search was: the mean over its decisions of how often each is taken again on resampled repeats.
+
+    The rounds are those that led to the genotype, by its record; None for a genotype that doesn't have one.
+    """
+    last = [name for name in genotype.get("made_by", {}).get("inputs", {}) if name.startswith("round")]
+    if not last:
+        return None
+    shares = [
+        float(row["pruned_share"])
+        for number in range(1, int(last[0].removeprefix("round").partition("/")[0]) + 1)
+        for row in read_table(seed_dir / f"round{number}" / "ranking.csv", ("pruned", "pruned_share"), "ranking")
+        if row["pruned"] == "1"
+    ]
+    return round(mean(shares), 4)
 
 
 def _seed(seed_dir: Path) -> tuple[dict, dict, dict]:
@@ -43,6 +60,8 @@ def _seed(seed_dir: Path) -> tuple[dict, dict, dict]:
 def summarise(run_dir: str | os.PathLike, seeds: Iterable[int]) -> tuple[list[str], list[dict]]:
     """Columns and rows of summary.csv, a row a seed. Accuracies in %; empty where the run has no such result.
 
+    ``search_seconds``: time of all scoring jobs. ``pruned_share``: how sure the search was (docs/method.md).
+
     After COLUMNS, for each accuracy of the benchmark: its value, ``_rank`` (1 is best), ``_regret`` (points below it).
     Raises TenasError when a seed has no genotype yet, or results of another one.
     """
@@ -50,8 +69,10 @@ def summarise(run_dir: str | os.PathLike, seeds: Iterable[int]) -> tuple[list[st
     columns, rows = list(COLUMNS), []
     for seed in seeds:
         genotype, benchmark, metrics = _seed(run_dir / f"seed{seed}")
-        row = {"seed": seed, "arch": genotype["arch"], "search_seconds": search_seconds(run_dir / f"seed{seed}")}
-        row |= {key: metrics[key] for key in COLUMNS[3:] if key in metrics}
+        seed_dir = run_dir / f"seed{seed}"
+        row = {"seed": seed, "arch": genotype["arch"], "search_seconds": search_seconds(seed_dir)}
+        row["pruned_share"] = pruned_share(seed_dir, genotype)
+        row |= {key: metrics[key] for key in COLUMNS[4:] if key in metrics}
         for name, standing in benchmark.get("accuracies", {}).items():
             if standing is not None:
                 row |= {
