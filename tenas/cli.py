@@ -109,12 +109,25 @@ def _genotype(arguments: argparse.Namespace) -> None:
     genotype_stage(read_settings(arguments.settings), arguments.mask, arguments.out, arguments.svg)
 
 
-def _benchmark(arguments: argparse.Namespace) -> None:
-    from tenas.benchmark import look_up
-    from tenas.files import write_json
-    from tenas.spaces import load_genotype
+def _benchmark_import(arguments: argparse.Namespace) -> None:
+    from tenas.benchmark.archive import import_archive, open_archive
 
-    write_json(arguments.out, look_up(load_genotype(arguments.genotype), arguments.index))
+    archive = open_archive(arguments.source)
+    with _progress(len(archive.archs), f"import of {archive.path.name}", "cell") as update:
+        record = import_archive(archive, arguments.out, progress=update)
+    print(f"{record['source']['cells']:,} cells in {arguments.out}; SHA-256 of the source: {record['source']['sha256']}")
+
+
+def _benchmark_query(arguments: argparse.Namespace) -> None:
+    from tenas.benchmark import look_up
+    from tenas.benchmark.index import describe
+    from tenas.files import write_json
+
+    found = look_up(arguments.cell, arguments.index)
+    if arguments.out is None:
+        print(describe(found))
+    else:
+        write_json(arguments.out, found)
 
 
 def _retrain(arguments: argparse.Namespace) -> None:
@@ -194,10 +207,10 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """Give the function that counts measurements: a bar on a terminal, a plain line every tenth of the way in a log.
+def _progress(total: int, what: str, unit: str = "measurement") -> Iterator[Callable[[int], None]]:
+    """Give the function that counts what is done: a bar on a terminal, a plain line every tenth of the way in a log.
 
-    Nothing is shown before the first measurement, so that an error in the input stands alone.
+    Nothing is shown before the first is done, so that an error in the input stands alone.
     """
     bar, done = None, 0
 
@@ -206,12 +219,12 @@ def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
         before, done = done, done + more
         if not sys.stderr.isatty():
             if before * 10 // total < done * 10 // total:
-                print(f"{what}: {done} of {total} measurements", file=sys.stderr, flush=True)
+                print(f"{what}: {done} of {total} {unit}s", file=sys.stderr, flush=True)
             return
         if bar is None:
             from tqdm import tqdm
 
-            bar = tqdm(total=total, desc=what, unit="measurement", dynamic_ncols=True)
+            bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True)
         bar.update(more)
 
     try:
@@ -226,8 +239,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tenas {__version__}")
     stages = parser.add_subparsers(metavar="STAGE", required=True)
 
-    def stage(name: str, function: Callable, help: str) -> argparse.ArgumentParser:
-        added = stages.add_parser(name, help=help, description=help)
+    def stage(name: str, function: Callable, help: str, among: object = stages) -> argparse.ArgumentParser:
+        added = among.add_parser(name, help=help, description=help)
         added.set_defaults(function=function)
         return added
 
@@ -280,10 +293,17 @@ def _parser() -> argparse.ArgumentParser:
     path(added, "--out", "JSON file of the genotype")
     path(added, "--svg", "drawing of its cells")
 
-    added = stage("benchmark", _benchmark, "look a genotype up in its space's benchmark")
-    path(added, "--genotype", "JSON file of the genotype")
+    help = "import the benchmark of a space, look cells up in it, search on it"
+    parts = stages.add_parser("benchmark", help=help, description=help).add_subparsers(metavar="PART", required=True)
+
+    added = stage("import", _benchmark_import, "turn the official files of NAS-Bench-201 into an index", parts)
+    path(added, "source", "the folder NATS-tss-v1_0-3ffb9-simple, or NAS-Bench-201-v1_1-096897.pth")
+    path(added, "--out", "Parquet file, a row a cell")
+
+    added = stage("query", _benchmark_query, "look a cell up in its space's benchmark", parts)
+    added.add_argument("cell", help="text of a cell, its number in the benchmark, or JSON file of a genotype")
     path(added, "--index", "the benchmark as CSV or Parquet, a row a cell; without it the output says so", required=False)
-    path(added, "--out", "JSON file of the accuracies")
+    path(added, "--out", "JSON file of the result; without it a table is printed", required=False)
 
     added = stage("retrain", _retrain, "train the network of a genotype from scratch")
     path(added, "--settings", "retrain.json of the run")

@@ -184,7 +184,7 @@ def test_a_truncated_scores_file_is_refused(capsys, tmp_path, found):
 def test_a_genotype_of_another_space_is_refused(capsys, tmp_path):
     path = tmp_path / "genotype.json"
     path.write_text(json.dumps({"space": "nas-bench-201", "arch": "Genotype(normal=[('sep_conv_3x3', 0)])"}))
-    assert "is not a cell of nas-bench-201" in refused(capsys, "benchmark", "--genotype", path, "--out", tmp_path / "out.json")
+    assert "is not a cell of nas-bench-201" in refused(capsys, "benchmark", "query", path, "--out", tmp_path / "out.json")
     assert files(tmp_path) == ["genotype.json"]
 
 

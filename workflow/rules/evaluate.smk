@@ -16,7 +16,7 @@ rule benchmark:
         index=lambda wildcards: ["--index", index_of(wildcards.run)] if index_of(wildcards.run) else [],
         code=code_digest(*CODE["benchmark"]),
     shell:
-        "tenas benchmark --genotype {input.genotype:q} {params.index:q} --out {output:q} > {log:q} 2>&1"
+        "tenas benchmark query {input.genotype:q} {params.index:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule retrain_settings:

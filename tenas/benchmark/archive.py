@@ -1,0 +1,275 @@
+"""The official files of NAS-Bench-201, in either of their forms, turned into one small Parquet file.
+
+Both forms hold the same records, one for each (cell, epochs, data set, seed), as the package nas-bench-201 keeps them. They are
+pickles, which can run any code when they are opened. So nothing is built here but what the format needs (``PLAIN``).
+"""
+
+import bz2
+import codecs
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+from tenas.errors import TenasError
+from tenas.files import sha256, whole
+from tenas.provenance import Stopwatch, provenance
+from tenas.spaces import get_space
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# The archive's names of training sets, and what networks trained on them are evaluated on, with ours. `cifar10-valid` is half of
+# CIFAR-10's training set, the other half being `x-valid`. `ori-test` is a data set's own test set; of CIFAR-100 and
+# ImageNet16-120 it is halved into `x-valid` and `x-test`. `train` is the training set itself.
+ACCURACIES = {
+    "cifar10-valid": {"train": "cifar10_halftrain", "x-valid": "cifar10_valid", "ori-test": "cifar10_halftest"},
+    "cifar10": {"train": "cifar10_train", "ori-test": "cifar10_test"},
+    "cifar100": {
+        "train": "cifar100_train", "x-valid": "cifar100_valid", "x-test": "cifar100_test", "ori-test": "cifar100_valtest",
+    },
+    "ImageNet16-120": {
+        "train": "imagenet16_train", "x-valid": "imagenet16_valid", "x-test": "imagenet16_test", "ori-test": "imagenet16_valtest",
+    },
+}  # fmt: skip
+COSTS = {"cifar10": "cifar10", "cifar100": "cifar100", "ImageNet16-120": "imagenet16"}
+EPOCHS = (12, 200)
+SUFFIX = ".pickle.pbz2"
+# The last digits of the MD5 of the file, by which its authors name it.
+PTH_NAME = "NAS-Bench-201-v1_1-096897.pth"
+PTH_MD5 = "096897"
+METADATA = b"tenas"
+
+
+class Archive(NamedTuple):
+    """Official files, opened. ``records`` yields for each of ``archs`` its {epochs: state}, and can be run through once.
+
+    A state is that of an ``ArchResults`` of the package nas-bench-201, plain data: all trainings of a cell with so many epochs.
+    ``checksum``: the SHA-256 of what has been read: complete when all records have been.
+    """
+
+    path: Path
+    archs: tuple[str, ...]
+    records: Iterator[dict[int, dict]]
+    checksum: Callable[[], str]
+
+
+def _plain() -> dict[str, object]:
+    """What the pickles may name: sets, ordered dictionaries and NumPy's scalars, as older and newer versions call them."""
+    import numpy as np
+
+    # The only public way to the function that rebuilds a scalar.
+    scalar = np.float64(0).__reduce__()[0]
+    return {
+        "builtins.set": set,
+        "__builtin__.set": set,
+        "_codecs.encode": codecs.encode,
+        "collections.OrderedDict": OrderedDict,
+        "numpy.core.multiarray.scalar": scalar,
+        "numpy._core.multiarray.scalar": scalar,
+        "numpy.dtype": np.dtype,
+    }
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds plain data alone: dictionaries, lists, sets, texts, numbers."""
+
+    def find_class(self, module: str, name: str) -> object:
+        found = _plain().get(f"{module}.{name}")
+        if found is None:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no plain data")
+        return found
+
+
+def _folder(path: Path) -> Archive:
+    digests: dict[str, str] = {}
+
+    def load(name: str) -> dict:
+        try:
+            compressed = (path / name).read_bytes()
+            digests[name] = hashlib.sha256(compressed).hexdigest()
+            with bz2.open(io.BytesIO(compressed)) as file:
+                found = _PlainUnpickler(file).load()
+        except FileNotFoundError as error:
+            raise TenasError(f"The archive {path} is incomplete: it has no {name}.") from error
+        # An unpickler raises almost anything on bytes that aren't a pickle.
+        except Exception as error:
+            raise TenasError(f"The archive's file {path / name} cannot be read: {' '.join(str(error).split())}.") from error
+        if not isinstance(found, dict):
+            raise TenasError(f"The archive's file {path / name} holds something other than a dictionary.")
+        return found
+
+    def records() -> Iterator[dict[int, dict]]:
+        for number in range(len(archs)):
+            found = load(f"{number:06d}{SUFFIX}")
+            yield {epochs: found[str(epochs)] for epochs in EPOCHS if str(epochs) in found}
+
+    def checksum() -> str:
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    archs = _checked(load(f"meta{SUFFIX}").get("meta_archs"), path)
+    return Archive(path, archs, records(), checksum)
+
+
+def _pth(path: Path) -> Archive:
+    import numpy as np
+    import torch
+    from nas_201_api import NASBench201API
+
+    with path.open("rb") as file:
+        md5 = hashlib.file_digest(file, "md5").hexdigest()
+    if path.name == PTH_NAME and not md5.endswith(PTH_MD5):
+        raise TenasError(f"The file {path} is damaged: its MD5 {md5} doesn't end in {PTH_MD5}, as its name says.")
+    digest = sha256(path)
+    plain = [(value, name) for name, value in _plain().items()]
+    plain += [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32)]
+    try:
+        # The package calls torch.load without saying how, and torch then opens files restrictedly.
+        with torch.serialization.safe_globals(plain):
+            api = NASBench201API(path, verbose=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise TenasError(f"The file {path} cannot be read as NAS-Bench-201: {reason.rstrip('.')}.") from error
+    archs = _checked(api.meta_archs, path)
+
+    def records() -> Iterator[dict[int, dict]]:
+        for number in range(len(archs)):
+            try:
+                found = api.arch2infos_dict.pop(number)
+            except KeyError as error:
+                raise TenasError(f"The file {path} is incomplete: it has no record of the cell {number}.") from error
+            yield {epochs: found[str(epochs)].state_dict() for epochs in EPOCHS}
+
+    return Archive(path, archs, records(), lambda: digest)
+
+
+def _checked(archs: object, path: Path) -> tuple[str, ...]:
+    """The cells that an archive lists, each the text of one, no two the same."""
+    if not isinstance(archs, list | tuple) or not archs or not all(isinstance(arch, str) for arch in archs):
+        raise TenasError(f"The archive {path} doesn't list its cells: it is of another form.")
+    space = get_space("nas-bench-201")
+    if len({space.parse(arch).arch for arch in archs}) < len(archs):
+        raise TenasError(f"The archive {path} lists a cell twice.")
+    return tuple(archs)
+
+
+def open_archive(path: str | os.PathLike) -> Archive:
+    """The folder ``NATS-tss-v1_0-3ffb9-simple`` or the file ``NAS-Bench-201-v1_1-096897.pth``, opened.
+
+    The folder is read a cell at a time. The file has to be loaded as a whole, which takes minutes and up to 28 GB of memory.
+    Raises TenasError for anything else, and for what is damaged, incomplete, or holds more than data.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == ".pth" and path.is_file():
+        return _pth(path)
+    raise TenasError(
+        f"{path} is neither a folder with meta{SUFFIX}, as NATS-tss-v1_0-3ffb9-simple, nor a .pth file that is there, "
+        f"as {PTH_NAME}."
+    )
+
+
+def _values(states: dict[int, dict]) -> dict[str, float]:
+    """The columns of a cell from its states, {epochs: state}.
+
+    Accuracies in % after the last epoch: ``<name>_e<epochs>``, the mean over the seeds, and ``<name>_e<epochs>_seed<seed>``.
+    ``params_*`` and ``flops_*``: counts. ``*_seconds_e<epochs>``: time of a training, the mean over the seeds that have it.
+    """
+    values: dict[str, float] = {}
+    for epochs, state in states.items():
+        for trained_on, parts in ACCURACIES.items():
+            trials = {seed: state["all_results"][trained_on, seed] for seed in state["dataset_seed"].get(trained_on, ())}
+            for part, name in parts.items():
+                found = {}
+                for seed, trial in trials.items():
+                    if trial["epochs"] != epochs:
+                        raise ValueError(f"a training of {trial['epochs']} epochs is among those of {epochs}")
+                    if part == "train":
+                        found[seed] = float(trial["train_acc1es"][epochs - 1])
+                    # Not every training was evaluated on every part.
+                    elif part in trial["eval_names"]:
+                        found[seed] = float(trial["eval_acc1es"][f"{part}@{epochs - 1}"])
+                values |= {f"{name}_e{epochs}_seed{seed}": accuracy for seed, accuracy in found.items()}
+                if found:
+                    values[f"{name}_e{epochs}"] = fmean(found.values())
+            seconds = [sum(trial["train_times"].values()) for trial in trials.values() if trial["train_times"] is not None]
+            if seconds:
+                values[f"{parts['train']}_seconds_e{epochs}"] = fmean(seconds)
+            if trained_on in COSTS:
+                for trial in trials.values():
+                    # The archive has millions; they are sums of whole numbers.
+                    values[f"params_{COSTS[trained_on]}"] = round(trial["params"] * 1e6)
+                    values[f"flops_{COSTS[trained_on]}"] = round(trial["flop"] * 1e6)
+    return values
+
+
+def gather(archive: Archive, progress: Callable[[int], object] = lambda cells: None) -> dict[str, "np.ndarray"]:
+    """All cells of an archive as columns, NaN where a cell has no such value; ``progress`` is told of each cell.
+
+    Raises TenasError when a record is not of the cell at whose place it is, or of another form.
+    """
+    import numpy as np
+
+    columns: dict[str, np.ndarray] = {}
+    for number, (arch, states) in enumerate(zip(archive.archs, archive.records, strict=True)):
+        try:
+            if set(states) != set(EPOCHS):
+                raise ValueError(f"it has no trainings of {' or '.join(str(e) for e in EPOCHS if e not in states)} epochs")
+            for state in states.values():
+                if (state["arch_index"], state["arch_str"]) != (number, arch):
+                    raise ValueError(f"it is of the cell {state['arch_index']}, {state['arch_str']}")
+            values = _values(states)
+            if not all(math.isfinite(value) for value in values.values()):
+                raise ValueError("it has a value that is no number")
+        except KeyError as error:
+            raise TenasError(f"The record of the cell {number} in {archive.path} is faulty: it has no {error}.") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise TenasError(f"The record of the cell {number} in {archive.path} is faulty: {error}.") from error
+        for name, value in values.items():
+            if name not in columns:
+                columns[name] = np.full(len(archive.archs), np.nan)
+            columns[name][number] = value
+        progress(1)
+    return columns
+
+
+def _in_order(name: str) -> tuple:
+    """Means before single seeds, 200 epochs before 12, costs last."""
+    stem, _, epochs = name.partition("_e")
+    return name.startswith(("params", "flops")), stem.endswith("seconds"), "seed" in epochs, not epochs.startswith("200"), name
+
+
+def import_archive(archive: Archive, out: str | os.PathLike, progress: Callable[[int], object] = lambda cells: None) -> dict:
+    """Write an archive as one Parquet file, a row a cell (columns: docs/benchmark.md); its record is given back.
+
+    The record (source, its checksum, code and packages) is also in the file, as JSON under the metadata key ``tenas``.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    stopwatch = Stopwatch()
+    columns = gather(archive, progress)
+    if not columns:
+        raise TenasError(f"The archive {archive.path} has no results.")
+    arrays = {
+        "index": pa.array(range(len(archive.archs)), pa.int32()),
+        "arch": pa.array([get_space("nas-bench-201").parse(arch).arch for arch in archive.archs]),
+    }
+    for name in sorted(columns, key=_in_order):
+        array = pa.array(columns[name], from_pandas=True)
+        arrays[name] = array.cast(pa.int64()) if name.startswith(("params", "flops")) else array
+    source = {"name": archive.path.name, "sha256": archive.checksum(), "cells": len(archive.archs)}
+    record = provenance(settings={}, inputs=[], stopwatch=stopwatch, source=source)
+    table = pa.table(arrays).replace_schema_metadata({METADATA: json.dumps(record)})
+    with whole(out) as temporary:
+        parquet.write_table(table, temporary, compression="zstd")
+    return record
