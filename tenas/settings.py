@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from jsonschema import Draft202012Validator
@@ -23,6 +24,21 @@ KINDS = {"search": "presets", "retrain": "retrain"}
 @cache
 def _validator(schema: str) -> Draft202012Validator:
     return Draft202012Validator(yaml.safe_load((PACKAGE / "schemas" / f"{schema}.yaml").read_text(encoding="utf-8")))
+
+
+class Traits(NamedTuple):
+    """What has to be known of a measure before torch is: which way it's good, whether it can be negative, needs labels."""
+
+    lower_is_better: bool
+    signed: bool
+    labels: bool
+
+
+@cache
+def measure_traits() -> dict[str, Traits]:
+    """All measures by name, from the catalogue in tenas/schemas/search.yaml."""
+    catalogue = _validator("search").schema["properties"]["measures"]["properties"]
+    return {name: Traits(*(entry.get(word, False) for word in Traits._fields)) for name, entry in catalogue.items()}
 
 
 def _sentence(error: ValidationError, where: str) -> str:
@@ -133,3 +149,6 @@ def check_search(settings: Mapping) -> None:
     space.full_mask(settings["exclude"])
     if not space.rounds(settings["exclude"], settings["prune"]):
         raise TenasError(f"'exclude' leaves nothing to search: {space.name} has the operators {', '.join(space.operators)}.")
+    signed = [name for name in settings["measures"] if measure_traits()[name].signed]
+    if settings["change"] == "log" and signed:
+        raise TenasError(f"The measure {signed[0]} can be negative and has no logarithm: 'change' must be relative or absolute.")

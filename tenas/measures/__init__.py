@@ -1,6 +1,27 @@
-"""Measures of a network at initialisation, for any ``torch.nn.Module`` that maps a batch to logits."""
+"""Measures of a network at initialisation, for any ``torch.nn.Module`` that maps a batch to logits.
 
+``MEASURES`` is the registry: ``MEASURES[name](network, images, labels)``, where labels may be left out if no loss is measured.
+"""
+
+from tenas.measures.baselines import (
+    fisher,
+    flops,
+    gradient_norm,
+    grasp,
+    jacobian_covariance,
+    naswot,
+    parameters,
+    snip,
+    synflow,
+    zen,
+    zico,
+)
 from tenas.measures.ntk import condition_number, ntk_condition_number, ntk_gram
 from tenas.measures.regions import SaturatedWarning, linear_regions
+from tenas.measures.registry import MEASURES, Measure, measure
 
-__all__ = ["SaturatedWarning", "condition_number", "linear_regions", "ntk_condition_number", "ntk_gram"]
+__all__ = [
+    "MEASURES", "Measure", "SaturatedWarning", "condition_number", "fisher", "flops", "gradient_norm", "grasp",
+    "jacobian_covariance", "linear_regions", "measure", "naswot", "ntk_condition_number", "ntk_gram", "parameters", "snip",
+    "synflow", "zen", "zico",
+]  # fmt: skip

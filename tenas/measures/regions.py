@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenas.errors import TenasError
 from tenas.measures.ntk import undisturbed
+from tenas.measures.registry import measure
 
 SATURATED = 0.95
 
@@ -44,16 +45,19 @@ class _ReluSigns(TorchDispatchMode):
         return out
 
 
-def activation_patterns(network: nn.Module, inputs: Tensor) -> np.ndarray:
-    """Which ReLU outputs are positive, for each input of one forward pass: (n, bytes) uint8, eight units a byte.
+def relu_signs(network: nn.Module, inputs: Tensor) -> np.ndarray:
+    """Which ReLU outputs are positive, for each input of one forward pass: (n, units) booleans.
 
     A network without a ReLU gives (n, 0). Raises TenasError when a ReLU's first dimension isn't the samples.
     """
     with torch.no_grad(), _ReluSigns(len(inputs)) as signs:
         network(inputs)
-    if not signs.bits:
-        return np.zeros((len(inputs), 0), np.uint8)
-    return np.packbits(np.concatenate(signs.bits, axis=1), axis=1)
+    return np.concatenate(signs.bits, axis=1) if signs.bits else np.zeros((len(inputs), 0), bool)
+
+
+def activation_patterns(network: nn.Module, inputs: Tensor) -> np.ndarray:
+    """``relu_signs`` as (n, bytes) uint8, eight units a byte."""
+    return np.packbits(relu_signs(network, inputs), axis=1)
 
 
 def count_distinct_rows(patterns: np.ndarray) -> int:
@@ -68,6 +72,7 @@ def count_distinct_rows(patterns: np.ndarray) -> int:
     return len(np.unique(np.ascontiguousarray(patterns).view(np.dtype((np.void, width)))))
 
 
+@measure("linear_regions")
 def linear_regions(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> int:
     """R = the number of distinct sign patterns over all ReLU outputs: higher means more expressive.
 

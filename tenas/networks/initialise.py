@@ -7,7 +7,7 @@ from torch import Generator, nn
 from tenas.errors import one_of
 
 # How a scheme draws the weight of a convolution or a linear layer; None is PyTorch's own default.
-INITIALISERS = {"kaiming_fan_in": "fan_in", "kaiming_fan_out": "fan_out", "pytorch": None}
+INITIALISERS = {"kaiming_fan_in": "fan_in", "kaiming_fan_out": "fan_out", "pytorch": None, "normal": "normal"}
 
 
 def initialise(network: nn.Module, scheme: str, seed: int) -> None:
@@ -15,7 +15,8 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
 
     ``kaiming_fan_in`` and ``kaiming_fan_out``: Kaiming normal for ReLU (He et al. 2015, section 2.2), biases zero,
     as TE-NAS means it for linear regions and for the NTK (paper, appendix A). ``pytorch``: the default of torch.nn,
-    which is what the released code in truth uses. Batch normalisation starts at weight 1 and bias 0 in all of them.
+    which is what the released code in truth uses. ``normal``: standard normal, biases zero, which Zen-NAS takes. Batch
+    normalisation starts at weight 1 and bias 0 in all of them.
 
     Values are drawn on the CPU in the order of ``network.modules()``, so that they are the same on every device.
     Raises TenasError for an unknown scheme.
@@ -33,7 +34,10 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
                     bound = 1 / math.sqrt(weight[0].numel())
                     nn.init.uniform_(bias, -bound, bound, generator=generator)
             else:
-                nn.init.kaiming_normal_(weight, mode=INITIALISERS[scheme], nonlinearity="relu", generator=generator)
+                if scheme == "normal":
+                    nn.init.normal_(weight, generator=generator)
+                else:
+                    nn.init.kaiming_normal_(weight, mode=INITIALISERS[scheme], nonlinearity="relu", generator=generator)
                 if bias is not None:
                     nn.init.zeros_(bias)
             module.weight.data.copy_(weight)

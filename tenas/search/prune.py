@@ -6,20 +6,19 @@ import numpy as np
 from scipy.stats import rankdata
 
 from tenas.search.table import RANKING_KEYS, Measurement, trial_keys
+from tenas.settings import measure_traits
 from tenas.spaces import Mask, Round, Space
 
-# Which way a measure is good. Removing an operator is good where it lowers kappa the most, and where it lowers R the
-# least.
-LOWER_IS_BETTER = {"ntk_condition_number": True, "linear_regions": False}
 RESAMPLES = 1000
 
 
-def change(whole: np.ndarray, rest: np.ndarray, kind: str, decimals: int | None) -> np.ndarray:
+def change(whole: np.ndarray, rest: np.ndarray, kind: str, decimals: int | None, worst: float = -np.inf) -> np.ndarray:
     """What taking the operator away does to a measure, repeat by repeat: (trials, repeats) from (repeats,) and (trials, repeats).
 
-    ``log``: log(whole) - log(rest). ``relative``: (whole - rest) / whole. ``absolute``: whole - rest; the last is the
-    paper's, the second the released code's. A kernel that turns singular is -inf, one that ceases to be singular +inf;
-    where both are singular there is nothing to compare and the change is NaN.
+    ``log``: log(whole) - log(rest). ``relative``: (whole - rest) / |whole|. ``absolute``: whole - rest; the last is the
+    paper's, the second the released code's. A kernel that turns singular is ``worst``, one that ceases to be singular the
+    opposite; where both are singular there is nothing to compare and the change is NaN. ``worst``, the change of an
+    operator that must not go, is -inf for a measure of which less is better, and +inf for the others, whose infinity is -inf.
     """
     whole = np.broadcast_to(whole, rest.shape)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -27,31 +26,31 @@ def change(whole: np.ndarray, rest: np.ndarray, kind: str, decimals: int | None)
             case "log":
                 result = np.log(whole) - np.log(rest)
             case "relative":
-                result = (whole - rest) / whole
+                result = (whole - rest) / np.abs(whole)
             case "absolute":
                 result = whole - rest
     if decimals is not None:
         result = np.round(result, decimals)
-    result[np.isfinite(whole) & np.isinf(rest)] = -np.inf
-    result[np.isinf(whole) & np.isfinite(rest)] = np.inf
+    result[np.isfinite(whole) & np.isinf(rest)] = worst
+    result[np.isinf(whole) & np.isfinite(rest)] = -worst
     result[np.isinf(whole) & np.isinf(rest)] = np.nan
     return result
 
 
-def mean_change(changes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def mean_change(changes: np.ndarray, weights: np.ndarray, worst: float = -np.inf) -> np.ndarray:
     """Weighted means over the repeats: (samples, trials) from changes (trials, repeats) and counts (samples, repeats).
 
-    A trial that makes any kernel singular is -inf, the worst there is; else one that mends any is +inf. Repeats without
-    a comparison are left out; a trial without any is -inf too, so that nothing is pruned for want of evidence.
+    A trial that makes any kernel singular is ``worst`` (see ``change``); else one that mends any is the opposite. Repeats
+    without a comparison are left out; a trial without any is ``worst`` too, so that nothing is pruned for want of evidence.
     """
     finite = np.isfinite(changes)
     counts = weights @ finite.T.astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         # Means of decimals tie only after the last bits are gone: 0.1 + 0.2 and 0.3 are the same change.
         means = np.round(weights @ np.where(finite, changes, 0.0).T / counts, 12)
-    means[counts == 0] = -np.inf
-    means[weights @ np.isposinf(changes).T.astype(float) > 0] = np.inf
-    means[weights @ np.isneginf(changes).T.astype(float) > 0] = -np.inf
+    means[counts == 0] = worst
+    means[weights @ (changes == -worst).T.astype(float) > 0] = -worst
+    means[weights @ (changes == worst).T.astype(float) > 0] = worst
     return means
 
 
@@ -94,10 +93,12 @@ def rank_round(
     for name, measure in settings["measures"].items():
         repeats = measure["repeats"]
         table = np.array([[values[t, name, r] for r in range(repeats)] for t in range(len(trials) + 1)])
-        changes = change(table[0], table[1:], settings["change"], settings["decimals"])
+        lower_is_better = measure_traits()[name].lower_is_better
+        worst = -np.inf if lower_is_better else np.inf
+        changes = change(table[0], table[1:], settings["change"], settings["decimals"], worst)
         samples = np.vstack([np.ones(repeats), generator.multinomial(repeats, np.full(repeats, 1 / repeats), RESAMPLES)])
-        means = mean_change(changes, samples)
-        all_ranks = ranks(means, LOWER_IS_BETTER[name], settings["ranks"])
+        means = mean_change(changes, samples, worst)
+        all_ranks = ranks(means, lower_is_better, settings["ranks"])
         decided.append(all_ranks[:1])
         resampled.append(all_ranks[1:])
         columns += [f"{name}_{part}" for part in ("change", "se", "n", "singular", "rank")]

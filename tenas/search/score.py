@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tenas.errors import TenasError
-from tenas.measures import linear_regions, ntk_condition_number
+from tenas.measures import MEASURES
 from tenas.networks import Supernet, SupernetCells, initialise
 from tenas.search.seeds import derive_seed
 from tenas.search.table import Measurement
@@ -26,14 +26,18 @@ def normalised(images: np.ndarray, card: Mapping) -> Tensor:
     return ((torch.from_numpy(images).float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
+def draw_indices(available: int, count: int, seed: int) -> np.ndarray:
+    """``count`` different indices of ``available`` images, ascending."""
+    return np.sort(np.random.default_rng(seed).choice(available, count, replace=False))
+
+
 def draw_images(images: np.ndarray, card: Mapping, count: int, seed: int) -> Tensor:
     """``count`` different images, normalised. Raises TenasError when there are too few."""
     if count > len(images):
         raise TenasError(
             f"A batch of {count} images was asked for, but the data set has {len(images)}: lower 'batch', or prepare more images."
         )
-    chosen = np.random.default_rng(seed).choice(len(images), count, replace=False)
-    return normalised(images[np.sort(chosen)], card)
+    return normalised(images[draw_indices(len(images), count, seed)], card)
 
 
 def draw_crops(images: np.ndarray, card: Mapping, count: int, seed: int) -> Tensor:
@@ -53,54 +57,54 @@ def draw_crops(images: np.ndarray, card: Mapping, count: int, seed: int) -> Tens
     return torch.from_numpy((crops.astype(np.float32) / 255 - mean) / std)[:, None]
 
 
-class KernelMeasure:
-    """kappa of a supernet on one batch of images."""
+def draw_inputs(name: str, settings: Mapping, images: np.ndarray, card: Mapping, seed: int, device: str) -> tuple:
+    """What the measure ``name`` takes beside a network: a batch of images, with their labels if it needs them; R its blocks.
 
-    def __init__(self, space: Space, settings: Mapping, images: np.ndarray, card: Mapping, device: str) -> None:
-        self.settings, self.images, self.card, self.device = settings, images, card, device
-        self.network = Supernet(space, channels=settings["channels"], cells=settings["cells"], classes=card["classes"]).to(device)
+    Raises TenasError when there are too few images, or labels are needed and ``card`` has none.
+    """
+    if name != "linear_regions":
+        batch = draw_images(images, card, settings["batch"], seed).to(device)
+        if not MEASURES[name].needs_labels:
+            return (batch,)
+        if "labels" not in card:
+            raise TenasError(f"The measure {name} needs the labels of the images.")
+        labels = torch.from_numpy(card["labels"][draw_indices(len(images), settings["batch"], seed)])
+        return batch, labels.to(device)
+    count = settings["count"]
+    if settings["inputs"] == "crops":
+        inputs = draw_crops(images, card, count, seed)
+        # One channel a crop, and the released network has one; a wider one reads the crop in each of its channels.
+        inputs = inputs.expand(-1, settings["channels"], -1, -1)
+    else:
+        inputs = draw_images(images, card, min(count, len(images)), seed)
+    return (inputs.to(device).tensor_split(settings["blocks"]),)
 
-    def draw(self, weights_seed: int, inputs_seed: int) -> None:
-        initialise(self.network, self.settings["weights"], weights_seed)
-        self.batch = draw_images(self.images, self.card, self.settings["batch"], inputs_seed).to(self.device)
 
-    def __call__(self, mask: Mask) -> float:
-        self.network.set_mask(mask)
-        return ntk_condition_number(self.network, self.batch)
+class SupernetMeasure:
+    """A measure of a supernet with drawn weights and inputs, mask by mask."""
 
-
-class RegionsMeasure:
-    """R of the cells of a supernet on crops, or of a supernet on whole images."""
-
-    def __init__(self, space: Space, settings: Mapping, images: np.ndarray, card: Mapping, device: str) -> None:
-        self.settings, self.images, self.card, self.device = settings, images, card, device
+    def __init__(self, name: str, space: Space, settings: Mapping, images: np.ndarray, card: Mapping, device: str) -> None:
+        self.name, self.settings, self.images, self.card, self.device = name, settings, images, card, device
         self.network = (
             SupernetCells(space, channels=settings["channels"])
-            if settings["inputs"] == "crops"
+            if settings.get("inputs") == "crops"
             else Supernet(space, channels=settings["channels"], cells=settings["cells"], classes=card["classes"])
         ).to(device)
 
     def draw(self, weights_seed: int, inputs_seed: int) -> None:
         initialise(self.network, self.settings["weights"], weights_seed)
-        count = self.settings["count"]
-        if self.settings["inputs"] == "crops":
-            inputs = draw_crops(self.images, self.card, count, inputs_seed)
-            # One channel a crop, and the released network has one; a wider one reads the crop in each of its channels.
-            inputs = inputs.expand(-1, self.settings["channels"], -1, -1)
-        else:
-            inputs = draw_images(self.images, self.card, min(count, len(self.images)), inputs_seed)
-        self.blocks = inputs.to(self.device).tensor_split(self.settings["blocks"])
+        self.inputs = draw_inputs(self.name, self.settings, self.images, self.card, inputs_seed, self.device)
 
-    def __call__(self, mask: Mask) -> int:
+    def __call__(self, mask: Mask) -> float:
         self.network.set_mask(mask)
-        return linear_regions(self.network, self.blocks)
-
-
-MEASURES: dict[str, Callable] = {"ntk_condition_number": KernelMeasure, "linear_regions": RegionsMeasure}
+        return MEASURES[self.name](self.network, *self.inputs)
 
 
 class Scorer:
-    """Measures one trial after another. What a repeat shares, weights and inputs, is drawn once as long as it stays the same."""
+    """Measures one trial after another. What a repeat shares, weights and inputs, is drawn once as long as it stays the same.
+
+    ``card`` has the images' ``labels`` where a measure needs them.
+    """
 
     def __init__(
         self, settings: Mapping, images: np.ndarray, card: Mapping, mask: Mask, round: Round, seed: int, device: str
@@ -108,7 +112,8 @@ class Scorer:
         self.settings, self.mask, self.round, self.seed = settings, mask, round, seed
         self.masks = self._masks(mask.space.trials(mask, round))
         self.measures = {
-            name: MEASURES[name](mask.space, measure, images, card, device) for name, measure in settings["measures"].items()
+            name: SupernetMeasure(name, mask.space, measure, images, card, device)
+            for name, measure in settings["measures"].items()
         }
         self.drawn: dict[str, int] = {}
 

@@ -3,16 +3,20 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tenas.data import read_images
+from tenas.data import read_images, read_labels
 from tenas.errors import TenasError
 from tenas.files import format_csv, read_json, sha256, write_csv, write_json, write_text
 from tenas.provenance import Stopwatch, code_digest, provenance
 from tenas.search.draw import draw
 from tenas.search.prune import rank_round
 from tenas.search.table import COLUMNS, plan, read_scores, score_rows
-from tenas.settings import check_search, validated
+from tenas.settings import check_search, measure_traits, validated
 from tenas.spaces import Round, get_space
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Progress = Callable[[int], None]
 
@@ -53,6 +57,14 @@ def mask_stage(settings: Mapping, out: str | os.PathLike) -> None:
     write_json(out, mask.to_json() | {"made_by": made_by(settings, [])})
 
 
+def read_inputs(settings: Mapping, images: str | os.PathLike) -> tuple["np.ndarray", dict]:
+    """Prepared images and their card; under ``labels`` it has the images' classes if one of the measures is of a loss."""
+    pixels, card = read_images(images)
+    if any(measure_traits()[name].labels for name in settings["measures"]):
+        card |= {"labels": read_labels(images)}
+    return pixels, card
+
+
 def score_stage(
     settings: Mapping,
     images: str | os.PathLike,
@@ -75,7 +87,7 @@ def score_stage(
     this_round = find_round(settings, round)
     space = get_space(settings["space"])
     before = space.read_mask(mask)
-    pixels, card = read_images(images)
+    pixels, card = read_inputs(settings, images)
     measurements = plan(settings, this_round.trials, shard)
     values = score(
         settings,

@@ -1,11 +1,13 @@
 """The table of scores: one row a measurement, every one of them kept."""
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from tenas.errors import TenasError
 from tenas.files import read_csv
+from tenas.settings import measure_traits
 from tenas.spaces import Mask, Round, Space, Trial
 
 COLUMNS = ("round", "trial", "cell", "edge", "target", "source", "operator", "measure", "repeat", "value")
@@ -81,8 +83,10 @@ def read_scores(
             keys = trial_keys(space, round, measurement.trial, trials[measurement.trial])
             if any(row[key] != str(value) for key, value in keys.items()):
                 raise TenasError(f"{where} is about another trial than the mask has under number {measurement.trial}.")
-            if not value >= 0:
-                raise TenasError(f"{where} has the value {row['value']}; measures are never negative and never NaN.")
+            signed = measure_traits()[measurement.measure].signed
+            if not value >= (-math.inf if signed else 0):
+                never = "NaN" if signed else "negative and never NaN"
+                raise TenasError(f"{where} has the value {row['value']}; {measurement.measure} is never {never}.")
             if measurement in values:
                 raise TenasError(f"{where} gives a measurement that was given before: a shard is there twice.")
             values[measurement] = value

@@ -1,0 +1,335 @@
+"""Measures that TE-NAS's own are held against: costs, saliencies of gradients, kernels of activations, Zen and ZiCo.
+
+Each is a function of (network, images[, labels]) for any module, with batches (n, ...) and integer labels (n,). MORE IS BETTER
+in all of them. The network is measured in the mode that it is in and left as it was: weights, gradients, buffers, mode.
+
+What goes for all of them: batch normalisation in training mode couples the samples and hides the scale of the weights before
+it; nearly all grow with width and depth, so that within a space they follow the number of parameters or FLOPs; compare
+only values of equal batches and equal initialisation. "Weights" are those of convolutions and linear layers that ask for
+a gradient; batch normalisation and biases are no weights here, as in the papers' pruning criteria.
+
+-inf is the worst value of the measures that are logarithms: that of a network which cannot tell its inputs apart.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tenas.errors import TenasError
+from tenas.measures.ntk import undisturbed
+from tenas.measures.regions import relu_signs
+from tenas.measures.registry import measure
+from tenas.networks import count_flops
+
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+ALPHA = 0.01  # Zen-NAS, algorithm 1: how far the inputs are moved
+SHIFT = 1e-5  # Mellor et al. 2020: keeps the logarithm of an eigenvalue finite
+
+
+def _weights(network: nn.Module) -> list[nn.Parameter]:
+    weights = [m.weight for m in network.modules() if isinstance(m, LAYERS) and m.weight.requires_grad]
+    if not weights:
+        raise TenasError("The network has no convolution or linear layer whose weights require a gradient.")
+    return weights
+
+
+def _check_batch(images: Tensor) -> None:
+    if len(images) == 0:
+        raise TenasError("The measure of an empty batch is not defined.")
+
+
+def _loss(network: nn.Module, images: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of a batch. Raises TenasError when batch, logits and labels don't fit each other."""
+    _check_batch(images)
+    logits = network(images)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TenasError(f"A loss needs logits (n, classes) for {len(images)} samples; the network gave {shape}.")
+    if labels.shape != (len(images),):
+        raise TenasError(f"A batch of {len(images)} needs as many labels, not {tuple(labels.shape)}.")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise TenasError(f"A label lies outside of the network's {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}.")
+    return cross_entropy(logits, labels, reduction=reduction)
+
+
+def _gradients(value: Tensor, tensors: list, **options: bool) -> list[Tensor]:
+    """Gradients of ``value``; zeros for what it does not depend on, e.g. operators that a mask leaves out."""
+    if not value.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in tensors]
+    found = torch.autograd.grad(value, tensors, allow_unused=True, **options)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
+
+
+@contextmanager
+def _hooked(network: nn.Module, kinds: type | tuple, hook) -> Iterator[None]:
+    """``hook(module, inputs, output)`` after each pass of a layer of these kinds; no hook is left behind."""
+    handles = [module.register_forward_hook(hook) for module in network.modules() if isinstance(module, kinds)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@measure("parameters")
+def parameters(network: nn.Module, images: Tensor) -> int:
+    """Numbers that can be trained, of the modules that run: in a masked supernet those of the operators that are left.
+
+    Counted once for a module that runs several times. Nothing is computed: a copy on the meta device runs.
+    A discrete network's are ``tenas.networks.count_parameters``. No draw of weights or images has a say in it.
+    """
+    _check_batch(images)
+    counted: dict[int, int] = {}
+
+    def note(module: nn.Module, inputs: tuple, output: object) -> None:
+        counted.update((id(p), p.numel()) for p in module.parameters(recurse=False) if p.requires_grad)
+
+    network = copy.deepcopy(network).to("meta").eval()
+    with _hooked(network, nn.Module, note), torch.no_grad():
+        network(torch.empty_like(images[:1], device="meta"))
+    return sum(counted.values())
+
+
+@measure("flops")
+def flops(network: nn.Module, images: Tensor) -> int:
+    """Multiply-accumulates for one image of the batch's shape, counted as NAS-Bench-201 does (``tenas.networks.count_flops``)."""
+    _check_batch(images)
+    return count_flops(network, tuple(images.shape[1:]))
+
+
+@measure("gradient_norm", needs_labels=True)
+def gradient_norm(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """sum over layers of ||dL/dW||_2, L the mean cross-entropy of the batch ("grad_norm").
+
+    Source: Abdelfattah et al., Zero-Cost Proxies for Lightweight NAS, ICLR 2021, section 3.2.
+    Traps: batch normalisation makes the gradient of a weight inversely proportional to the weight's scale, so the
+    initialisation decides between layers; skip connections raise it whether or not they help.
+    """
+    with undisturbed(network), torch.enable_grad():
+        return sum(g.double().norm().item() for g in _gradients(_loss(network, images, labels), _weights(network)))
+
+
+@measure("snip", needs_labels=True)
+def snip(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """sum over weights of |w dL/dw|, L the mean cross-entropy of the batch.
+
+    Source: Lee, Ajanthan and Torr, SNIP, ICLR 2019, equation 4 (a connection's sensitivity, there normalised to sum 1);
+    summed over a network by Abdelfattah et al. 2021. Unlike the gradient's norm it doesn't change with the scale of a
+    weight before batch normalisation. Trap: a sum over weights, hence it grows with their number.
+    """
+    weights = _weights(network)
+    with undisturbed(network), torch.enable_grad():
+        gradients = _gradients(_loss(network, images, labels), weights)
+    return sum((w.detach() * g).abs().double().sum().item() for w, g in zip(weights, gradients, strict=True))
+
+
+@measure("grasp", needs_labels=True)
+def grasp(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """sum over weights of -w (H g), g the gradient and H the Hessian of the mean cross-entropy of the batch.
+
+    Source: Wang, Zhang and Grosse, GraSP, ICLR 2020, equation 8, without its temperature; summed over a network by
+    Abdelfattah et al. 2021, whose orientation this is. The sign: -w (H g) is, to first order, half of what removing a weight adds
+    to the squared norm of the gradient. As a criterion for single weights the largest go; as a score of
+    networks the literature takes more as better, and so do we. It can be negative.
+    Traps: the noisiest of the gradient measures, small batches change its sign; it needs second derivatives.
+    """
+    weights = _weights(network)
+    with undisturbed(network), torch.enable_grad():
+        gradients = _gradients(_loss(network, images, labels), weights, create_graph=True)
+        product = sum((g.detach() * g).sum() for g in gradients)
+        curvature = _gradients(product, weights)
+    return -sum((w.detach() * h).double().sum().item() for w, h in zip(weights, curvature, strict=True))
+
+
+@measure("synflow")
+def synflow(network: nn.Module, images: Tensor) -> float:
+    """sum over weights of w dR/dw, R the sum of the outputs for one input of ones, in the network of absolute weights.
+
+    Source: Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow, NeurIPS 2020,
+    equation 3 and algorithm 1. Only the batch's shape and device matter.
+    Traps: batch normalisation must go, as it subtracts the mean of the one input there is and nothing is conserved any more: here
+    it is the identity. Without it values grow with the product of the widths, 10^30 and more for deep networks, past
+    float32: here in float64. In ranks it is close to depth and width. Biases enter as absolute values, and are no weights.
+    """
+    _check_batch(images)
+    network = copy.deepcopy(network).double()
+    for module in network.modules():
+        if isinstance(module, BATCH_NORMS):
+            module.eval()  # in training mode it refuses a single value a channel
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.abs_()
+    weights = _weights(network)
+    ones = torch.ones_like(images[:1], dtype=torch.float64)
+    with _hooked(network, BATCH_NORMS, lambda module, inputs, output: inputs[0]), torch.enable_grad():
+        gradients = _gradients(network(ones).sum(), weights)
+    return sum((w.detach() * g).sum().item() for w, g in zip(weights, gradients, strict=True))
+
+
+@measure("fisher", needs_labels=True)
+def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """sum over layers and their output channels c of 1/(2n) sum_i (sum over positions of a_ic dL_i/da_ic)^2.
+
+    a is the output of a convolution or linear layer, L_i the cross-entropy of sample i.
+    Source: Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018, section 2.2; Turner et al.,
+    BlockSwap, ICLR 2020, equation 4; summed over a network by Abdelfattah et al. 2021, whose gradients are those of the
+    mean loss: their value is this one divided by n^2. Traps: batch normalisation in training mode mixes the samples'
+    gradients; a square of gradients, hence dominated by a few layers near the output.
+    """
+    outputs: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        outputs.append(output)
+        return output.clone()  # a ReLU in place changes the copy
+
+    with undisturbed(network), torch.enable_grad():
+        with _hooked(network, LAYERS, note):
+            loss = _loss(network, images, labels, reduction="sum")
+        _weights(network)
+        total = 0.0
+        for output, gradient in zip(outputs, _gradients(loss, outputs), strict=True):
+            products = (output.detach() * gradient).double().reshape(len(output), output.shape[1], -1).sum(2)
+            total += products.square().sum().item() / (2 * len(images))
+    return total
+
+
+@measure("jacobian_covariance")
+def jacobian_covariance(network: nn.Module, images: Tensor) -> float:
+    """-sum_i (log(s_i + k) + 1 / (s_i + k)), k = 1e-5, s the eigenvalues of the samples' correlation matrix of Jacobians.
+
+    Row i of the Jacobian is the gradient of the sum of the logits with respect to image i.
+    Source: Mellor et al., Neural Architecture Search without Training, first version (arXiv 2006.04647v1, 2020), section 3
+    ("jacob_cov"). Largest, about -n, when the rows are uncorrelated; comparable between batches of one size alone.
+    -inf where an image's gradient is constant, as of a disconnected network: it has no correlation.
+    Trap: 1 / (s + k) rules, so the smallest eigenvalue of the batch decides.
+    """
+    _check_batch(images)
+    images = images.detach().clone().requires_grad_()
+    with undisturbed(network), torch.enable_grad():
+        (jacobian,) = _gradients(network(images).sum(), [images])
+    rows = jacobian.reshape(len(images), -1).to("cpu", torch.float64)
+    rows = rows - rows.mean(1, keepdim=True)
+    norms = rows.norm(dim=1, keepdim=True)
+    if (norms == 0).any():
+        return -math.inf
+    eigenvalues = torch.linalg.eigvalsh((rows / norms) @ (rows / norms).T).clamp(min=0) + SHIFT
+    return -(eigenvalues.log() + 1 / eigenvalues).sum().item()
+
+
+@measure("naswot")
+def naswot(network: nn.Module, images: Tensor) -> float:
+    """log |det K|, K[i, j] the number of ReLUs that are in the same state for images i and j.
+
+    Source: Mellor et al., Neural Architecture Search without Training, ICML 2021, equation 2 (K = N_A - Hamming distance).
+    Every ReLU that runs counts, module or function. -inf where two images have one pattern: K is singular.
+    Traps: grows as n log(number of ReLUs), so that in a space it mostly counts ReLUs; in float32 the determinant is lost.
+    """
+    _check_batch(images)
+    with undisturbed(network):
+        signs = relu_signs(network, images)
+    centred = torch.from_numpy(signs).double() * 2 - 1
+    kernel = (centred @ centred.T + centred.shape[1]) / 2
+    if len(torch.unique(kernel, dim=0)) < len(kernel) or centred.shape[1] == 0:
+        return -math.inf
+    return torch.linalg.slogdet(kernel).logabsdet.item()
+
+
+class _LastFeatures(TorchDispatchMode):
+    """Notes the last (n, c, h, w) of a convolution, normalisation, ReLU, sum or concatenation: the features before pooling."""
+
+    OPERATORS = frozenset({"convolution", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+                           "cudnn_batch_norm", "relu", "relu_", "add", "add_", "cat"})  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features: Tensor | None = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = out[0] if isinstance(out, tuple) else out
+        if func._schema.name.removeprefix("aten::") in self.OPERATORS and made.ndim == 4:
+            self.features = made
+        return out
+
+
+def _features(network: nn.Module, images: Tensor) -> Tensor:
+    with _LastFeatures() as last:
+        network(images)
+    if last.features is None:
+        raise TenasError("The Zen-score needs a network with feature maps (n, channels, height, width).")
+    return last.features.double()
+
+
+@measure("zen")
+def zen(network: nn.Module, images: Tensor) -> float:
+    """log mean_i ||f(x_i) - f(x_i + 0.01 e_i)||_F + sum over batch normalisations of log sqrt(mean over channels of variance).
+
+    f gives the features before global pooling, e is standard Gaussian noise, the same for every network. The second term gives
+    back the scale that batch normalisation takes away: the variances are those of its inputs over batch and positions.
+    Source: Lin et al., Zen-NAS, ICCV 2021, algorithm 1; its released code takes the L1 norm of the difference instead.
+    Batch normalisation always runs in training mode here, or the variances would be of what normalised nothing.
+    The paper's x and weights are standard Gaussian (``normal`` of ``tenas.networks.initialise``); with other weights the
+    second term holds the initialisation's scale, layer by layer. Traps: skip connections count although the paper removes
+    them; every layer adds a logarithm, so it follows depth. -inf where features don't depend on the images.
+    """
+    _check_batch(images)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    scales: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        variances = inputs[0].double().transpose(0, 1).flatten(1).var(1, unbiased=False)
+        scales.append(variances.mean().log() / 2)
+
+    modes = [(module, module.training) for module in network.modules() if isinstance(module, BATCH_NORMS)]
+    try:
+        for module, _ in modes:
+            module.train()
+        with undisturbed(network), torch.no_grad():
+            with _hooked(network, BATCH_NORMS, note):
+                features = _features(network, images)
+            moved = _features(network, images + ALPHA * noise)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    change = (features - moved).flatten(1).norm(dim=1).mean().item()
+    scale = sum(s.item() for s in scales)
+    return math.log(change) + scale if change > 0 and math.isfinite(scale) else -math.inf
+
+
+@measure("zico", needs_labels=True)
+def zico(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """sum over layers of log sum over weights of mean(|g|) / std(|g|), g the gradients of the batch's two halves.
+
+    Source: Li et al., ZiCo, ICLR 2023, definition 1, with the two batches that it says are enough. With two, the mean over the
+    (population) standard deviation of a weight is (|a| + |b|) / ||a| - |b||.
+    The released code takes the deviation of g and not of |g|. Weights whose |g| does not differ are left out, and
+    so are layers of which none is left, as there; -inf where no layer is left. Traps: a ratio with small denominators,
+    so a layer's sum is ruled by its few steadiest weights; grows with the number of layers.
+    """
+    if len(images) < 2:
+        _check_batch(images)
+        raise TenasError("ZiCo compares the gradients of two halves of a batch: it needs at least 2 images.")
+    weights = _weights(network)
+    half = len(images) // 2
+    with undisturbed(network), torch.enable_grad():
+        first, second = (
+            [g.abs().double() for g in _gradients(_loss(network, images[part], labels[part]), weights)]
+            for part in (slice(half), slice(half, None))
+        )
+    logarithms = []
+    for a, b in zip(first, second, strict=True):
+        differ = a != b
+        if differ.any():
+            logarithms.append(((a + b)[differ] / (a - b)[differ].abs()).sum().log().item())
+    return sum(logarithms) if logarithms else -math.inf
