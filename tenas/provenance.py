@@ -1,5 +1,6 @@
 """What made a result: written beside every result, so that it can be audited."""
 
+import json
 import os
 import platform
 import time
@@ -10,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from tenas import __version__
-from tenas.files import sha256
+from tenas.files import sha256, sha256_of
 
 PACKAGE = Path(__file__).parent
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "dvc", "nas-bench-201")
@@ -43,13 +44,14 @@ def package_versions() -> dict[str, str]:
 
 
 class Stopwatch:
-    """Wall time since it was made, in seconds."""
+    """Wall time since it was made, in seconds, and ``earlier`` seconds of other processes that worked on the same result."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
+        self.earlier = 0.0
 
     def seconds(self) -> float:
-        return round(time.perf_counter() - self._start, 3)
+        return round(self.earlier + time.perf_counter() - self._start, 3)
 
 
 def provenance(
@@ -66,3 +68,8 @@ def provenance(
         "wall_seconds": stopwatch.seconds(),
         "inputs": {str(path): sha256(path) for path in inputs},
     }
+
+
+def sealed(record: Mapping) -> dict:
+    """A record with its own hash as its last key, ``record_sha256``: for a file whose hash no other file holds."""
+    return {**record, "record_sha256": sha256_of(json.dumps(record))}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tenas.cli import main
+from tenas.files import sha256
 
 TINY = """
 exclude: [none]
@@ -119,7 +120,9 @@ def test_what_made_a_score_is_beside_it(found):
     assert made["machine"]["device"] in {"cpu", "cuda"}
     assert made["wall_seconds"] > 0
     assert len(made["code_sha256"]) == 64
-    assert [path.rpartition("/")[2] for path in made["inputs"]] == ["images.npy", "mask.json"]
+    assert [path.rpartition("/")[2] for path in made["inputs"]] == ["images.npy", "card.json", "mask.json"]
+    assert made["resumed"] == 0
+    assert made["scores_sha256"] == sha256(found / "seed0/round1/scores/1.csv")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Measure the trials of a round: the one stage of a search that needs torch."""
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -155,8 +155,8 @@ def _start_worker(space: str, active: tuple, *arguments: object) -> None:
     _scorer = Scorer(settings, images, card, Mask(get_space(space), active), round, seed, "cpu")
 
 
-def _measure(measurement: Measurement) -> float:
-    return _scorer(measurement)
+def _measure(measurement: Measurement) -> tuple[Measurement, float]:
+    return measurement, _scorer(measurement)
 
 
 def score(
@@ -170,32 +170,33 @@ def score(
     *,
     threads: int = 1,
     device: str = "cpu",
-    progress: Callable[[int], None] = lambda done: None,
+    taken: Callable[[Measurement, float], None] = lambda measurement, value: None,
 ) -> dict[Measurement, float]:
     """Take ``measurements`` of a round: {measurement: value}.
 
     ``images``: uint8 (n, h, w, 3) with their ``card``. ``mask``: before the round. ``threads``: on the CPU as many
-    processes of one thread each; on a GPU one process. ``progress`` is called with the number taken since its last
-    call.
+    processes of one thread each; on a GPU one process. ``taken`` is called, in this process, with each measurement as
+    soon as it has been taken.
 
     The values depend on (settings, images, mask, round, seed) and on the kind of processor, not on threads or order.
     Raises TenasError when there are too few images for a batch.
     """
     values: dict[Measurement, float] = {}
 
-    def keep(results: Iterator[float]) -> None:
-        for measurement, value in zip(measurements, results, strict=True):
+    def keep(results: Iterable[tuple[Measurement, float]]) -> None:
+        for measurement, value in results:
             values[measurement] = value
-            progress(1)
+            taken(measurement, value)
 
     # The scorer is made here in any case: what's wrong with the settings is said before processes are started.
     with one_thread():
         scorer = Scorer(settings, images, card, mask, round, seed, device)
         if device != "cpu" or threads == 1 or len(measurements) < 2 * threads:
-            keep(map(scorer, measurements))
+            keep((measurement, scorer(measurement)) for measurement in measurements)
             return values
     arguments = (mask.space.name, mask.active, settings, images, card, round, seed)
     with multiprocessing.get_context("spawn").Pool(threads, _start_worker, arguments) as pool:
-        measurements_of_a_task = max(1, len(measurements) // (threads * 16))
-        keep(pool.imap(_measure, measurements, chunksize=measurements_of_a_task))
+        # One at a time and as they come: a job that is killed loses what was under way and nothing else. That each
+        # process draws weights and images anew for every repeat costs a few hundredths of a measurement.
+        keep(pool.imap_unordered(_measure, measurements))
     return values

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from tenas.data import read_images, read_labels
 from tenas.errors import TenasError
-from tenas.files import format_csv, read_json, sha256, write_csv, write_json, write_text
-from tenas.provenance import Stopwatch, code_digest, provenance
+from tenas.files import format_csv, read_json, sha256, sha256_of, write_csv, write_json, write_text
+from tenas.provenance import Stopwatch, code_digest, package_versions, provenance, sealed
 from tenas.search.draw import draw
+from tenas.search.partial import Partial, origin_of
 from tenas.search.prune import rank_round
-from tenas.search.table import COLUMNS, plan, read_scores, score_rows
+from tenas.search.table import COLUMNS, Measurement, plan, read_scores, score_rows
 from tenas.settings import check_search, measure_traits, validated
 from tenas.spaces import Round, get_space
 
@@ -78,7 +79,11 @@ def score_stage(
     device: str = "auto",
     progress: Progress = lambda done: None,
 ) -> None:
-    """Measure a shard of a round: ``out`` and, beside it with the suffix .json, what made it."""
+    """Measure a shard of a round: ``out`` and, beside it with the suffix .json, what made it.
+
+    A job that was killed is gone on with: what it had measured lies in a hidden file beside ``out`` until that is
+    written. The record says under ``resumed`` how many measurements were found there.
+    """
     from tenas.device import choose_device
     from tenas.search.score import score
 
@@ -89,32 +94,60 @@ def score_stage(
     before = space.read_mask(mask)
     pixels, card = read_inputs(settings, images)
     measurements = plan(settings, this_round.trials, shard)
-    values = score(
-        settings,
-        pixels,
-        card,
-        before,
-        this_round,
-        seed,
-        measurements,
-        threads=threads,
-        device=device,
-        progress=progress,
+    inputs = [images, Path(images).with_name("card.json"), mask]
+    # All that a value can follow from. Another machine of the same kind may go on where one was taken away.
+    origin = origin_of(
+        {
+            "settings": settings,
+            "inputs": [sha256(path) for path in inputs],
+            "seed": seed,
+            "round": round,
+            "shard": shard,
+            "device": device,
+            "code": code_digest("data", "device.py", "measures", "networks", "search", "spaces"),
+            "packages": package_versions(),
+        }
     )
+    out = Path(out)
+    with Partial(out.with_name(f".{out.stem}.partial"), origin) as partial:
+        stopwatch.earlier = partial.seconds
+        if partial.values:
+            progress(len(partial.values))
+
+        def taken(measurement: Measurement, value: float) -> None:
+            partial.add(measurement, value, stopwatch.seconds())
+            progress(1)
+
+        values = partial.values | score(
+            settings,
+            pixels,
+            card,
+            before,
+            this_round,
+            seed,
+            [measurement for measurement in measurements if measurement not in partial.values],
+            threads=threads,
+            device=device,
+            taken=taken,
+        )
+    text = format_csv(COLUMNS, score_rows(settings, space, before, this_round, values))
     made = provenance(
         settings=settings,
-        inputs=[images, mask],
+        inputs=inputs,
         stopwatch=stopwatch,
         device=device,
         seed=seed,
         round=round,
         shard=f"{shard[0]}/{shard[1]}",
         measurements=len(values),
+        resumed=len(partial.values),
+        scores_sha256=sha256_of(text),
     )
-    text = format_csv(COLUMNS, score_rows(settings, space, before, this_round, values))
-    # The record first: a scores file that is there always has one.
-    write_json(Path(out).with_suffix(".json"), made)
+    # A scores file that is there always has its own record: one of an earlier run goes first, the new one comes last.
+    out.unlink(missing_ok=True)
+    write_json(out.with_suffix(".json"), sealed(made))
     write_text(out, text)
+    partial.remove()
 
 
 def prune_stage(

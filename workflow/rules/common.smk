@@ -30,6 +30,7 @@ CODE = {
         "device.py",
         "measures",
         "networks",
+        "search/partial.py",
         "search/score.py",
         "search/seeds.py",
         "search/stages.py",

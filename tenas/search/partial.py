@@ -1,0 +1,83 @@
+"""What an unfinished shard has measured, kept from one job to the next: a killed job loses only what was under way.
+
+A hidden file beside the scores, which no job declares as its output: Snakemake removes the outputs of a job that failed,
+and not this one. Its first line says what the values follow from; then comes a line a measurement, appended as it is taken.
+"""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from io import TextIOWrapper
+from pathlib import Path
+from types import TracebackType
+
+from tenas.files import write_text
+from tenas.search.table import Measurement
+
+
+def origin_of(facts: Mapping[str, object]) -> str:
+    """One line for all that the values of a shard follow from: the SHA-256 of JSON-ready facts, whatever their order."""
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _line(measurement: Measurement, value: float, seconds: float) -> str:
+    return f"{measurement.trial},{measurement.measure},{measurement.repeat},{value},{seconds}\n"
+
+
+def _parsed(line: str) -> tuple[Measurement, float, float]:
+    """The inverse of ``_line``. Counts stay integers, for the same bytes later. ValueError for a damaged line."""
+    trial, measure, repeat, value, seconds = line.split(",")
+    return (
+        Measurement(int(trial), measure, int(repeat)),
+        int(value) if value.isdecimal() else float(value),
+        float(seconds),
+    )
+
+
+class Partial:
+    """The measurements of a shard so far: ``values``, and ``seconds``, the wall time that they took, over all jobs.
+
+    A file of another ``origin`` counts for nothing and is replaced; of a damaged one, the lines before the damage count.
+    Nothing is written before the first measurement.
+    """
+
+    def __init__(self, path: Path, origin: str) -> None:
+        self.path, self.origin = path, origin
+        self.values: dict[Measurement, float] = {}
+        self.seconds = 0.0
+        self._lines = [f"{origin}\n"]
+        self._file: TextIOWrapper | None = None
+        try:
+            # What follows the last line end is a line that a kill has cut off.
+            first, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] or [""]
+        except FileNotFoundError:
+            return
+        if first != origin:
+            return
+        for line in lines:
+            try:
+                measurement, value, seconds = _parsed(line)
+            except ValueError:
+                break
+            self.values[measurement] = value
+            self.seconds = seconds
+            self._lines.append(f"{line}\n")
+
+    def add(self, measurement: Measurement, value: float, seconds: float) -> None:
+        """Append a measurement. ``seconds``: wall time of the shard so far. It outlives this process, not a power cut."""
+        if self._file is None:
+            write_text(self.path, "".join(self._lines))
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(_line(measurement, value, seconds))
+        self._file.flush()
+
+    def remove(self) -> None:
+        """To be called once the scores are written."""
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> "Partial":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
