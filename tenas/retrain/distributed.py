@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tenas.device import choose_device
+from tenas.device import choose_device, own_device, own_gpu
 from tenas.errors import TenasError
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ class Processes(NamedTuple):
     rank: int = 0
     count: int = 1
     local_rank: int = 0
-    """Its number on this machine, and that of its GPU."""
+    """Its number on this machine."""
 
     @property
     def first(self) -> bool:
@@ -73,10 +73,10 @@ def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
     Gives this process, and its device: of ``device`` auto, cpu or cuda; each process of a machine has a GPU of its own.
     They talk through NCCL on GPUs, through Gloo on CPUs. Raises TenasError when there are more processes than GPUs.
     """
-    kind = choose_device(device)
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
-        yield Processes(), torch.device(kind)
+        yield Processes(), torch.device(own_device(device))
         return
+    kind = choose_device(device)
     processes = Processes(*(int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     place = torch.device(kind)
     if kind == "cuda":
@@ -85,7 +85,8 @@ def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
                 f"torchrun has started process {processes.local_rank + 1} of this machine, which has "
                 f"{torch.cuda.device_count()} GPU(s): lower --nproc-per-node."
             )
-        place = torch.device("cuda", processes.local_rank)
+        # Not that of its own number: jobs that score may be at work on some of them.
+        place = torch.device("cuda", own_gpu())
         torch.cuda.set_device(place)
     if processes.count == 1:
         yield processes, place

@@ -84,11 +84,11 @@ def score_stage(
     A job that was killed is gone on with: what it had measured lies in a hidden file beside ``out`` until that is
     written. The record says under ``resumed`` how many measurements were found there.
     """
-    from tenas.device import choose_device
+    from tenas.device import own_device
     from tenas.search.score import score
 
     stopwatch = Stopwatch()
-    device = choose_device(device)
+    device = own_device(device)
     this_round = find_round(settings, round)
     space = get_space(settings["space"])
     before = space.read_mask(mask)

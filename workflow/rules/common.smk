@@ -20,7 +20,7 @@ except TenasError as error:
 RUNS = CONFIG["runs"]
 
 # For each rule, the parts of the package that it runs. An edit there makes it run again; Snakemake itself would not notice.
-# Left out are the command line and what only reads, writes and reports (files, errors, provenance, settings):
+# Left out are the command line and what only reads, writes and reports (files, locks, errors, provenance, settings):
 # they don't change a result. tests/test_workflow.py holds this table to the imports.
 CODE = {
     "prepare": ["data"],
