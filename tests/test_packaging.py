@@ -67,6 +67,24 @@ def test_conda_environments_read_the_same_versions():
     assert "--constraint constraints.txt --editable ." in (jobs / "tenas.post-deploy.sh").read_text(encoding="utf-8")
 
 
+def test_containers_install_what_the_makefile_does():
+    """They are not built here: what can go out of step is compared."""
+    dockerfile, definition = ((ROOT / "containers" / name).read_text(encoding="utf-8") for name in ("Dockerfile", "tenas.def"))
+    (command,) = re.findall(r"-m pip install (.*--constraint.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    python = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"][0].partition("=")[2]
+    for text, base in ((dockerfile, "FROM "), (definition, "From: ")):
+        assert set(re.findall(r"-m pip install (.*)", text)) == {f"--no-cache-dir {command}"}
+        assert re.search(rf"^{base}python:{re.escape(python)}-slim", text, re.MULTILINE)
+    copied = [name for line in re.findall(r"^COPY (.*)$", dockerfile, re.MULTILINE) for name in line.split()[:-1]]
+    files = dict(line.split() for line in re.search(r"%files\n((?:    .*\n)+)", definition)[1].splitlines())
+    assert sorted(copied) == sorted(files)
+    assert files == {name: f"/opt/tenas/{name}" for name in files}
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    # All that the package declares of itself, and all that the workflow reads.
+    declared = {PROJECT["readme"], *PROJECT["license-files"], "pyproject.toml", "constraints.txt"}
+    assert declared | {"Snakefile", "tenas", "workflow", "config", "profiles"} == set(copied)
+
+
 def test_what_the_package_declares():
     assert metadata.version("tenas") == tenas.__version__
     (script,) = metadata.entry_points(group="console_scripts", name="tenas")

@@ -107,10 +107,25 @@ def gpus_of_a_job():
     return int(any(Path(os.devnull).parent.glob("nvidia[0-9]*")))
 
 
-def with_a_process_a_gpu(resources):
-    """The command line on as many GPUs as a job was given: with more than one, torchrun starts a process for each."""
-    gpus = resources.get("gpu", 0)
-    return f"torchrun --standalone --nproc-per-node {gpus} -m tenas.cli" if gpus > 1 else "tenas"
+def processes(resources):
+    """Processes of a training on one machine: one a GPU. A job on several nodes has a task, and its share of the GPUs, on each."""
+    return max(1, resources.get("gpu", 0) // (resources.tasks if "mpi" in resources.keys() else 1))
+
+
+def launched(resources, threads):
+    """The command line, once for each of the GPUs that a job was given: with more than one, torchrun starts a process for each.
+
+    Where a profile gives the job `mpi`, its launcher (srun) starts a torchrun on each of its nodes; they meet on the first
+    one, where this command itself runs, at a port that goes by the job's number so that two jobs can meet on one node.
+    """
+    local = processes(resources)
+    if "mpi" not in resources.keys():
+        return f"torchrun --standalone --nproc-per-node {local} -m tenas.cli" if local > 1 else "tenas"
+    return (
+        f"{resources.mpi} --nodes {resources.get('nodes', 1)} --ntasks {resources.tasks} --cpus-per-task {threads}"
+        f" torchrun --nnodes {resources.tasks} --nproc-per-node {local} --rdzv-backend c10d --rdzv-id $SLURM_JOB_ID"
+        " --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 10000)) -m tenas.cli"
+    )
 
 
 def tested():

@@ -70,11 +70,12 @@ rule retrain:
     params:
         folder=lambda wildcards, output: str(Path(output.metrics).parent),
         device=CONFIG["device"],
-        tenas=lambda wildcards, resources: with_a_process_a_gpu(resources),
+        tenas=lambda wildcards, resources, threads: launched(resources, threads),
+        threads=lambda wildcards, resources, threads: max(1, threads // processes(resources)),
         code=code_digest(*CODE["retrain"]),
     shell:
         "{params.tenas} retrain --settings {input.settings:q} --genotype {input.genotype:q} --seed {wildcards.seed}"
-        " --threads {threads} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
+        " --threads {params.threads} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
 
 
 rule export:

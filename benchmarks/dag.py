@@ -1,0 +1,118 @@
+"""How many jobs does one Snakemake carry? ``python -m benchmarks.dag [--runs 1 3 10 30 100] [--svg docs/img/dag.svg]``
+
+Dry runs, one after another, of configurations with ever more runs: the DARTS space without two of its operators, which makes
+6 rounds, in 16 shards, one seed, no retraining. Printed are the seconds of processor time until all jobs are known, and the
+largest memory of the process. A power of the number of jobs, through the two largest, says what 1,000 runs would take.
+"""
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from tenas.settings import search_settings
+from tenas.spaces import get_space
+
+ROOT = Path(__file__).resolve().parent.parent
+SPACE, SHARDS = "darts", 16
+SEARCH = {"exclude": ["none", "avg_pool_3x3"]}
+FULL = 1000
+
+
+class Plan(NamedTuple):
+    """A dry run: jobs found, processor time in seconds, memory in MB."""
+
+    runs: int
+    jobs: int
+    seconds: float
+    memory: float
+
+
+def jobs_of(runs: int) -> int:
+    """Jobs of a configuration: two in all; for each run settings, mask, genotype, figure, look-up, summary, and rounds."""
+    settings = search_settings(SPACE, "default", SEARCH)
+    rounds = len(get_space(SPACE).rounds(settings["exclude"], settings["prune"]))
+    return 2 + runs * (6 + rounds * (SHARDS + 1))
+
+
+def dry_run(runs: int, *arguments: str) -> Plan:
+    """Let Snakemake plan ``runs`` runs in an empty folder. Raises CalledProcessError when it cannot."""
+    run = {"space": SPACE, "dataset": "digits", "preset": "default", "search": SEARCH, "seeds": [0]}
+    config = {
+        "shards": SHARDS,
+        "device": "cpu",
+        "datasets": {"digits": {"source": "digits"}},
+        "runs": {f"run{number:04d}": run for number in range(runs)},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config").mkdir()
+        (Path(folder) / "config" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--dry-run", "--quiet", "all"]
+        process = subprocess.Popen([*command, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+    if status != 0:
+        raise subprocess.CalledProcessError(status, command)
+    return Plan(runs, jobs_of(runs), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+
+
+def extrapolated(smaller: Plan, larger: Plan, runs: int) -> Plan:
+    """Time as a power of the number of jobs, memory along a line, both through two plans."""
+    jobs = jobs_of(runs)
+    power = math.log(larger.seconds / smaller.seconds) / math.log(larger.jobs / smaller.jobs)
+    slope = (larger.memory - smaller.memory) / (larger.jobs - smaller.jobs)
+    return Plan(runs, jobs, larger.seconds * (jobs / larger.jobs) ** power, larger.memory + slope * (jobs - larger.jobs))
+
+
+def draw(plans: Sequence[Plan], path: Path) -> None:
+    """Time and memory over the number of jobs, logarithmic, as SVG."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    for axes, name, values in zip(
+        figure.subplots(1, 2),
+        ("processor time of a dry run, s", "memory of a dry run, MB"),
+        ([plan.seconds for plan in plans], [plan.memory for plan in plans]),
+        strict=True,
+    ):
+        axes.loglog([plan.jobs for plan in plans], values, "o-", color="#0072b2")
+        axes.set_xlabel("jobs")
+        axes.set_title(name, fontsize="medium")
+        axes.grid(which="both", alpha=0.25)
+        for plan, value in zip(plans, values, strict=True):
+            axes.annotate(f"{plan.runs} runs", (plan.jobs, value), (4, -10), textcoords="offset points", fontsize="x-small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, nargs="+", default=[1, 3, 10, 30, 100], help="numbers of runs, from small to large")
+    parser.add_argument("--svg", type=Path, help="draw the curve here")
+    arguments = parser.parse_args()
+    plans = [dry_run(runs) for runs in arguments.runs]
+    # Not before: it imports torch, whose memory a process that is started from here would be charged with.
+    from benchmarks.side_by_side import table
+
+    shown = [
+        [plan.runs, plan.jobs, f"{plan.seconds:.1f}", f"{1000 * plan.seconds / plan.jobs:.1f}", f"{plan.memory:.0f}"]
+        for plan in plans
+    ]
+    print(table(["runs", "jobs", "processor time, s", "ms a job", "memory, MB"], shown))
+    if len(plans) > 1 and plans[-1].runs < FULL:
+        far = extrapolated(plans[-2], plans[-1], FULL)
+        print(f"\nExtrapolated to {far.runs} runs ({far.jobs} jobs): {far.seconds / 60:.0f} min, {far.memory / 1024:.1f} GB.")
+    if arguments.svg:
+        draw(plans, arguments.svg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The profiles against the workflow: what they say of its rules, by dry runs; memory by a job that really runs out of it."""
+
+import importlib.util
+import re
+
+import pytest
+import yaml
+from conftest import ROOT, TINY, copy_repository, snakemake, succeed, write_config
+
+SMK = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow").rglob("*.smk"))
+RULES = dict(re.findall(r"^rule (\w+):\n((?:    .*\n|\n)*)", SMK, re.MULTILINE))
+JOBS = {name for name, body in RULES.items() if "localrule: True" not in body}
+PROFILES = sorted(path.name for path in (ROOT / "profiles").iterdir())
+
+
+def read_profile(name: str) -> dict:
+    return yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text(encoding="utf-8"))
+
+
+def commands(output: str) -> dict[str, str]:
+    """Rule -> one of its commands, from a dry run with --printshellcmds."""
+    return dict(re.findall(r"^rule (\w+):\n(?:    .*\n)*Shell command: (.*)$", output, re.MULTILINE))
+
+
+def resources(output: str, rule: str) -> dict[str, str]:
+    """What a dry run gives the first job of a rule."""
+    line = re.search(rf"^rule {rule}:\n(?:    .*\n)*?    resources: (.*)$", output, re.MULTILINE)[1]
+    return dict(re.findall(r"(\w+)=([^,]+)", line))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_entry_has_a_comment(name):
+    lines = (ROOT / "profiles" / name / "config.yaml").read_text(encoding="utf-8").splitlines()
+    entries = [number for number, line in enumerate(lines) if re.match(r"\w", line)]
+    assert entries
+    assert [lines[number] for number in entries if not lines[number - 1].startswith("#")] == []
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_name_rules_that_are_jobs(name):
+    assert set(read_profile(name).get("set-resources", {})) <= JOBS
+
+
+def test_each_job_has_its_memory_time_and_partition_on_slurm(tmp_path):
+    write_config(tmp_path, TINY | {"device": "cuda"})
+    assert set(read_profile("slurm")["set-resources"]) == JOBS
+    output = succeed(snakemake(tmp_path, "--dry-run", "--profile", ROOT / "profiles/slurm"))
+    for rule in JOBS:
+        given = resources(output, rule)
+        assert int(given["mem_mb"]) >= 4000
+        assert int(given["runtime"]) >= 60
+        on_gpu = rule in ("score", "retrain")
+        assert (given["slurm_partition"], given.get("gpu")) == (("gpu", "1") if on_gpu else ("cpu", None))
+
+
+def test_a_training_on_several_gpus_and_nodes_of_slurm(tmp_path):
+    """The lines that the profile has as comments, without their marks."""
+    write_config(tmp_path, TINY | {"device": "cuda", "threads": {"retrain": 8}})
+    text = (ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8")
+    for name, entries in (("one", "gpu: 4"), ("several", "mpi: .*|nodes: .*|tasks: .*|gpu: 8|tasks_per_gpu: .*")):
+        (tmp_path / name).mkdir()
+        profile = re.sub(rf"^    # ({entries})$", r"    \1", text, flags=re.MULTILINE)
+        assert profile != text
+        (tmp_path / name / "config.yaml").write_text(profile)
+    dry = ("--dry-run", "--printshellcmds", "--cores", "8", "--resources", "gpu=8", "--profile")
+    command = commands(succeed(snakemake(tmp_path, *dry, "one")))["retrain"]
+    assert command.startswith("torchrun --standalone --nproc-per-node 4 -m tenas.cli retrain ")
+    assert " --threads 2 " in command
+    command = commands(succeed(snakemake(tmp_path, *dry, "several")))["retrain"]
+    start = "srun --nodes 2 --ntasks 2 --cpus-per-task 8 torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d "
+    assert command.startswith(start)
+    assert " --threads 2 " in command
+
+
+def test_a_job_that_runs_out_of_memory_gets_more(tmp_path):
+    """The profile's memory, made small; the limit is the kernel's, so torch fails for real."""
+    root = copy_repository(tmp_path)
+    write_config(root, TINY)
+    rules = root / "workflow/rules/search.smk"
+    rules.write_text(rules.read_text().replace('"tenas score ', '"ulimit -v {resources.mem_mb}000; tenas score '))
+    memory = read_profile("slurm")["set-resources"]["score"]["mem_mb"].replace("4000", "800")
+    target = "results/digits/seed0/round1/scores/1.csv"
+    options = ("--set-resources", f"score:mem_mb={memory}", "--retries", "5")
+    run = snakemake(root, target, *options, root=root)
+    output = succeed(run)
+    tried = [
+        int(found)
+        for found in re.findall(r"^localrule score:\n(?:    .*\n)*?    resources: .*?mem_mb=(\d+)", output, re.MULTILINE)
+    ]
+    assert len(tried) > 1
+    assert tried == [800 * 2**attempt for attempt in range(len(tried))]
+    assert (tmp_path / target).exists()
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("snakemake_executor_plugin_kubernetes"), reason="the Kubernetes plugin isn't installed"
+)
+def test_pods_get_what_their_jobs_need(tmp_path):
+    """With a folder as storage: a dry run asks for what is there, and there is no S3 here."""
+    write_config(tmp_path, TINY | {"device": "cuda"})
+    store = tmp_path / "store"
+    store.mkdir()
+    storage = ("--default-storage-provider", "fs", "--default-storage-prefix", store)
+    output = succeed(snakemake(tmp_path, "--dry-run", "--profile", ROOT / "profiles/kubernetes", *storage))
+    for rule in ("score", "retrain"):
+        given = resources(output, rule)
+        assert (given["gpu"], given["gpu_manufacturer"]) == ("1", "nvidia")
+        assert int(given["mem_mb"]) >= 4000
