@@ -113,7 +113,7 @@ def _benchmark_import(arguments: argparse.Namespace) -> None:
     from tenas.benchmark.archive import import_archive, open_archive
 
     archive = open_archive(arguments.source)
-    with _progress(len(archive.archs), f"import of {archive.path.name}", "cell") as update:
+    with _progress(len(archive.archs), f"import of {archive.path.name}", "cells") as update:
         record = import_archive(archive, arguments.out, progress=update)
     print(f"{record['source']['cells']:,} cells in {arguments.out}; SHA-256 of the source: {record['source']['sha256']}")
 
@@ -128,6 +128,28 @@ def _benchmark_query(arguments: argparse.Namespace) -> None:
         print(describe(found))
     else:
         write_json(arguments.out, found)
+
+
+def _benchmark_search(arguments: argparse.Namespace) -> None:
+    from tenas.benchmark import read_index
+    from tenas.benchmark.searches import COLUMNS, DATASETS, METHODS, describe_searches, search_table
+    from tenas.files import write_csv, write_json
+    from tenas.provenance import Stopwatch, provenance
+
+    stopwatch = Stopwatch()
+    settings = {
+        "datasets": arguments.datasets or list(DATASETS),
+        "methods": arguments.methods or list(METHODS),
+        "budgets": arguments.budgets,
+        "searches": arguments.searches,
+    }
+    total = len(settings["datasets"]) * len(settings["methods"]) * settings["searches"]
+    with _progress(total, "search on the table", "searches") as update:
+        rows = search_table(read_index(arguments.index), **settings, progress=update)
+    record = provenance(settings=settings, inputs=[arguments.index], stopwatch=stopwatch)
+    write_json(arguments.out.with_suffix(".json"), record)
+    write_csv(arguments.out, COLUMNS, rows)
+    print(describe_searches(rows))
 
 
 def _retrain(arguments: argparse.Namespace) -> None:
@@ -207,7 +229,7 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _progress(total: int, what: str, unit: str = "measurement") -> Iterator[Callable[[int], None]]:
+def _progress(total: int, what: str, unit: str = "measurements") -> Iterator[Callable[[int], None]]:
     """Give the function that counts what is done: a bar on a terminal, a plain line every tenth of the way in a log.
 
     Nothing is shown before the first is done, so that an error in the input stands alone.
@@ -219,12 +241,12 @@ def _progress(total: int, what: str, unit: str = "measurement") -> Iterator[Call
         before, done = done, done + more
         if not sys.stderr.isatty():
             if before * 10 // total < done * 10 // total:
-                print(f"{what}: {done} of {total} {unit}s", file=sys.stderr, flush=True)
+                print(f"{what}: {done} of {total} {unit}", file=sys.stderr, flush=True)
             return
         if bar is None:
             from tqdm import tqdm
 
-            bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True)
+            bar = tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True)
         bar.update(more)
 
     try:
@@ -304,6 +326,15 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("cell", help="text of a cell, its number in the benchmark, or JSON file of a genotype")
     path(added, "--index", "the benchmark as CSV or Parquet, a row a cell; without it the output says so", required=False)
     path(added, "--out", "JSON file of the result; without it a table is printed", required=False)
+
+    added = stage("search", _benchmark_search, "search by looking accuracies up: random, evolution, local search", parts)
+    path(added, "--index", "the benchmark as CSV or Parquet, all cells of nas-bench-201")
+    added.add_argument("--datasets", nargs="+", metavar="NAME", help="default: cifar10 cifar100 imagenet16")
+    added.add_argument("--methods", nargs="+", metavar="NAME", help="default: random_search regularised_evolution local_search")
+    added.add_argument("--budgets", type=_count, nargs="+", default=[1, 10, 54, 100, 1000], metavar="N",
+                       help="cells that a search may look at (default: 1 10 54 100 1000)")  # fmt: skip
+    added.add_argument("--searches", type=_count, default=100, metavar="N", help="of each kind, with seeds from 0 (default: 100)")
+    path(added, "--out", "CSV file, a row a search and budget; what made it is written beside it as JSON")
 
     added = stage("retrain", _retrain, "train the network of a genotype from scratch")
     path(added, "--settings", "retrain.json of the run")

@@ -27,6 +27,8 @@ def load_config(value: Mapping, where: str = "config") -> dict:
             )
         except TenasError as error:
             raise TenasError(f"{where}: run {name!r}: {error}") from error
+    if config["table_search"] is not None and config["benchmark"].get("nas-bench-201") is None:
+        raise TenasError(f"{where}: 'table_search' needs an index file under 'benchmark.nas-bench-201'.")
     if config["claims"] is not None:
         read_claims(config["claims"])
     return config

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from statistics import fmean
@@ -253,6 +255,30 @@ def test_the_command_records_the_source_and_its_checksum(tmp_path, capsys):
     pth = save_pth(tmp_path / "archive.pth", small())
     record = import_archive(open_archive(pth), tmp_path / "other.parquet")
     assert record["source"]["sha256"] == hashlib.sha256(pth.read_bytes()).hexdigest()
+
+
+IN_A_PROCESS = """
+import re, sys
+from tenas.benchmark.archive import import_archive, open_archive
+import_archive(open_archive(sys.argv[1]), sys.argv[2])
+# Not getrusage: its peak has that of the process that started this one.
+print("torch" in sys.modules, int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from Linux's /proc")
+def test_the_folder_is_read_without_torch_in_memory_that_does_not_grow(tmp_path):
+    peaks = []
+    for count in (20, 100):
+        archs = [genotype.arch for _, genotype in zip(range(count), get_space("nas-bench-201").genotypes(), strict=False)]
+        source = save_folder(tmp_path / str(count), {arch: cell(i, arch, made_up(i)) for i, arch in enumerate(archs)})
+        command = [sys.executable, "-c", IN_A_PROCESS, source, tmp_path / "index.parquet"]
+        torch, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        assert torch == "False"
+        peaks.append(float(peak))
+    # 80 cells more are 70 MB when they are held.
+    assert max(peaks) < 300
+    assert peaks[1] - peaks[0] < 20
 
 
 class Evil:

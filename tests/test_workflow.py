@@ -17,6 +17,8 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, call, copy_repository, snakemake, succeed, write_config
 
+from tenas.spaces import get_space
+
 SEED = Path("results/digits/seed0")
 ROUNDS = (1, 2, 3)
 # What never makes a difference to a result, so that an edit there repeats nothing.
@@ -324,6 +326,33 @@ def with_claims(folder: Path) -> Path:
     return folder
 
 
+def with_a_table(folder: Path) -> Path:
+    """A run's folder whose configuration has a table of the whole space, with made-up accuracies, and searches on it."""
+    archs = [genotype.arch for genotype in get_space("nas-bench-201").genotypes()]
+    names = [f"{dataset}_{part}" for dataset in ("cifar10", "cifar100", "imagenet16") for part in ("valid", "test")]
+    values = [",".join(str((place * 37 + i) % 1000 / 10) for i in range(len(names))) for place in range(len(archs))]
+    lines = [",".join(["arch", *names]), *(f"{arch},{value}" for arch, value in zip(archs, values, strict=True))]
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    searches = {"benchmark": {"nas-bench-201": "table.csv"}, "table_search": {"budgets": [1, 20], "seeds": 3}}
+    write_config(folder, TINY | searches)
+    return folder
+
+
+def test_searches_on_the_table_are_made_when_the_configuration_asks_for_them(finished, tmp_path):
+    folder = with_a_table(copied(finished, tmp_path))
+    succeed(snakemake(folder, "results/table_search.csv"))
+    rows = list(csv.DictReader((folder / "results/table_search.csv").open()))
+    assert len(rows) == 3 * 3 * 3 * 2
+    assert json.loads((folder / "results/table_search.json").read_text())["settings"]["searches"] == 3
+    counts = job_counts(succeed(snakemake(folder, "--dry-run")))
+    # The index is new, so what was found is looked up.
+    assert counts == {"all": 1, "benchmark": 1, "summary": 1}
+    write_config(folder, TINY | {"table_search": {}})
+    output = snakemake(folder, "--dry-run")
+    assert output.returncode != 0
+    assert "'table_search' needs an index file under 'benchmark.nas-bench-201'." in output.stdout
+
+
 def test_claims_are_judged_by_the_runs_that_are_configured(finished, tmp_path):
     folder = with_claims(copied(finished, tmp_path))
     assert job_counts(succeed(snakemake(folder))) == {"all": 1, "claims": 1}
@@ -341,7 +370,8 @@ def test_claims_are_judged_by_the_runs_that_are_configured(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rule", ["prepare", "mask", "score", "prune", "genotype", "benchmark", "retrain", "export", "summary", "claims"]
+    "rule",
+    ["prepare", "mask", "score", "prune", "genotype", "benchmark", "table_search", "retrain", "export", "summary", "claims"],
 )
 def test_the_digest_of_a_rule_covers_the_code_that_it_runs(finished, tmp_path, rule):
     """Each rule's own command, with every function noted that it calls: their files must be in the rule's digest."""
@@ -349,9 +379,11 @@ def test_the_digest_of_a_rule_covers_the_code_that_it_runs(finished, tmp_path, r
         "prepare": "data/digits/card.json", "mask": SEED / "round0/mask.json", "score": SEED / "round1/scores/1.csv",
         "prune": SEED / "round1/mask.json", "genotype": SEED / "genotype.json", "benchmark": SEED / "benchmark.json",
         "retrain": SEED / "retrain/metrics.json", "export": SEED / "export/export.json", "summary": "results/digits/summary.csv",
-        "claims": "results/claims.json",
+        "claims": "results/claims.json", "table_search": "results/table_search.csv",
     }  # fmt: skip
     folder = with_claims(copied(finished, tmp_path / "run"))
+    if rule == "table_search":
+        with_a_table(folder)
     output = succeed(
         snakemake(folder, targets[rule], "--forcerun", rule, "--allowed-rules", rule, "--dry-run", "--printshellcmds")
     )

@@ -19,6 +19,29 @@ rule benchmark:
         "tenas benchmark query {input.genotype:q} {params.index:q} --out {output:q} > {log:q} 2>&1"
 
 
+# What searches find that may look accuracies up: what a run's genotypes have to stand against.
+rule table_search:
+    input:
+        CONFIG["benchmark"].get("nas-bench-201") or [],
+    output:
+        table="results/table_search.csv",
+        made_by="results/table_search.json",
+    log:
+        "logs/table_search.log",
+    benchmark:
+        "logs/table_search.tsv"
+    localrule: True
+    conda:
+        "../envs/tenas.yaml"
+    params:
+        budgets=(CONFIG["table_search"] or {}).get("budgets"),
+        searches=(CONFIG["table_search"] or {}).get("seeds"),
+        code=code_digest(*CODE["table_search"]),
+    shell:
+        "tenas benchmark search --index {input:q} --budgets {params.budgets} --searches {params.searches}"
+        " --out {output.table:q} > {log:q} 2>&1"
+
+
 rule retrain_settings:
     output:
         "results/{run}/retrain.json",
