@@ -123,7 +123,7 @@ def test_a_cell_is_found_by_text_number_genotype_and_file(tmp_path):
     table = small_table(index=[10, 11, 12, 13, 14, 15])
     genotype = load_genotype(CELLS[3])
     (tmp_path / "genotype.json").write_text(json.dumps(genotype.to_json()))
-    found = [query(table, cell) for cell in (CELLS[3], 13, "13", genotype, tmp_path / "genotype.json")]
+    found = [query(table, cell) for cell in (CELLS[3], 13, np.int64(13), "13", genotype, tmp_path / "genotype.json")]
     assert all(one == found[0] for one in found)
     assert (found[0]["arch"], found[0]["row"], found[0]["cells"]) == (CELLS[3], 13, 6)
     # Without such a column the number is that of the row.

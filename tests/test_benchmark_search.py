@@ -22,6 +22,7 @@ from tenas.benchmark.searches import (
     random_search,
     regularised_evolution,
     search_table,
+    training_seconds,
 )
 from tenas.cli import main
 from tenas.errors import TenasError
@@ -182,6 +183,13 @@ def test_the_command_writes_the_same_bytes_again(tmp_path, shuffled, capsys):
     assert main([*command, "--datasets", "cifar100", "--out", str(tmp_path / "three.csv")]) == 2
     assert not (tmp_path / "three.csv").exists()
     assert not (tmp_path / "three.json").exists()
+
+
+@needs_index
+def test_a_look_at_cifar10_costs_training_on_half_of_it():
+    """The official API says of cell 1, trained on the half for 200 epochs, that an epoch took 10.848206877708435 s."""
+    seconds = training_seconds(read_index(Path(SHARED) / "nb201.csv.gz"), "cifar10")
+    assert seconds[1] == pytest.approx(200 * 10.848206877708435, abs=0.01)
 
 
 @needs_index

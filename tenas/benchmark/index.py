@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,7 @@ def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike) -> int
     """
     if isinstance(cell, str) and cell.isdecimal():
         cell = int(cell)
-    if isinstance(cell, int):
+    if isinstance(cell, Integral):
         numbers = table["index"].to_numpy() if "index" in table.columns else table.index.to_numpy()
         places = (numbers == cell).nonzero()[0]
         if not len(places):
