@@ -1,12 +1,11 @@
-"""How many jobs does one Snakemake carry? ``python -m benchmarks.dag [--runs 1 3 10 30 100] [--svg docs/img/dag.svg]``
+"""How many jobs does one Snakemake carry? ``python -m benchmarks.dag [--runs 1 10 100 1000] [--svg docs/img/dag.svg]``
 
 Dry runs, one after another, of configurations with ever more runs: the DARTS space without two of its operators, which makes
 6 rounds, in 16 shards, one seed, no retraining. Printed are the seconds of processor time until all jobs are known, and the
-largest memory of the process. A power of the number of jobs, through the two largest, says what 1,000 runs would take.
+largest memory of the process.
 """
 
 import argparse
-import math
 import os
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from tenas.spaces import get_space
 ROOT = Path(__file__).resolve().parent.parent
 SPACE, SHARDS = "darts", 16
 SEARCH = {"exclude": ["none", "avg_pool_3x3"]}
-FULL = 1000
 
 
 class Plan(NamedTuple):
@@ -42,32 +40,27 @@ def jobs_of(runs: int) -> int:
     return 2 + runs * (6 + rounds * (SHARDS + 1))
 
 
-def dry_run(runs: int, *arguments: str) -> Plan:
-    """Let Snakemake plan ``runs`` runs in an empty folder. Raises CalledProcessError when it cannot."""
+def configuration(runs: int) -> dict:
     run = {"space": SPACE, "dataset": "digits", "preset": "default", "search": SEARCH, "seeds": [0]}
-    config = {
+    return {
         "shards": SHARDS,
         "device": "cpu",
         "datasets": {"digits": {"source": "digits"}},
         "runs": {f"run{number:04d}": run for number in range(runs)},
     }
+
+
+def dry_run(runs: int) -> Plan:
+    """Let Snakemake plan ``runs`` runs in an empty folder. Raises CalledProcessError when it cannot."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config").mkdir()
-        (Path(folder) / "config" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        (Path(folder) / "config" / "config.yaml").write_text(yaml.safe_dump(configuration(runs)), encoding="utf-8")
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--dry-run", "--quiet", "all"]
-        process = subprocess.Popen([*command, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _, status, used = os.wait4(process.pid, 0)
     if status != 0:
         raise subprocess.CalledProcessError(status, command)
     return Plan(runs, jobs_of(runs), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
-
-
-def extrapolated(smaller: Plan, larger: Plan, runs: int) -> Plan:
-    """Time as a power of the number of jobs, memory along a line, both through two plans."""
-    jobs = jobs_of(runs)
-    power = math.log(larger.seconds / smaller.seconds) / math.log(larger.jobs / smaller.jobs)
-    slope = (larger.memory - smaller.memory) / (larger.jobs - smaller.jobs)
-    return Plan(runs, jobs, larger.seconds * (jobs / larger.jobs) ** power, larger.memory + slope * (jobs - larger.jobs))
 
 
 def draw(plans: Sequence[Plan], path: Path) -> None:
@@ -95,7 +88,7 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, nargs="+", default=[1, 3, 10, 30, 100], help="numbers of runs, from small to large")
+    parser.add_argument("--runs", type=int, nargs="+", default=[1, 10, 100, 1000], help="numbers of runs, from small to large")
     parser.add_argument("--svg", type=Path, help="draw the curve here")
     arguments = parser.parse_args()
     plans = [dry_run(runs) for runs in arguments.runs]
@@ -107,9 +100,6 @@ def main() -> None:
         for plan in plans
     ]
     print(table(["runs", "jobs", "processor time, s", "ms a job", "memory, MB"], shown))
-    if len(plans) > 1 and plans[-1].runs < FULL:
-        far = extrapolated(plans[-2], plans[-1], FULL)
-        print(f"\nExtrapolated to {far.runs} runs ({far.jobs} jobs): {far.seconds / 60:.0f} min, {far.memory / 1024:.1f} GB.")
     if arguments.svg:
         draw(plans, arguments.svg)
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -67,15 +68,24 @@ def install() -> None:
         return
     if not shutil.which("apt-get"):
         pytest.skip("no SLURM is installed, and there is no apt-get to install it with")
-    os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+    apt = (
+        "env",
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "-qq",
+        "-o",
+        "Acquire::http::Timeout=20",
+        "-o",
+        "Acquire::Retries=1",
+    )
     for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
-        result = quietly("apt-get", "-qq", *command)
+        result = quietly(*apt, *command)
         if result.returncode != 0:
             pytest.skip(f"SLURM cannot be installed: {(result.stderr or result.stdout).strip().splitlines()[-1:]}")
 
 
 def stop(pid_file: Path) -> None:
-    if pid_file.exists() and pid_file.read_text().strip():
+    with suppress(FileNotFoundError, ValueError, ProcessLookupError):
         os.kill(int(pid_file.read_text()), signal.SIGTERM)
 
 

@@ -18,6 +18,7 @@ import yaml
 from conftest import ROOT, TINY, call, copy_repository, snakemake, succeed, write_config
 
 from tenas.spaces import get_space
+from benchmarks.dag import configuration, jobs_of
 
 SEED = Path("results/digits/seed0")
 ROUNDS = (1, 2, 3)
@@ -106,6 +107,11 @@ def test_no_shard_is_without_a_trial(tmp_path):
 def test_a_space_with_all_its_operators_has_one_round_more(tmp_path):
     write_config(tmp_path, changed(preset="paper", search={}))
     assert job_counts(succeed(snakemake(tmp_path, "--dry-run")))["prune"] == 4
+
+
+def test_the_benchmark_of_the_graph_counts_its_jobs(tmp_path):
+    write_config(tmp_path, configuration(2))
+    assert sum(job_counts(succeed(snakemake(tmp_path, "--dry-run", "--quiet", "rules"))).values()) == jobs_of(2)
 
 
 def test_a_run_without_retraining(tmp_path):

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -70,6 +71,7 @@ def file_of(dataset):
     return [path] if path and Path(path).is_file() else []
 
 
+@cache
 def rounds(run):
     """The schedule of a run's search, known beforehand: it makes the graph of jobs a static one."""
     settings = RUNS[run]["settings"]
