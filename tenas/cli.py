@@ -198,6 +198,19 @@ def _plot(arguments: argparse.Namespace) -> None:
     plot_rankings(arguments.rankings, arguments.out)
 
 
+def _audit(arguments: argparse.Namespace) -> None:
+    from tenas.audit import audit, in_words
+
+    found = audit(arguments.run, arguments.data)
+    print("\n".join(found.trail))
+    print()
+    for note in found.notes:
+        print(f"note: {note}")
+    if found.faults:
+        raise TenasError(in_words(found))
+    print(f"{found.files} files, all as recorded")
+
+
 def _show(arguments: argparse.Namespace) -> None:
     from tenas.report import show
 
@@ -366,6 +379,10 @@ def _parser() -> argparse.ArgumentParser:
 
     added = stage("show", _show, "print what a run has found")
     path(added, "run", "folder of the run")
+
+    added = stage("audit", _audit, "follow a run's genotypes back to the images, and say what isn't as it was recorded")
+    path(added, "run", "folder of the run")
+    path(added, "--data", "folder of its images (default: where its records say)", required=False)
 
     added = stage("search", _search, "a whole search in one process, with the results of the workflow")
     added.add_argument("--space", default="nas-bench-201", help="default: nas-bench-201")
