@@ -31,6 +31,7 @@ def outputs(stage: str) -> set[str]:
 def reproduced(tmp_path_factory) -> Path:
     """A clone in which ``dvc repro`` has run once."""
     folder = copy_repository(tmp_path_factory.mktemp("clone"))
+    (folder / "dvc.lock").unlink(missing_ok=True)  # that of the default run
     write_config(folder, TINY | {"benchmark": {}, "threads": {"score": 1, "retrain": 2}})
     for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "a clone"]):
         succeed(call("git", "-c", "user.name=test", "-c", "user.email=test@localhost", *command, cwd=folder))
@@ -45,8 +46,8 @@ def dvc(folder: Path, *arguments: str):
 def test_each_rule_of_the_default_run_belongs_to_one_stage(tmp_path):
     """Those that need more of the configuration (claims, searches on a table) are for `snakemake` alone."""
     write_config(tmp_path, TINY)
-    stats = succeed(snakemake(tmp_path, "--dry-run")).split("Job stats:")[1].split("\n\n")[0]
-    rules = set(re.findall(r"^(\w+) +\d+$", stats, re.MULTILINE)) - {"all", "total"}
+    planned = succeed(snakemake(tmp_path, "--dry-run", "--quiet", "rules"))
+    rules = set(re.findall(r"^(\w+) +\d+$", planned, re.MULTILINE)) - {"all", "total"}
     fenced = [rule for stage in STAGES if stage != "gather" for rule in allowed_rules(stage)]
     assert sorted(fenced) == sorted(rules)
 
@@ -61,6 +62,21 @@ def test_stages_track_every_file_of_the_default_run():
     assert {out for out in tracked if out.startswith("results/") and not any(m.startswith(out) for m in made)} == set()
 
 
+def test_the_papers_runs_are_stages_of_their_own():
+    """One a run and one a data set of their configuration, which fence in every rule that the workflow has for them."""
+    config = yaml.safe_load((ROOT / "config/nas-bench-201.yaml").read_text(encoding="utf-8"))
+    changed = json.loads(succeed(dvc(ROOT, "status", "--json", "paper/dvc.yaml")))
+    stages = {f"prepare@{name}" for name in config["datasets"]} | {f"run@{name}" for name in config["runs"]}
+    assert {name.partition(":")[2] for name in changed} == stages
+    pipeline = yaml.safe_load((ROOT / "paper/dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    commands = [pipeline["prepare"]["do"]["cmd"], *pipeline["run"]["do"]["cmd"]]
+    fenced = {rule for text in commands for rule in re.search(r"--allowed-rules ((?: ?\w+)+)", text)[1].split()}
+    arguments = ("--dry-run", "--forceall", "--quiet", "rules", "--configfile", "config/nas-bench-201.yaml", "--", "all")
+    planned = succeed(call("snakemake", *arguments, cwd=ROOT))
+    needed = set(re.findall(r"^(\w+) +\d+$", planned, re.MULTILINE)) - {"all", "total", "claims"}
+    assert fenced == needed
+
+
 def test_analytics_are_off():
     assert "analytics = false" in (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
 
@@ -69,7 +85,7 @@ def test_a_second_repro_runs_nothing(reproduced):
     output = succeed(dvc(reproduced, "repro"))
     assert "Running stage" not in output
     assert "up to date" in output
-    assert "up to date" in succeed(dvc(reproduced, "status"))
+    assert "up to date" in succeed(dvc(reproduced, "status", "dvc.yaml"))
 
 
 def test_nor_does_snakemake_after_it(reproduced):

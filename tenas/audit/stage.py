@@ -344,7 +344,7 @@ class _Run:
 
     def _codes(self) -> None:
         if self.unhashed:
-            self.ledger.notes.append(f"{self.unhashed} files of scores are of a version that did not record their hash.")
+            self.ledger.notes.append(f"Scores of an earlier version, whose record does not have their hash: {self.unhashed}.")
         present = {"decisions": code_digest("search", "spaces"), "measurements": code_digest()}
         for kind, counts in self.ledger.codes.items():
             for digest, count in counts.items():
@@ -361,4 +361,4 @@ def csv_rows(columns: Sequence[str], rows: Iterable[Mapping]) -> Iterator[dict[s
 def in_words(found: Audit) -> str:
     """The faults of an audit, one line a file."""
     lines = [f"  {path} {'; it '.join(faults)}." for path, faults in found.faults.items()]
-    return f"Not everything is as it was recorded, {len(lines)} of {found.files} files:\n" + "\n".join(lines)
+    return "Not everything is as it was recorded:\n" + "\n".join(lines)
