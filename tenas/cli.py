@@ -45,11 +45,13 @@ def _json_object(text: str, what: str, keys: Sequence[str]) -> dict:
 
 def _settings(arguments: argparse.Namespace) -> None:
     from tenas.files import write_json
-    from tenas.settings import load_preset, search_settings
+    from tenas.settings import load_preset, search_settings, study_settings
 
     if arguments.kind == "search":
         given = _json_object(arguments.json, "search", ["space", "preset"])
         settings = search_settings(given["space"], given["preset"], given.get("changes"))
+    elif arguments.kind == "study":
+        settings = study_settings(_json_object(arguments.json, "study", ["space", "dataset", "cells", "measures"]), "study")
     else:
         given = _json_object(arguments.json, "retraining", ["preset", "dataset"])
         preset = load_preset("retrain", given["preset"], given.get("changes"))
@@ -217,6 +219,37 @@ def _show(arguments: argparse.Namespace) -> None:
     print(show(arguments.run))
 
 
+def _study_cells(arguments: argparse.Namespace) -> None:
+    from tenas.study.stages import cells_stage, read_study
+
+    cells_stage(read_study(arguments.settings), arguments.index, arguments.out)
+
+
+def _study_score(arguments: argparse.Namespace) -> None:
+    from tenas.study.stages import read_study, score_stage
+    from tenas.study.table import plan, read_cells
+
+    settings = read_study(arguments.settings)
+    total = len(plan(settings, read_cells(arguments.cells, settings), arguments.shard))
+    with _progress(total, f"shard {arguments.shard[0]}/{arguments.shard[1]}") as update:
+        score_stage(
+            settings,
+            arguments.images,
+            arguments.cells,
+            arguments.out,
+            shard=arguments.shard,
+            threads=arguments.threads,
+            device=arguments.device,
+            progress=update,
+        )
+
+
+def _correlate(arguments: argparse.Namespace) -> None:
+    from tenas.study.stages import correlate_stage, read_study
+
+    correlate_stage(read_study(arguments.settings), arguments.cells, arguments.index, arguments.scores, arguments.out)
+
+
 def _search(arguments: argparse.Namespace) -> None:
     from tenas.files import read_json, write_json
     from tenas.search.stages import measurement_count, search
@@ -291,9 +324,11 @@ def _parser() -> argparse.ArgumentParser:
             help="auto (default) is a GPU where there is one",
         )
 
-    added = stage("settings", _settings, "resolve the settings of a search or a retraining and write them down")
-    added.add_argument("kind", choices=("search", "retrain"))
-    added.add_argument("json", help='search: {"space", "preset", "changes"}; retrain: {"preset", "changes", "dataset"}')
+    added = stage("settings", _settings, "resolve the settings of a search, a retraining or a study and write them down")
+    added.add_argument("kind", choices=("search", "retrain", "study"))
+    added.add_argument(
+        "json", help='search: {"space", "preset", "changes"}; retrain: {"preset", "changes", "dataset"}; study: its entry'
+    )
     path(added, "--out", "JSON file of the settings")
 
     added = stage("prepare", _prepare, "turn a data set into the small file of images that the search reads")
@@ -383,6 +418,25 @@ def _parser() -> argparse.ArgumentParser:
     added = stage("audit", _audit, "follow a run's genotypes back to the images, and say what isn't as it was recorded")
     path(added, "run", "folder of the run")
     path(added, "--data", "folder of its images (default: where its records say)", required=False)
+    added = stage("study-cells", _study_cells, "draw the cells that a study measures")
+    path(added, "--settings", "study.json of the study")
+    path(added, "--index", "the benchmark as CSV or Parquet, a row a cell")
+    path(added, "--out", "CSV file of the cells")
+
+    added = stage("study-score", _study_score, "measure a shard of a study's cells")
+    path(added, "--settings", "study.json of the study")
+    path(added, "--images", "images.npy of a prepared data set, its card.json and labels.npy beside it")
+    path(added, "--cells", "CSV file of the cells")
+    added.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="every N-th cell (default: 1/1)")
+    on_hardware(added)
+    path(added, "--out", "CSV file of the scores; what made them is written beside it as JSON")
+
+    added = stage("correlate", _correlate, "correlate a study's measures with the accuracies of its cells")
+    path(added, "--settings", "study.json of the study")
+    path(added, "--cells", "CSV file of the cells")
+    path(added, "--index", "the benchmark as CSV or Parquet, a row a cell")
+    path(added, "--scores", "scores of all shards", nargs="+")
+    path(added, "--out", "folder for correlations.csv, correlations.json, forest.svg and scatter.svg")
 
     added = stage("search", _search, "a whole search in one process, with the results of the workflow")
     added.add_argument("--space", default="nas-bench-201", help="default: nas-bench-201")

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from tenas.data import SOURCES
 from tenas.errors import TenasError, one_of
 from tenas.report.claims import read_claims
-from tenas.settings import load_preset, search_settings, validated
+from tenas.settings import load_preset, search_settings, study_settings, validated
 
 
 def load_config(value: Mapping, where: str = "config") -> dict:
     """A configuration with defaults filled in and presets resolved: ``runs.<name>.settings`` and ``.retrain_settings``.
+    The entries of ``studies`` are their settings.
 
     Raises TenasError for anything that would stop a run later: unknown keys, spaces, data sets, sources, presets, faulty claims.
     """
@@ -29,6 +30,16 @@ def load_config(value: Mapping, where: str = "config") -> dict:
             raise TenasError(f"{where}: run {name!r}: {error}") from error
     if config["table_search"] is not None and config["benchmark"].get("nas-bench-201") is None:
         raise TenasError(f"{where}: 'table_search' needs an index file under 'benchmark.nas-bench-201'.")
+    for name, study in config["studies"].items():
+        if name in config["runs"]:
+            raise TenasError(f"{where}: {name!r} is the name of a run and of a study; their results would share a folder.")
+        if study["dataset"] not in config["datasets"]:
+            raise TenasError(f"{where}: {one_of(f'data set of the study {name!r}', study['dataset'], config['datasets'])}")
+        config["studies"][name] = study_settings(study, f"{where}: study {name!r}")
+        if not config["benchmark"].get(study["space"]):
+            raise TenasError(f"{where}: study {name!r} needs the index of {study['space']} under 'benchmark'.")
+    if not config["runs"] and not config["studies"]:
+        raise TenasError(f"{where}: there is nothing to do: neither 'runs' nor 'studies' has an entry.")
     if config["claims"] is not None:
         read_claims(config["claims"])
     return config

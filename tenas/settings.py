@@ -152,3 +152,24 @@ def check_search(settings: Mapping) -> None:
     signed = [name for name in settings["measures"] if measure_traits()[name].signed]
     if settings["change"] == "log" and signed:
         raise TenasError(f"The measure {signed[0]} can be negative and has no logarithm: 'change' must be relative or absolute.")
+
+
+def study_settings(value: Mapping, where: str) -> dict:
+    """The resolved settings of a study, what study.json holds, checked: those of the configuration, with every key.
+
+    ``where`` names it in the error. Measures are those of a search, with the same keys.
+    """
+    config = _validator("config").schema
+    study = {**config["$defs"]["study"], "$defs": config["$defs"]}
+    error = best_match(Draft202012Validator(study).iter_errors(value))
+    if error is None:
+        search = _validator("search").schema
+        measures = {**search["properties"]["measures"], "$defs": search["$defs"]}
+        error = best_match(Draft202012Validator(measures).iter_errors(value["measures"]))
+        where = where if error is None else f"{where}, measures"
+    if error is not None:
+        raise TenasError(_sentence(error, where))
+    value = copy.deepcopy(dict(value))
+    _fill(value, study, study)
+    _fill(value["measures"], measures, measures)
+    return {**value, "space": get_space(value["space"]).name}

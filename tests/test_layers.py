@@ -72,7 +72,7 @@ def test_the_parts_of_the_package_do_not_import_each_other_in_a_circle():
 @pytest.mark.parametrize(
     "module",
     ["cli", "config", "data", "spaces", "settings", "provenance", "search.stages", "search.prune", "search.draw",
-     "benchmark", "report", "audit"],
+     "benchmark", "report", "audit", "study.stages"],
 )  # fmt: skip
 def test_modules_that_start_without_torch(module):
     assert loaded(f"import tenas.{module}").isdisjoint({"torch", "torchvision", "pandas", "sklearn", "matplotlib"})

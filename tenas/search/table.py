@@ -59,6 +59,14 @@ def score_rows(settings: Mapping, space: Space, mask: Mask, round: Round, values
     ]
 
 
+def check_value(measure: str, value: float, where: str) -> None:
+    """Raise TenasError for a value that the measure cannot have; ``where`` begins the sentence."""
+    signed = measure_traits()[measure].signed
+    if not value >= (-math.inf if signed else 0):
+        never = "NaN" if signed else "negative and never NaN"
+        raise TenasError(f"{where} has the value {value}; {measure} is never {never}.")
+
+
 def read_scores(
     paths: Iterable[str | os.PathLike], settings: Mapping, space: Space, mask: Mask, round: Round
 ) -> dict[Measurement, float]:
@@ -83,10 +91,7 @@ def read_scores(
             keys = trial_keys(space, round, measurement.trial, trials[measurement.trial])
             if any(row[key] != str(value) for key, value in keys.items()):
                 raise TenasError(f"{where} is about another trial than the mask has under number {measurement.trial}.")
-            signed = measure_traits()[measurement.measure].signed
-            if not value >= (-math.inf if signed else 0):
-                never = "NaN" if signed else "negative and never NaN"
-                raise TenasError(f"{where} has the value {row['value']}; {measurement.measure} is never {never}.")
+            check_value(measurement.measure, value, where)
             if measurement in values:
                 raise TenasError(f"{where} gives a measurement that was given before: a shard is there twice.")
             values[measurement] = value

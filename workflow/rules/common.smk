@@ -19,6 +19,7 @@ try:
 except TenasError as error:
     raise WorkflowError(str(error)) from None
 RUNS = CONFIG["runs"]
+STUDIES = CONFIG["studies"]
 
 # For each rule, the parts of the package that it runs. An edit there makes it run again; Snakemake itself would not notice.
 # Left out are the command line and what only reads, writes and reports (files, locks, errors, provenance, settings):
@@ -47,6 +48,30 @@ CODE = {
     "plot_rankings": ["report/rankings.py"],
     "summary": ["report/summary.py"],
     "claims": ["report/claims.py", "spaces"],
+    "study_cells": ["benchmark", "search/seeds.py", "spaces", "study/stages.py", "study/table.py"],
+    "study_score": [
+        "data/prepared.py",
+        "device.py",
+        "measures",
+        "networks",
+        "search/score.py",
+        "search/seeds.py",
+        "search/stages.py",
+        "search/table.py",
+        "spaces",
+        "study/score.py",
+        "study/stages.py",
+        "study/table.py",
+    ],
+    "correlate": [
+        "benchmark",
+        "search/table.py",
+        "spaces",
+        "study/correlate.py",
+        "study/figures.py",
+        "study/stages.py",
+        "study/table.py",
+    ],
 }
 
 # The `tenas` of the environment that Snakemake itself runs in, whether that is activated or not.
@@ -55,10 +80,17 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.env
 
 wildcard_constraints:
     run="|".join(map(re.escape, RUNS)),
+    study="|".join(map(re.escape, STUDIES)),
     dataset="|".join(map(re.escape, CONFIG["datasets"])),
     seed=r"\d+",
     round=r"[1-9]\d*",
     shard=r"[1-9]\d*",
+
+
+def study_shards(study):
+    """Jobs that a study is split into: as configured, but none without a cell."""
+    cells = STUDIES[study]["cells"]
+    return CONFIG["shards"] if cells == "all" else min(CONFIG["shards"], cells)
 
 
 def dataset_of(run):

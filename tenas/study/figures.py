@@ -1,0 +1,84 @@
+"""The figures of a study: correlations with their intervals, and cells as points."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from tenas.files import whole
+from tenas.study.correlate import KAPPA, RANK_SUM, REGIONS
+
+# Paul Tol's bright scheme, told apart by the colour-blind: TE-NAS's own, costs, and the other measures.
+COLOURS = dict.fromkeys((KAPPA, REGIONS, RANK_SUM), "#ee6677") | dict.fromkeys(("parameters", "flops"), "#777777")
+OTHER = "#4477aa"
+PANELS = 4  # scatter plots in a row
+
+
+@contextmanager
+def _style():
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "tenas", "font.size": 8, "svg.fonttype": "none"}):
+        yield
+
+
+def _save(figure, out: str | os.PathLike) -> None:
+    with whole(out) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None}, dpi=150)
+
+
+def plot_forest(rows: Sequence[Mapping], out: str | os.PathLike) -> None:
+    """Kendall's tau (dot) and Spearman's rho (diamond) of all cells, with intervals: a panel an accuracy, a line a measure."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row["subset"] == "all"]
+    accuracies = list(dict.fromkeys(row["accuracy"] for row in rows))
+    first = sorted(
+        (row for row in rows if row["accuracy"] == accuracies[0]), key=lambda row: -np.nan_to_num(row["kendall"], nan=-2)
+    )
+    order = [row["measure"] for row in first]
+    with _style():
+        figure = Figure(figsize=(1.8 + 2.6 * len(accuracies), 1.1 + 0.3 * len(order)), layout="constrained")
+        panels = figure.subplots(1, len(accuracies), squeeze=False, sharey=True)[0]
+        for panel, accuracy in zip(panels, accuracies, strict=True):
+            for row in (row for row in rows if row["accuracy"] == accuracy):
+                place, colour = order.index(row["measure"]), COLOURS.get(row["measure"], OTHER)
+                for statistic, offset, marker, fill in (("kendall", -0.15, "o", colour), ("spearman", 0.15, "D", "white")):
+                    value, low, high = (row[f"{statistic}{end}"] for end in ("", "_low", "_high"))
+                    panel.plot([low, high], [place + offset] * 2, color=colour, linewidth=1.2)
+                    panel.plot(value, place + offset, marker, color=colour, markerfacecolor=fill, markersize=4)
+            panel.axvline(0, color="#888888", linewidth=0.8, zorder=1)
+            panel.grid(axis="x", color="#eeeeee")
+            panel.set_axisbelow(True)
+            panel.set_title(accuracy, loc="left")
+            panel.set_xlabel("Kendall's tau (dot), Spearman's rho (diamond)")
+        panels[0].set_yticks(range(len(order)), order)
+        panels[0].set_ylim(len(order) - 0.4, -0.6)
+        _save(figure, out)
+
+
+def plot_scatter(places: Mapping[str, np.ndarray], accuracy: str, values: np.ndarray, out: str | os.PathLike) -> None:
+    """A panel a measure: the cells' ``values`` of the accuracy over their place by the measure, the best on the right.
+
+    Places and not values of the measure: some of these span fifty powers of ten. The axis of accuracy begins at its 5th
+    percentile, so that a few cells that learn nothing don't press the others together; those are drawn at the edge.
+    """
+    from matplotlib.figure import Figure
+
+    floor = float(np.percentile(values, 5))
+    lines = -(-len(places) // PANELS)
+    with _style():
+        figure = Figure(figsize=(2.2 * PANELS, 0.6 + 1.8 * lines), layout="constrained")
+        panels = figure.subplots(lines, PANELS, squeeze=False, sharex=True, sharey=True).ravel()
+        for panel in panels[len(places) :]:
+            panel.set_axis_off()
+        for panel, (name, place) in zip(panels, places.items(), strict=False):
+            share = place / len(place)
+            shown = np.maximum(values, floor)
+            # Points as pixels: a thousand of them a panel would make megabytes of SVG.
+            panel.scatter(share, shown, s=4, color=COLOURS.get(name, OTHER), alpha=0.5, linewidths=0, rasterized=True)
+            panel.set_title(name, loc="left")
+        figure.supxlabel("place by the measure, 1 for the best", fontsize=8)
+        figure.supylabel(f"{accuracy}, %", fontsize=8)
+        _save(figure, out)

@@ -1,0 +1,350 @@
+"""The correlation study: its statistics against plain computations, its stages, and the workflow that runs them."""
+
+import csv
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, TINY, call, snakemake, succeed, write_config
+from scipy import stats
+from test_workflow import NO_RESULT, TRACER, digested_parts
+
+from tenas.config import load_config
+from tenas.errors import TenasError
+from tenas.files import write_csv
+from tenas.settings import measure_traits, study_settings
+from tenas.spaces import get_space
+from tenas.study import correlate
+from tenas.study.correlate import KAPPA, RANK_SUM, REGIONS, correlations, ndcg, oriented, statistics
+from tenas.study.table import SCORE_COLUMNS, Cell, draw_cells, plan, read_scores
+
+NAS = get_space("nas-bench-201")
+SMALL = {"repeats": 1, "batch": 4, "channels": 2, "cells": 1, "weights": "kaiming_fan_in", "redraw": True}
+STUDY = {
+    "space": "nas-bench-201",
+    "dataset": "digits",
+    "cells": 24,
+    "seed": 3,
+    "measures": {
+        KAPPA: SMALL | {"repeats": 2},
+        REGIONS: {k: v for k, v in SMALL.items() if k not in ("batch", "cells")}
+        | {"inputs": "crops", "count": 60, "blocks": 3, "channels": 1},
+        "parameters": SMALL,
+        "snip": SMALL,
+        "naswot": SMALL,
+    },
+}
+
+
+def settings(**changes) -> dict:
+    return study_settings(STUDY | changes, "study")
+
+
+def write_index(path: Path, count: int = 200) -> Path:
+    """An index of some cells, whose accuracies follow from their operators."""
+    worth = {"none": 0, "skip_connect": 2, "nor_conv_1x1": 3, "nor_conv_3x3": 4, "avg_pool_3x3": 1}
+    generator = np.random.default_rng(0)
+    every = list(NAS.genotypes())
+    chosen = [every[i] for i in generator.choice(len(every), count, replace=False)]
+    rows = []
+    for number, genotype in enumerate(chosen):
+        accuracy = sum(worth[choice.operator] for choice in genotype.cells[0]) + generator.normal()
+        rows.append({"index": 1000 + number, "arch": genotype.arch, "cifar10_test": accuracy, "cifar100_test": -accuracy})
+    write_csv(path, list(rows[0]), rows)
+    return path
+
+
+# --- statistics
+
+
+def test_kendall_and_spearman_by_counting_pairs():
+    generator = np.random.default_rng(1)
+    scores, accuracies = generator.integers(0, 6, 30).astype(float), generator.integers(0, 9, 30).astype(float)
+    concordant = tied_a = tied_b = pairs = 0
+    for i, j in itertools.combinations(range(30), 2):
+        a, b = np.sign(scores[i] - scores[j]), np.sign(accuracies[i] - accuracies[j])
+        concordant += a * b
+        tied_a, tied_b, pairs = tied_a + (a == 0), tied_b + (b == 0), pairs + 1
+    tau, rho, _ = statistics(scores, accuracies, accuracies)
+    assert tau == pytest.approx(concordant / math.sqrt((pairs - tied_a) * (pairs - tied_b)))
+    assert rho == pytest.approx(stats.spearmanr(scores, accuracies).statistic)
+    assert all(math.isnan(v) for v in statistics(np.ones(30), accuracies, accuracies)[:2])
+
+
+def test_ndcg_of_known_orders():
+    gains = np.array([3.0, 2.0, 1.0, 0.0])
+    assert ndcg(gains, gains, 4) == pytest.approx(1)
+    assert ndcg(gains, gains, 2) == pytest.approx(1)
+    best = 3 + 2 / math.log2(3)
+    assert ndcg(-gains, gains, 2) == pytest.approx((0 + 1 / math.log2(3)) / best)
+    # Equal scores: the mean over all orders.
+    assert ndcg(np.zeros(4), gains, 2) == pytest.approx(
+        np.mean([(a + b / math.log2(3)) / best for a, b in itertools.permutations(gains, 2)])
+    )
+
+
+def test_signs_say_that_more_is_better():
+    """A kappa that falls with accuracy and an R that rises: both positive, and so is their sum of ranks. Singular is worst."""
+    accuracy = np.arange(40.0)
+    values = {KAPPA: np.exp(-accuracy)[:, None] * np.ones((1, 3)), REGIONS: accuracy[:, None]}
+    values[KAPPA][0, 1] = math.inf
+    scores = {name: (value, np.full_like(value, 0.5)) for name, value in values.items()}
+    places = oriented(scores)
+    for name in (KAPPA, REGIONS, RANK_SUM):
+        assert places[name].tolist() == list(range(1, 41))
+    rows = correlations(scores, {"cifar10_test": accuracy}, 0)
+    assert [row["subset"] for row in rows] == ["all"] * 3  # a tenth of 40 are too few
+    for row in rows:
+        assert row["kendall"] == row["spearman"] == row["ndcg"] == pytest.approx(1)
+        assert row["seconds"] == (1 if row["measure"] == RANK_SUM else 0.5)
+        assert row["worst"] == (row["measure"] != REGIONS)
+
+
+def test_intervals_cover_what_they_should(monkeypatch):
+    """Samples of a Gaussian with a known correlation: tau = 2/pi arcsin(rho); the interval holds it in about 95 % of them."""
+    monkeypatch.setattr(correlate, "RESAMPLES", 200)
+    truth, covered = 2 / math.pi * math.asin(0.6), 0
+    generator = np.random.default_rng(4)
+    for _ in range(60):
+        a, b = generator.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], 60).T
+        (row,) = correlations({"naswot": (a[:, None], a[:, None])}, {"cifar10_test": b}, 0)
+        assert row["kendall_low"] < row["kendall"] < row["kendall_high"]
+        covered += row["kendall_low"] <= truth <= row["kendall_high"]
+    assert covered >= 50
+
+
+def test_the_best_cells_are_a_subset_of_their_own():
+    generator = np.random.default_rng(0)
+    accuracy = np.arange(200.0)
+    noise = np.where(accuracy >= 180, generator.random(200), accuracy - 1000)
+    rows = correlations({"naswot": (noise[:, None], noise[:, None])}, {"cifar10_test": accuracy}, 0)
+    found = {row["subset"]: row for row in rows}
+    assert found["all"]["kendall"] > 0.9
+    assert found["top"]["cells"] == 20
+    assert found["top"]["kendall_low"] < 0.4
+
+
+# --- cells and settings
+
+
+def test_cells_are_a_seeded_sample_of_the_index(tmp_path):
+    index = write_index(tmp_path / "index.csv")
+    cells = draw_cells(settings(), index)
+    assert len(set(cells)) == 24
+    assert cells == sorted(cells) == draw_cells(settings(), index)
+    assert cells != draw_cells(settings(seed=4), index)
+    rows = {int(row["index"]): row["arch"] for row in csv.DictReader(index.open())}
+    assert all(rows[cell.number] == cell.arch for cell in cells)
+    assert len(draw_cells(settings(cells="all"), index)) == 200
+    with pytest.raises(TenasError, match=r"asks for 201 cells, but the benchmark index .* has 200"):
+        draw_cells(settings(cells=201), index)
+
+
+def test_shards_part_the_cells():
+    cells = [Cell(number, "") for number in range(10)]
+    whole = plan(settings(), cells)
+    assert len(whole) == 10 * 6
+    assert sorted(taken for shard in (1, 2, 3) for taken in plan(settings(), cells, (shard, 3))) == sorted(whole)
+
+
+def rows_of(cells: list[Cell]) -> list[dict]:
+    return [dict(zip(SCORE_COLUMNS, (*taken, 2.5, 0.1), strict=True)) for taken in plan(settings(), cells)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda rows: rows[:-1], "lack 1 values of naswot"),
+        (lambda rows: [*rows, rows[0]], "a shard is there twice"),
+        (lambda rows: [rows[0] | {"cell": 77}, *rows[1:]], "no measurement of this study"),
+        (lambda rows: [rows[0] | {"value": -1}, *rows[1:]], "never negative"),
+        (lambda rows: [rows[0] | {"value": "much"}, *rows[1:]], "other than numbers"),
+    ],
+)
+def test_a_damaged_scores_file_is_refused_with_a_sentence(tmp_path, damage, words):
+    cells = [Cell(number, "") for number in range(3)]
+    path = tmp_path / "1.csv"
+    write_csv(path, SCORE_COLUMNS, rows_of(cells))
+    assert read_scores([path], settings(), cells)[KAPPA][0].tolist() == [[2.5, 2.5]] * 3
+    write_csv(path, SCORE_COLUMNS, damage(rows_of(cells)))
+    with pytest.raises(TenasError, match=words):
+        read_scores([path], settings(), cells)
+
+
+def config(**study) -> dict:
+    return {
+        "shards": 3,
+        "device": "cpu",
+        "benchmark": {"nas-bench-201": "index.csv"},
+        "datasets": TINY["datasets"],
+        "studies": {"small": STUDY | study},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"studies": {"small": STUDY | {"cells": 3}}}, "studies.small.cells"),
+        ({"studies": {"small": STUDY | {"measures": {"snap": SMALL}}}}, "unknown key 'snap'"),
+        ({"studies": {"small": STUDY | {"measures": {"snip": {"repeats": 1}}}}}, "'batch' is missing in 'snip'"),
+        ({"studies": {"small": STUDY | {"dataset": "cifar"}}}, "'cifar'"),
+        ({"studies": {"small": STUDY | {"space": "nas"}}}, "'nas'"),
+        ({"benchmark": {}}, "needs the index of nas-bench-201"),
+        ({"runs": {"small": TINY["runs"]["digits"]}}, "the name of a run and of a study"),
+        ({"studies": {}}, "nothing to do"),
+    ],
+)
+def test_a_fault_in_the_configuration_is_a_sentence(change, words):
+    load_config(config())
+    with pytest.raises(TenasError, match=words):
+        load_config(config() | change)
+
+
+def test_the_studys_own_configuration_measures_everything():
+    given = yaml.safe_load((ROOT / "config" / "study-nas-bench-201.yaml").read_text())
+    (study,) = load_config(given)["studies"].values()
+    assert set(study["measures"]) == set(measure_traits())
+
+
+# --- the workflow
+
+
+def scores_of(folder: Path) -> set[tuple]:
+    """All measurements but their seconds."""
+    rows = [row for path in (folder / "results/small/scores").glob("*.csv") for row in csv.DictReader(path.open())]
+    return {(row["cell"], row["measure"], row["repeat"], row["value"]) for row in rows}
+
+
+def correlations_of(folder: Path) -> list[dict]:
+    """The table but its seconds."""
+    rows = csv.DictReader((folder / "results/small/correlations.csv").open())
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("studied")
+    write_config(folder, config())
+    write_index(folder / "index.csv")
+    succeed(snakemake(folder))
+    return folder
+
+
+def test_a_study_makes_its_files(studied):
+    results = studied / "results/small"
+    made = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
+    assert made == {"study.json", "cells.csv", "correlations.csv", "correlations.json", "forest.svg", "scatter.svg"} | {
+        f"scores/{shard}.{kind}" for shard in (1, 2, 3) for kind in ("csv", "json")
+    }
+    assert json.loads((results / "study.json").read_text()) == settings()
+    rows = list(csv.DictReader((results / "correlations.csv").open()))
+    assert {(row["measure"], row["accuracy"]) for row in rows} == {
+        (name, accuracy) for name in [*STUDY["measures"], RANK_SUM] for accuracy in ("cifar10_test", "cifar100_test")
+    }
+    found = {(row["measure"], row["accuracy"]): float(row["kendall"]) for row in rows}
+    # Accuracy in this index follows from the operators, as parameters do; the second one is the first with its sign turned.
+    assert found["parameters", "cifar10_test"] > 0.3
+    assert found["snip", "cifar100_test"] == pytest.approx(-found["snip", "cifar10_test"])
+    made = json.loads((results / "correlations.json").read_text())
+    assert len(made["inputs"]) == 2 + 3
+    for name in ("forest.svg", "scatter.svg"):
+        text = (results / name).read_text()
+        assert text.startswith("<?xml")
+        assert RANK_SUM in text
+
+
+def test_the_same_values_for_any_shards_and_processes(studied, tmp_path):
+    write_config(tmp_path, config() | {"shards": 1, "threads": {"score": 2}})
+    write_index(tmp_path / "index.csv")
+    succeed(snakemake(tmp_path))
+    assert scores_of(tmp_path) == scores_of(studied)
+    ours, theirs = (
+        [
+            {k: v for k, v in row.items() if k != "seconds"}
+            for row in csv.DictReader((f / "results/small/correlations.csv").open())
+        ]
+        for f in (tmp_path, studied)
+    )
+    assert ours == theirs
+
+
+def test_a_second_run_has_nothing_to_do_and_a_report_shows_the_study(studied):
+    assert "Nothing to be done" in succeed(snakemake(studied))
+    succeed(snakemake(studied, "--report", "report.html"))
+    page = (studied / "report.html").read_text()
+    for name in ("forest.svg", "scatter.svg", "correlations.csv"):
+        assert name in page
+
+
+def test_a_measurement_is_the_public_measure_of_the_public_network(studied):
+    import torch
+
+    from tenas.data import read_images, read_labels
+    from tenas.measures import linear_regions, snip
+    from tenas.networks import Network, SupernetCells, initialise
+    from tenas.search.score import draw_crops, draw_images, draw_indices
+    from tenas.search.seeds import derive_seed
+    from tenas.spaces import load_genotype
+
+    torch.set_num_threads(1)
+    path = studied / "data/digits/images.npy"
+    (images, card), labels = read_images(path), read_labels(path)
+    values = {(int(cell), name, int(repeat)): float(value) for cell, name, repeat, value in scores_of(studied)}
+    cell = next(csv.DictReader((studied / "results/small/cells.csv").open()))
+    number, genotype = int(cell["cell"]), load_genotype(cell["arch"])
+
+    network = Network(genotype, channels=2, cells=1, classes=10)
+    initialise(network, "kaiming_fan_in", derive_seed(3, 0, "snip", "weights"))
+    seed = derive_seed(3, 0, "snip", "inputs")
+    chosen = draw_indices(len(images), 4, seed)
+    expected = snip(network, draw_images(images, card, 4, seed), torch.from_numpy(labels[chosen]))
+    assert values[number, "snip", 0] == pytest.approx(expected, rel=1e-5)
+
+    cells = SupernetCells(NAS, NAS.mask(genotype), channels=1)
+    initialise(cells, "kaiming_fan_in", derive_seed(3, 0, REGIONS, "weights"))
+    crops = draw_crops(images, card, 60, derive_seed(3, 0, REGIONS, "inputs"))
+    assert values[number, REGIONS, 0] == linear_regions(cells, crops.split(20))
+
+
+@pytest.mark.parametrize(
+    ("rule", "target"),
+    [("study_cells", "cells.csv"), ("study_score", "scores/1.csv"), ("correlate", "correlations.csv")],
+)
+def test_the_digest_of_a_rule_covers_the_code_that_it_runs(studied, tmp_path, rule, target):
+    """As in test_workflow.py: the rule's own command, with every function noted that it calls."""
+    folder = tmp_path / "run"
+    shutil.copytree(studied, folder)
+    arguments = ("--forcerun", rule, "--allowed-rules", rule, "--dry-run", "--printshellcmds")
+    output = succeed(snakemake(folder, f"results/small/{target}", *arguments))
+    command = re.findall(r"^Shell command: tenas (.*) > logs/", output, re.MULTILINE)[0]
+    (tmp_path / "tracer.py").write_text(TRACER)
+    notes = tmp_path / "notes.json"
+    succeed(call("bash", "-c", f"{sys.executable} {tmp_path / 'tracer.py'} {notes} {command}", cwd=folder))
+    found = json.loads(notes.read_text())
+    assert found["status"] == 0
+    assert found["torch"] == (rule == "study_score")
+    parts = digested_parts()[rule]
+    called = set(found["called"]) - NO_RESULT
+    assert called
+    assert {file for file in called if not any(file == p or file.startswith(f"{p}/") for p in parts)} == set()
+
+
+@pytest.mark.skipif("TENAS_SHARED" not in os.environ, reason="the benchmark's table is not here: set TENAS_SHARED")
+def test_parameters_order_the_benchmark_as_is_known():
+    """Spearman of FLOPs on CIFAR-10's test accuracy over all cells: .80 in the literature; parameters are as good."""
+    from tenas.benchmark import read_index
+
+    table = read_index(Path(os.environ["TENAS_SHARED"]) / "nb201.csv.gz")
+    accuracy = table["cifar10_test"].to_numpy()
+    tau, rho, top = statistics(table["flops_cifar10"].to_numpy(float), accuracy, stats.rankdata(accuracy) / len(accuracy))
+    assert rho == pytest.approx(0.80, abs=0.06)
+    assert 0.5 < tau < rho
+    assert 0.6 < top < 1
