@@ -198,6 +198,13 @@ def test_zen_gives_the_scale_back_that_normalisation_takes():
     assert zen(twice, x.double()) == pytest.approx(zen(small_cnn(), x.double()) + 2 * math.log(2), abs=1e-3)
 
 
+def test_zen_leaves_out_a_normalisation_that_reads_a_constant():
+    """Node 1 has no input, and a convolution reads it: the rest of the network is as good as without that convolution."""
+    x, _ = batch()
+    dead = Network("|none~0|+|nor_conv_1x1~0|nor_conv_3x3~1|+|skip_connect~0|none~1|none~2|", channels=4, cells=1, classes=4)
+    assert math.isfinite(zen(dead, x))
+
+
 def test_zico_by_numpy():
     network, (x, y) = small_cnn(), batch()
     halves = []

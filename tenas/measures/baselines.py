@@ -281,7 +281,8 @@ def zen(network: nn.Module, images: Tensor) -> float:
     Batch normalisation always runs in training mode here, or the variances would be of what normalised nothing.
     The paper's x and weights are standard Gaussian (``normal`` of ``tenas.networks.initialise``); with other weights the
     second term holds the initialisation's scale, layer by layer. Traps: skip connections count although the paper removes
-    them; every layer adds a logarithm, so it follows depth. -inf where features don't depend on the images.
+    them; every layer adds a logarithm, so it follows depth. A normalisation that reads a constant, as behind a node without
+    inputs, has no scale to give back and is left out. -inf where features don't depend on the images.
     """
     _check_batch(images)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
@@ -289,7 +290,8 @@ def zen(network: nn.Module, images: Tensor) -> float:
 
     def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         variances = inputs[0].double().transpose(0, 1).flatten(1).var(1, unbiased=False)
-        scales.append(variances.mean().log() / 2)
+        if variances.any():
+            scales.append(variances.mean().log() / 2)
 
     modes = [(module, module.training) for module in network.modules() if isinstance(module, BATCH_NORMS)]
     try:
@@ -304,7 +306,7 @@ def zen(network: nn.Module, images: Tensor) -> float:
             module.training = mode
     change = (features - moved).flatten(1).norm(dim=1).mean().item()
     scale = sum(s.item() for s in scales)
-    return math.log(change) + scale if change > 0 and math.isfinite(scale) else -math.inf
+    return math.log(change) + scale if change > 0 else -math.inf
 
 
 @measure("zico", needs_labels=True)

@@ -10,8 +10,6 @@ from tenas.files import format_csv, read_json, write_csv, write_json, write_text
 from tenas.provenance import Stopwatch, provenance
 from tenas.search.stages import read_inputs
 from tenas.settings import study_settings
-from tenas.study.correlate import ACCURACY_NAMES, COLUMNS, FEWEST, correlations, oriented
-from tenas.study.figures import plot_forest, plot_scatter
 from tenas.study.table import CELL_COLUMNS, SCORE_COLUMNS, draw_cells, plan, read_cells, read_scores
 
 Progress = Callable[[int], None]
@@ -75,6 +73,9 @@ def correlate_stage(
     out: str | os.PathLike,
 ) -> None:
     """Into the folder ``out``: correlations.csv with correlations.json, what made it; forest.svg and scatter.svg."""
+    from tenas.study.correlate import ACCURACY_NAMES, COLUMNS, FEWEST, correlations, oriented
+    from tenas.study.figures import plot_forest, plot_scatter
+
     stopwatch = Stopwatch()
     out = Path(out)
     chosen = read_cells(cells, settings)
