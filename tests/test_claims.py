@@ -70,8 +70,11 @@ def test_every_kind_of_claim_is_judged(tmp_path):
     save_run(tmp_path, "low", [88.1, 88.2, 88.0, 88.3])
     save_run(tmp_path, "wide", [80.0, 99.0, 91.0])
     save_run(tmp_path, "single", [90.0])
-    columns = ["measure", "dataset", "kendall_tau", "kendall_low", "kendall_high", "cells"]
-    found = [("snip", "a", 0.55, 0.5, 0.6, 9), ("snip", "b", 0.1, 0.0, 0.2, 9), ("snip", "c", 0.5, 0.4, 0.6, 9)]
+    columns = ["measure", "accuracy", "subset", "cells", "kendall", "kendall_low", "kendall_high"]
+    found = [
+        ("snip", "a", "top", 9, 0.1, 0.0, 0.2), ("snip", "a", "all", 9, 0.55, 0.5, 0.6),
+        ("snip", "b", "all", 9, 0.1, 0.0, 0.2), ("snip", "c", "all", 9, 0.5, 0.4, 0.6),
+    ]  # fmt: skip
     rows = [dict(zip(columns, row, strict=True)) for row in found]
     write_csv(tmp_path / "study" / "correlations.csv", columns, rows)
     tau = {"says": "It ranks", "source": "Somewhere", "value": 0.5, "runs": ["study"]}
@@ -82,9 +85,9 @@ def test_every_kind_of_claim_is_judged(tmp_path):
             "says": "One is better", "source": "Somewhere", "accuracy": "cifar10_test",
             "better": [["high", "low"], ["low", "high"], ["high", "wide"], ["high", "absent"]],
         },
-        tau_a=tau | {"correlation": {"measure": "snip", "dataset": "a"}},
-        tau_b=tau | {"correlation": {"measure": "snip", "dataset": "b"}},
-        tau_c=tau | {"correlation": {"measure": "snip", "dataset": "c"}},
+        tau_a=tau | {"correlation": {"measure": "snip", "accuracy": "a"}},
+        tau_b=tau | {"correlation": {"measure": "snip", "accuracy": "b"}},
+        tau_c=tau | {"correlation": {"measure": "snip", "accuracy": "c"}},
     )  # fmt: skip
     assert runs_of(read_claims(claims)) == ["high", "low", "wide", "single", "absent", "study"]
     judged = judge(claims, tmp_path, ["high", "low", "wide", "single", "study"])
@@ -123,7 +126,7 @@ def test_without_a_spread_the_published_figure_is_taken_as_it_is(tmp_path):
         ({"spraed": 1}, "unknown key 'spraed'"),
         ({"seeds": 1}, "less than the minimum"),
         ({"better": [["run", "run"]]}, "claims.one"),
-        ({"correlation": {"measure": "snip", "dataset": "a"}}, "claims.one"),
+        ({"correlation": {"measure": "snip", "accuracy": "a"}}, "claims.one"),
         ({"value": "ninety"}, "must be of the type number"),
     ],
 )
@@ -143,7 +146,7 @@ def test_the_projects_claims_are_sound_and_name_runs_that_are_configured():
     files = [path for path in (ROOT / "config").glob("*.yaml") if path.name != "claims.yaml"]
     loaded = [yaml.safe_load(path.read_text()) for path in files]
     known = {name for config in loaded for key in ("runs", "studies") for name in config.get(key) or {}}
-    assert set(runs_of(claims)) <= known | {"nas-bench-201-cells"}
+    assert set(runs_of(claims)) <= known
     assert (claims["cifar10"]["value"], claims["cifar100"]["value"], claims["imagenet16-120"]["value"]) == (93.9, 71.24, 42.38)
 
 

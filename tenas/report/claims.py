@@ -119,16 +119,17 @@ def _better(claim: Mapping, folders: Sequence[Path]) -> dict:
 def _correlation(claim: Mapping, folder: Path) -> dict:
     path = folder / "correlations.csv"
     wanted = claim["correlation"]
-    for row in read_table(path, ("measure", "dataset", "kendall_tau", "kendall_low", "kendall_high", "cells"), "correlations"):
-        if (row["measure"], row["dataset"]) == (wanted["measure"], wanted["dataset"]):
+    columns = ("measure", "accuracy", "subset", "cells", "kendall", "kendall_low", "kendall_high")
+    for row in read_table(path, columns, "correlations"):
+        if row["subset"] == "all" and (row["measure"], row["accuracy"]) == (wanted["measure"], wanted["accuracy"]):
             ends = float(row["kendall_low"]), float(row["kendall_high"])
             return {
-                "mean": float(row["kendall_tau"]),
+                "mean": float(row["kendall"]),
                 "n": int(row["cells"]),
                 "interval": ends,
                 "verdict": verdict(ends, threshold(claim)),
             }
-    raise TenasError(f"The correlations {path} have no row of {wanted['measure']} with {wanted['dataset']}.")
+    raise TenasError(f"The correlations {path} have no row of {wanted['measure']} with {wanted['accuracy']}.")
 
 
 def judge(path: str | os.PathLike, results: str | os.PathLike, tested: Iterable[str]) -> dict:

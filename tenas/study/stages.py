@@ -37,11 +37,11 @@ def score_stage(
     progress: Progress = lambda done: None,
 ) -> None:
     """Measure a shard of the cells: ``out`` and, beside it with the suffix .json, what made it."""
-    from tenas.device import choose_device
+    from tenas.device import own_device
     from tenas.study.score import score_cells
 
     stopwatch = Stopwatch()
-    device = choose_device(device)
+    device = own_device(device)
     chosen = read_cells(cells, settings)
     measurements = plan(settings, chosen, shard)
     pixels, card = read_inputs(settings, images)

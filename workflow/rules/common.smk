@@ -164,8 +164,8 @@ def launched(resources, threads):
 
 
 def tested():
-    """The runs that the claims ask for and the configuration has."""
-    return [run for run in runs_of(read_claims(CONFIG["claims"])) if run in RUNS]
+    """The runs and studies that the claims ask for and the configuration has."""
+    return [run for run in runs_of(read_claims(CONFIG["claims"])) if run in RUNS or run in STUDIES]
 
 
 def exports(run):

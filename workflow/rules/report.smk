@@ -60,7 +60,9 @@ rule summary:
 rule claims:
     input:
         claims=CONFIG["claims"] or [],
-        summaries=lambda wildcards: [f"results/{run}/summary.csv" for run in tested()],
+        results=lambda wildcards: [
+            f"results/{run}/{'summary' if run in RUNS else 'correlations'}.csv" for run in tested()
+        ],
     output:
         judged="results/claims.json",
         page=report(
