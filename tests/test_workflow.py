@@ -17,8 +17,8 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, call, copy_repository, snakemake, succeed, write_config
 
-from tenas.spaces import get_space
 from benchmarks.dag import configuration, jobs_of
+from tenas.spaces import get_space
 
 SEED = Path("results/digits/seed0")
 ROUNDS = (1, 2, 3)
