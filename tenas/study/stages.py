@@ -54,7 +54,7 @@ def score_stage(
     ]
     made = provenance(
         settings=settings,
-        inputs=[images, cells],
+        inputs=[images, Path(images).with_name("card.json"), cells],
         stopwatch=stopwatch,
         device=device,
         shard=f"{shard[0]}/{shard[1]}",
