@@ -42,14 +42,18 @@ def test_profiles_name_rules_that_are_jobs(name):
 
 
 def test_each_job_has_its_memory_time_and_partition_on_slurm(tmp_path):
-    write_config(tmp_path, TINY | {"device": "cuda"})
+    measures = {"snip": {"repeats": 1, "batch": 4, "channels": 2, "cells": 1, "weights": "pytorch", "redraw": True}}
+    study = {"space": "nas-bench-201", "dataset": "digits", "cells": 24, "measures": measures}
+    (tmp_path / "index.csv").touch()
+    with_study = {"studies": {"study": study}, "benchmark": {"nas-bench-201": "index.csv"}}
+    write_config(tmp_path, TINY | {"device": "cuda"} | with_study)
     assert set(read_profile("slurm")["set-resources"]) == JOBS
     output = succeed(snakemake(tmp_path, "--dry-run", "--profile", ROOT / "profiles/slurm"))
     for rule in JOBS:
         given = resources(output, rule)
         assert int(given["mem_mb"]) >= 4000
         assert int(given["runtime"]) >= 60
-        on_gpu = rule in ("score", "retrain")
+        on_gpu = rule in ("score", "study_score", "retrain")
         assert (given["slurm_partition"], given.get("gpu")) == (("gpu", "1") if on_gpu else ("cpu", None))
 
 
@@ -102,7 +106,7 @@ def test_pods_get_what_their_jobs_need(tmp_path):
     store.mkdir()
     storage = ("--default-storage-provider", "fs", "--default-storage-prefix", store)
     output = succeed(snakemake(tmp_path, "--dry-run", "--profile", ROOT / "profiles/kubernetes", *storage))
-    for rule in ("score", "retrain"):
+    for rule in ("score", "study_score", "retrain"):
         given = resources(output, rule)
         assert (given["gpu"], given["gpu_manufacturer"]) == ("1", "nvidia")
         assert int(given["mem_mb"]) >= 4000

@@ -131,10 +131,25 @@ def test_another_configuration_takes_the_place_of_the_default_one(tmp_path):
     assert "results/digits" not in output
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "nas-bench-201.yaml"])
-def test_the_configurations_that_come_with_the_project(name, tmp_path):
-    output = succeed(snakemake(tmp_path, "--dry-run", "--configfile", ROOT / "config" / name))
-    assert "summary" in job_counts(output)
+@pytest.mark.parametrize(
+    ("names", "rules"),
+    [
+        (["config.yaml"], {"retrain", "summary"}),
+        (["darts.yaml"], {"retrain", "summary"}),
+        (["nas-bench-201.yaml"], {"summary", "claims"}),
+        (["study-nas-bench-201.yaml"], {"correlate"}),
+        (["nas-bench-201.yaml", "study-nas-bench-201.yaml", "samples.yaml"], {"summary", "claims", "correlate", "table_search"}),
+    ],
+    ids=len,
+)
+def test_the_configurations_that_come_with_the_project(names, rules, tmp_path):
+    """In a folder with the files that they ask for."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    for name in ("nb201.csv.gz", "cifar10_train_10k.npz", "cifar100_960.npz", "imagenet16_960.npz"):
+        (tmp_path / "data" / "downloads").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "downloads" / name).touch()
+    output = succeed(snakemake(tmp_path, "--dry-run", "--configfile", *(f"config/{name}" for name in names)))
+    assert rules <= job_counts(output).keys()
 
 
 def test_threads_and_gpus_reach_the_jobs(tmp_path):
