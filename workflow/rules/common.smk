@@ -50,6 +50,7 @@ CODE = {
     "claims": ["report/claims.py", "spaces"],
     "study_cells": ["benchmark", "search/seeds.py", "spaces", "study/stages.py", "study/table.py"],
     "study_score": [
+        "benchmark/index.py",
         "data/prepared.py",
         "device.py",
         "measures",
@@ -78,10 +79,15 @@ CODE = {
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 
+def any_of(names):
+    """A pattern of these names and of nothing else, where there are none too: an empty pattern would let anything pass."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
 wildcard_constraints:
-    run="|".join(map(re.escape, RUNS)),
-    study="|".join(map(re.escape, STUDIES)),
-    dataset="|".join(map(re.escape, CONFIG["datasets"])),
+    run=any_of(RUNS),
+    study=any_of(STUDIES),
+    dataset=any_of(CONFIG["datasets"]),
     seed=r"\d+",
     round=r"[1-9]\d*",
     shard=r"[1-9]\d*",
