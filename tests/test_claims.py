@@ -109,6 +109,14 @@ def test_every_kind_of_claim_is_judged(tmp_path):
     assert f"| `low` | 3 | cifar10_test | 88.30 | `{ARCHS[3]}` |".replace(ARCHS[3], ARCHS[3].replace("|", "\\|")) in text
 
 
+def test_what_a_mean_must_reach():
+    figure = {key: PUBLISHED[key] for key in ("says", "source", "value")}
+    assert threshold(PUBLISHED) == 90 - 0.5 / 2
+    assert threshold(figure) == 90
+    assert threshold(figure | {"tolerance": 0.5}) == 89.5
+    assert threshold({"better": [["a", "b"]]}) == 0
+
+
 def test_without_a_spread_the_published_figure_is_taken_as_it_is(tmp_path):
     save_run(tmp_path, "run", [91.0, 92.0, 93.0])
     claim = {"says": "It is so", "source": "Somewhere", "value": 90.0, "accuracy": "cifar10_test", "runs": ["run"]}

@@ -54,13 +54,15 @@ def difference_interval(first: tuple[float, float, int], second: tuple[float, fl
 
 
 def threshold(claim: Mapping) -> float:
-    """What a mean must reach for the claim to hold: the published figure less its own standard error, where it has one.
+    """What a mean must reach for the claim to hold: the published figure less its own standard error.
 
-    A claim that one run is better than another needs a difference above zero.
+    Where no spread is published, it is less the claim's tolerance, if it has one. A claim that one run is better than
+    another needs a difference above zero.
     """
     if "better" in claim:
         return 0.0
-    return claim["value"] - (claim["spread"] / sqrt(claim["seeds"]) if "spread" in claim else 0.0)
+    error = claim["spread"] / sqrt(claim["seeds"]) if "spread" in claim else claim.get("tolerance", 0.0)
+    return claim["value"] - error
 
 
 def verdict(found: Sequence[float] | None, least: float) -> str:
@@ -207,9 +209,10 @@ def page(judged: Mapping) -> str:
         "Welch's for a difference of two means, the bootstrap's over cells for a correlation.",
         "",
         "A claim **holds** when the interval of what was found lies above the published figure less that figure's own standard",
-        "error (spread / sqrt(seeds)), and **does not hold** when it lies below; it is **undecided** when it is on both sides,",
-        "and **not tested** when the configuration has no such run. The column *found - published* asks something else: whether",
-        "the two means differ at all. With four published seeds its interval is wide.",
+        "error (spread / sqrt(seeds); without a spread, less the tolerance that config/claims.yaml gives). It **does not hold**",
+        "when the interval lies below, is **undecided** when it is on both sides, and **not tested** when the configuration has",
+        "no such run. The column *found - published* asks something else: whether the two means differ at all. With four",
+        "published seeds its interval is wide.",
         "",
         "## The claims",
         "",
