@@ -192,3 +192,19 @@ def test_the_cells_of_a_darts_supernet_on_crops_in_blocks(monkeypatch):
 def darts_mask():
     """Few enough ReLUs for patterns to be shared by crops."""
     return get_space("darts").full_mask(["none", "sep_conv_5x5", "dil_conv_5x5", "sep_conv_3x3"])
+
+
+def test_where_the_first_relu_tells_all_inputs_apart_the_rest_need_not_run():
+    """Nor is it taken for told apart when inputs of different blocks share a pattern."""
+    torch.manual_seed(0)
+    runs = []
+    rest = nn.Linear(64, 4)
+    rest.register_forward_hook(lambda *_: runs.append(1))
+    network = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), rest, nn.ReLU())
+    inputs = torch.randn(40, 8)
+    with pytest.warns(SaturatedWarning):
+        assert linear_regions(network, inputs.split(10)) == 40
+    assert runs == []
+    with pytest.warns(SaturatedWarning):
+        assert linear_regions(network, torch.cat([inputs, inputs[:1]]).split(10)) == 40
+    assert len(runs) == 5

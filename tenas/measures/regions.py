@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -19,14 +20,21 @@ class SaturatedWarning(UserWarning):
     """So many inputs lie in a region of their own that the count says how many inputs there were, not how many regions."""
 
 
+class _EnoughError(Exception):
+    """Ends a forward pass of which no more has to be seen."""
+
+
 class _ReluSigns(TorchDispatchMode):
-    """Notes where each ReLU that runs is active, be it a module or a function, without touching the network."""
+    """Notes where each ReLU that runs is active, be it a module or a function, without touching the network.
+
+    ``first_only``: end the pass with _EnoughError at the first of them.
+    """
 
     RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self, samples: int, first_only: bool = False) -> None:
         super().__init__()
-        self.samples = samples
+        self.samples, self.first_only = samples, first_only
         self.bits: list[np.ndarray] = []
 
     @classmethod
@@ -42,22 +50,25 @@ class _ReluSigns(TorchDispatchMode):
                     f"A ReLU gave {tuple(out.shape)} for {self.samples} inputs: its first dimension must be the samples."
                 )
             self.bits.append((out > 0).reshape(self.samples, -1).cpu().numpy())
+            if self.first_only:
+                raise _EnoughError
         return out
 
 
-def relu_signs(network: nn.Module, inputs: Tensor) -> np.ndarray:
+def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) -> np.ndarray:
     """Which ReLU outputs are positive, for each input of one forward pass: (n, units) booleans.
 
-    A network without a ReLU gives (n, 0). Raises TenasError when a ReLU's first dimension isn't the samples.
+    ``first_only``: of the ReLU that runs first alone; the pass ends there. A network without a ReLU gives (n, 0).
+    Raises TenasError when a ReLU's first dimension isn't the samples.
     """
-    with torch.no_grad(), _ReluSigns(len(inputs)) as signs:
+    with torch.no_grad(), suppress(_EnoughError), _ReluSigns(len(inputs), first_only) as signs:
         network(inputs)
     return np.concatenate(signs.bits, axis=1) if signs.bits else np.zeros((len(inputs), 0), bool)
 
 
-def activation_patterns(network: nn.Module, inputs: Tensor) -> np.ndarray:
+def activation_patterns(network: nn.Module, inputs: Tensor, *, first_only: bool = False) -> np.ndarray:
     """``relu_signs`` as (n, bytes) uint8, eight units a byte."""
-    return np.packbits(relu_signs(network, inputs), axis=1)
+    return np.packbits(relu_signs(network, inputs, first_only=first_only), axis=1)
 
 
 def count_distinct_rows(patterns: np.ndarray) -> int:
@@ -70,6 +81,21 @@ def count_distinct_rows(patterns: np.ndarray) -> int:
         words[:, :width] = patterns
         return len(np.unique(words.view(np.uint64)))
     return len(np.unique(np.ascontiguousarray(patterns).view(np.dtype((np.void, width)))))
+
+
+def told_apart_at_once(network: nn.Module, blocks: Sequence[Tensor]) -> bool:
+    """Whether the first ReLU alone gives each input a pattern of its own.
+
+    Then all ReLUs do: more signs cannot make two patterns equal. Whole images are told apart like that, and most of
+    the network need not run. Given up after the first block that has two equal patterns.
+    """
+    found = []
+    for block in blocks:
+        found.append(activation_patterns(network, block, first_only=True))
+        if count_distinct_rows(found[-1]) < len(block):
+            return False
+    patterns = np.concatenate(found)
+    return count_distinct_rows(patterns) == len(patterns)
 
 
 @measure("linear_regions")
@@ -96,7 +122,10 @@ def linear_regions(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> int
     if total == 0:
         raise TenasError("The number of linear regions of no inputs is not defined.")
     with undisturbed(network):
-        count = count_distinct_rows(np.concatenate([activation_patterns(network, block) for block in blocks]))
+        if told_apart_at_once(network, blocks):
+            count = total
+        else:
+            count = count_distinct_rows(np.concatenate([activation_patterns(network, block) for block in blocks]))
     if count >= SATURATED * total:
         warnings.warn(
             # The same words for the same inputs, so that Python says it once and not for every count.
