@@ -418,6 +418,7 @@ def _parser() -> argparse.ArgumentParser:
     added = stage("audit", _audit, "follow a run's genotypes back to the images, and say what isn't as it was recorded")
     path(added, "run", "folder of the run")
     path(added, "--data", "folder of its images (default: where its records say)", required=False)
+
     added = stage("study-cells", _study_cells, "draw the cells that a study measures")
     path(added, "--settings", "study.json of the study")
     path(added, "--index", "the benchmark as CSV or Parquet, a row a cell")

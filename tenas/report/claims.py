@@ -176,7 +176,7 @@ def _between(ends: Sequence[float] | None, decimals: int) -> str:
 
 def _row(claim: Mapping, result: Mapping) -> list[str]:
     decimals = 3 if "correlation" in claim else 2
-    published = _number(claim.get("value"), decimals if "correlation" in claim else 2)
+    published = _number(claim.get("value"), decimals)
     if "spread" in claim:
         published += f" ({claim['spread']:g}), {claim['seeds']} seeds"
     mean_and_spread = _number(result.get("mean"), decimals)

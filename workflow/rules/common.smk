@@ -169,6 +169,7 @@ def launched(resources, threads):
     )
 
 
+@cache
 def tested():
     """The runs and studies that the claims ask for and the configuration has."""
     return [run for run in runs_of(read_claims(CONFIG["claims"])) if run in RUNS or run in STUDIES]
