@@ -1,11 +1,15 @@
-"""The workflow's configuration, checked as a whole before anything runs. No torch."""
+"""The workflow's configuration, checked as a whole before anything runs. No torch, unless limits have to be looked at."""
 
 from collections.abc import Mapping
 
-from tenas.data import SOURCES
+from tenas.data.sources import check_source
 from tenas.errors import TenasError, one_of
 from tenas.report.claims import read_claims
-from tenas.settings import load_preset, search_settings, study_settings, validated
+from tenas.settings.base import checked
+from tenas.settings.config import Config
+from tenas.settings.retrain import retrain_settings
+from tenas.settings.search import search_settings
+from tenas.settings.study import study_settings
 
 
 def load_config(value: Mapping, where: str = "config") -> dict:
@@ -14,17 +18,25 @@ def load_config(value: Mapping, where: str = "config") -> dict:
 
     Raises TenasError for anything that would stop a run later: unknown keys, spaces, data sets, sources, presets, faulty claims.
     """
-    config = validated(dict(value), "config", where)
+    config = checked(Config, dict(value), where).model_dump()
     for name, dataset in config["datasets"].items():
-        if dataset["source"] not in SOURCES:
-            raise TenasError(f"{where}: {one_of(f'source of the data set {name!r}', dataset['source'], SOURCES)}")
+        try:
+            check_source(dataset)
+        except TenasError as error:
+            raise TenasError(f"{where}: data set {name!r}: {error}") from error
     for name, run in config["runs"].items():
         if run["dataset"] not in config["datasets"]:
             raise TenasError(f"{where}: {one_of(f'data set of the run {name!r}', run['dataset'], config['datasets'])}")
         try:
-            run["settings"] = search_settings(run["space"], run["preset"], run["search"])
-            run["retrain_settings"] = (
-                None if run["retrain"] is None else load_preset("retrain", run["retrain"], run["retraining"])
+            retraining = None if run["retrain"] is None else retrain_settings(run["retrain"], run["retraining"])
+            run["retrain_settings"] = retraining
+            run["settings"] = search_settings(
+                run["space"],
+                run["preset"],
+                run["search"],
+                retraining=retraining,
+                limits=run["limits"],
+                trainings=run["trainings"],
             )
         except TenasError as error:
             raise TenasError(f"{where}: run {name!r}: {error}") from error

@@ -5,31 +5,13 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Mapping
-from functools import cache
-from hashlib import sha256 as _sha256
 from importlib import metadata
-from pathlib import Path
 
 from tenas import __version__
+from tenas.code import code_digest
 from tenas.files import sha256, sha256_of
 
-PACKAGE = Path(__file__).parent
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "dvc", "nas-bench-201")
-
-
-@cache
-def code_digest(*parts: str) -> str:
-    """SHA-256 over the package's Python files and presets (or those below the given ``parts``), by name and content.
-
-    Content, not time: a clone or a touched file has the same digest. The workflow passes it to every rule,
-    because Snakemake does not look into the package itself.
-    """
-    roots = [PACKAGE / part for part in parts] or [PACKAGE]
-    files = sorted(file for root in roots for file in ([root] if root.is_file() else root.rglob("*.py")))
-    digest = _sha256()
-    for file in files:
-        digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def package_versions() -> dict[str, str]:
@@ -55,9 +37,17 @@ class Stopwatch:
 
 
 def provenance(
-    *, settings: Mapping, inputs: Iterable[str | os.PathLike], stopwatch: Stopwatch, device: str = "cpu", **more: object
+    *,
+    settings: Mapping,
+    inputs: Iterable[str | os.PathLike] | Mapping[str, str],
+    stopwatch: Stopwatch,
+    device: str = "cpu",
+    **more: object,
 ) -> dict:
-    """A JSON-ready record: settings, code and package versions, device, host, wall time and the hash of every input."""
+    """A JSON-ready record: settings, code and package versions, device, host, wall time and the hash of every input.
+
+    ``inputs``: paths, or path -> hash of what was read, for files that may have been replaced since.
+    """
     return {
         "settings": dict(settings),
         **more,
@@ -66,7 +56,7 @@ def provenance(
         "packages": package_versions(),
         "machine": {"host": platform.node(), "platform": platform.platform(), "device": device},
         "wall_seconds": stopwatch.seconds(),
-        "inputs": {str(path): sha256(path) for path in inputs},
+        "inputs": dict(inputs) if isinstance(inputs, Mapping) else {str(path): sha256(path) for path in inputs},
     }
 
 

@@ -204,3 +204,8 @@ def describe(found: dict) -> str:
     if found["costs"]:
         lines += ["", *(f"{name:20}{value:>16,}" for name, value in found["costs"].items())]
     return "\n".join(lines)
+
+
+def read_column(index, column, space):
+    table = read_index(index)
+    return dict(zip(table["arch"], table[column].astype(float), strict=True))

@@ -4,6 +4,8 @@ No torch. torchvision, scikit-learn and Pillow are imported when a data set is l
 """
 
 from tenas.data.prepared import prepare, read_images, read_labels
-from tenas.data.sources import SOURCES, Part, Splits, load_splits
+from tenas.data.sources import SOURCES, Arrays, Files, Loaded, Part, Paths, Source, Splits, load_splits
 
-__all__ = ["SOURCES", "Part", "Splits", "load_splits", "prepare", "read_images", "read_labels"]
+__all__ = [
+    "SOURCES", "Arrays", "Files", "Loaded", "Part", "Paths", "Source", "Splits", "load_splits", "prepare", "read_images", "read_labels",
+]  # fmt: skip

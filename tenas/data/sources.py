@@ -1,4 +1,4 @@
-"""The registry of data sets. A new one is one function and one entry in SOURCES."""
+"""The sources of images. A new one is one function and one entry in SOURCES, or an object of a user's own by reference."""
 
 import hashlib
 import os
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tenas.errors import TenasError, one_of
+from tenas.references import is_reference, load_object
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -362,12 +363,24 @@ def load_npz(path: Path) -> Loaded:
     return Loaded(train, test, classes, [path])
 
 
+def load_prepared(path: Path) -> Loaded:
+    """A folder that ``prepare`` has written: its images are all for training, the test part was left out of them."""
+    from tenas.data.prepared import read_images
+
+    images, card = read_images(path / "images.npy")
+    labels = np.load(path / "labels.npy", allow_pickle=False)
+    files = [path / name for name in ("images.npy", "labels.npy", "card.json")]
+    return Loaded(Arrays(np.asarray(images), labels), None, card["classes"], files)
+
+
 class Source(NamedTuple):
-    """An entry of the registry."""
+    """Where images come from: ``load`` takes the path of the data set's entry, or None, and gives what is there.
+
+    ``side``: of the images when the data set's entry gives none; None: the images' own, at most 32.
+    """
 
     load: Callable[[Path | None], Loaded]
-    side: int | None
-    """Of the images when the data set's entry gives none; None: the images' own, at most 32."""
+    side: int | None = None
     needs_path: bool = True
 
 
@@ -379,7 +392,31 @@ SOURCES: dict[str, Source] = {
     "imagenet-1k": Source(load_imagenet, 32),
     "folder": Source(load_folder, 32),
     "npz": Source(load_npz, None),
+    "prepared": Source(load_prepared, None),
 }
+
+
+def get_source(name: str) -> Source:
+    """The source of a name or of a reference (``path/to/file.py:object``). Raises TenasError for an unknown name."""
+    if is_reference(name):
+        found = load_object(name, "source of images")
+        if not isinstance(found, Source):
+            raise TenasError(f"{name!r} is a {type(found).__name__}, not a source of images: see tenas.data.Source.")
+        return found
+    if name not in SOURCES:
+        raise one_of("source", name, [*SOURCES, "path/to/file.py:object"])
+    return SOURCES[name]
+
+
+def check_source(dataset: Mapping) -> Source:
+    """The source of a configuration's entry. Raises TenasError for an unknown one, a path that is missing or superfluous."""
+    source = get_source(dataset["source"])
+    path = dataset.get("path")
+    if source.needs_path and path is None:
+        raise TenasError(f"A data set of the source {dataset['source']!r} needs the key 'path'.")
+    if path is not None and not source.needs_path:
+        raise TenasError(f"A data set of the source {dataset['source']!r} takes no 'path'.")
+    return source
 
 
 def load(dataset: Mapping) -> tuple[Loaded, int]:
@@ -387,16 +424,18 @@ def load(dataset: Mapping) -> tuple[Loaded, int]:
 
     Raises TenasError for an unknown source, a path that is missing or superfluous, and whatever the source refuses.
     """
-    if dataset["source"] not in SOURCES:
-        raise one_of("source of a data set", dataset["source"], SOURCES)
-    source = SOURCES[dataset["source"]]
+    source = check_source(dataset)
     path = dataset.get("path")
-    if source.needs_path and path is None:
-        raise TenasError(f"A data set of the source {dataset['source']!r} needs the key 'path'.")
-    if path is not None and not source.needs_path:
-        raise TenasError(f"A data set of the source {dataset['source']!r} takes no 'path'.")
     loaded = source.load(None if path is None else Path(path))
-    return loaded, dataset.get("side") or source.side or min(32, *loaded.train.images.shape[1:3])
+    if not isinstance(loaded, Loaded):
+        raise TenasError(f"The source {dataset['source']!r} gave a {type(loaded).__name__}, not a tenas.data.Loaded.")
+    return loaded, dataset.get("side") or source.side or min(32, *_size(loaded.train))
+
+
+def _size(part: Part) -> tuple[int, int]:
+    """Height and width of a part's images; of files, those of the first."""
+    shape = part.images.shape[1:3] if isinstance(part, Arrays) else part.picture(0).shape[:2]
+    return shape[0], shape[1]
 
 
 def load_splits(dataset: Mapping, side: int | None = None, middle: float = 1.0) -> Splits:

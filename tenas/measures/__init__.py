@@ -1,27 +1,25 @@
-"""Measures of a network at initialisation, for any ``torch.nn.Module`` that maps a batch to logits.
+"""Measures of a network at initialisation, for any ``torch.nn.Module`` that maps a batch to logits (zero-cost proxies).
 
-``MEASURES`` is the registry: ``MEASURES[name](network, images, labels)``, where labels may be left out if no loss is measured.
+``MEASURES`` is the catalogue: ``MEASURES[name](network, images, labels)``, where labels may be left out if no loss is measured.
+Each function can be imported from here; torch is imported with the first of them.
 """
 
-from tenas.measures.baselines import (
-    fisher,
-    flops,
-    gradient_norm,
-    grasp,
-    jacobian_covariance,
-    naswot,
-    parameters,
-    snip,
-    synflow,
-    zen,
-    zico,
-)
-from tenas.measures.ntk import condition_number, ntk_condition_number, ntk_gram
-from tenas.measures.regions import SaturatedWarning, linear_regions
-from tenas.measures.registry import MEASURES, Measure, measure
+from importlib import import_module
 
-__all__ = [
-    "MEASURES", "Measure", "SaturatedWarning", "condition_number", "fisher", "flops", "gradient_norm", "grasp",
-    "jacobian_covariance", "linear_regions", "measure", "naswot", "ntk_condition_number", "ntk_gram", "parameters", "snip",
-    "synflow", "zen", "zico",
-]  # fmt: skip
+from tenas.measures.catalogue import BUILT_IN, MEASURES, Measure, get_measure
+
+_MORE = {
+    "SaturatedWarning": "tenas.measures.regions",
+    "condition_number": "tenas.measures.ntk",
+    "ntk_gram": "tenas.measures.ntk",
+}
+
+__all__ = ["MEASURES", "Measure", "get_measure", *BUILT_IN, *_MORE]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    if name in BUILT_IN:
+        return BUILT_IN[name].resolved
+    if name in _MORE:
+        return getattr(import_module(_MORE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tenas.errors import TenasError
 from tenas.measures import ntk_engine
 from tenas.measures.ntk_tape import UntraceableError
-from tenas.measures.registry import measure
 
 
 def ntk_parameters(network: nn.Module) -> list[nn.Parameter]:
@@ -144,7 +143,6 @@ def condition_number(gram: Tensor, *, dtype: torch.dtype = torch.float64) -> flo
     return largest / smallest
 
 
-@measure("ntk_condition_number")
 def ntk_condition_number(network: nn.Module, images: Tensor) -> float:
     """kappa = lambda_max / lambda_min of the kernel of ``images`` (``ntk_gram``): lower means easier to train.
 

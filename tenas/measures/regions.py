@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenas.errors import TenasError
 from tenas.measures.ntk import undisturbed
-from tenas.measures.registry import measure
 
 SATURATED = 0.95
 
@@ -98,7 +97,6 @@ def told_apart_at_once(network: nn.Module, blocks: Sequence[Tensor]) -> bool:
     return count_distinct_rows(patterns) == len(patterns)
 
 
-@measure("linear_regions")
 def linear_regions(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> int:
     """R = the number of distinct sign patterns over all ReLU outputs: higher means more expressive.
 

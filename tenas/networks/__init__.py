@@ -1,11 +1,12 @@
 """Networks: masked supernets that are searched, and the discrete networks of genotypes. Plain modules, images to logits."""
 
+import importlib
 import os
+from types import ModuleType
 
 from torch import Tensor, nn
 
 from tenas.errors import TenasError, one_of
-from tenas.networks import darts, nas_bench_201
 from tenas.networks.flops import count_flops, count_parameters
 from tenas.networks.initialise import INITIALISERS, initialise
 from tenas.spaces import Genotype, Mask, Space, get_space, load_genotype
@@ -14,14 +15,22 @@ __all__ = [
     "INITIALISERS", "Network", "Supernet", "SupernetCells", "count_flops", "count_parameters", "initialise",
 ]  # fmt: skip
 
-# A space's skeleton of the supernet (images to logits), its cells alone (images to features), and the skeleton of its
-# discrete networks.
-SKELETONS = {"nas-bench-201": nas_bench_201.Skeleton, "darts": darts.SearchSkeleton}
-CELLS = {"nas-bench-201": nas_bench_201.Cells, "darts": darts.Cells}
-DISCRETE = {"nas-bench-201": nas_bench_201.Skeleton, "darts": darts.DiscreteSkeleton}
-# The stems that a space's discrete networks can have, and which spaces' have an auxiliary head.
-STEMS = {"nas-bench-201": ("cifar",), "darts": ("cifar", "imagenet")}
-AUXILIARY = ("darts",)
+
+def builders(space: Space) -> ModuleType:
+    """The module that builds a space's networks: ``supernet``, ``cells`` and ``network``, each a function of (space, operators).
+
+    ``operators``: names by cell type and edge. ``supernet(..., channels, cells, classes)`` and ``network(...)`` map images to
+    logits, ``cells(..., channels)`` images to features. All have ``set_mask``, and ``network`` takes ``stem`` and ``auxiliary``
+    where the space has them. Raises TenasError where a space names something else.
+    """
+    try:
+        module = importlib.import_module(space.networks) if isinstance(space.networks, str) else space.networks
+    except ImportError as error:
+        raise TenasError(f"The networks of {space.reference}, {space.networks!r}, cannot be imported: {error}.") from error
+    missing = [name for name in ("supernet", "cells", "network") if not hasattr(module, name)]
+    if missing:
+        raise TenasError(f"The networks of {space.reference}, {space.networks!r}, have no function {missing[0]!r}.")
+    return module
 
 
 def _operators(mask: Mask) -> list[tuple[str, ...]]:
@@ -71,7 +80,7 @@ class Supernet(_Masked):
         space = get_space(space)
         _check_sizes(channels=channels, cells=cells, classes=classes)
         every = _operators(space.full_mask())
-        super().__init__(space, SKELETONS[space.name](space, every, channels=channels, cells=cells, classes=classes), mask)
+        super().__init__(space, builders(space).supernet(space, every, channels=channels, cells=cells, classes=classes), mask)
 
 
 class SupernetCells(_Masked):
@@ -84,7 +93,7 @@ class SupernetCells(_Masked):
     def __init__(self, space: str | Space, mask: Mask | None = None, *, channels: int) -> None:
         space = get_space(space)
         _check_sizes(channels=channels)
-        super().__init__(space, CELLS[space.name](space, _operators(space.full_mask()), channels), mask)
+        super().__init__(space, builders(space).cells(space, _operators(space.full_mask()), channels=channels), mask)
 
 
 class Network(nn.Module):
@@ -112,13 +121,13 @@ class Network(nn.Module):
         _check_sizes(channels=channels, cells=cells, classes=classes)
         self.genotype = load_genotype(genotype)
         space = self.genotype.space
-        if stem not in STEMS[space.name]:
-            raise one_of(f"stem of a network of {space.name}", stem, STEMS[space.name])
-        if auxiliary and space.name not in AUXILIARY:
+        if stem not in space.stems:
+            raise one_of(f"stem of a network of {space.name}", stem, space.stems)
+        if auxiliary and not space.auxiliary:
             raise TenasError(f"The networks of {space.name} have no auxiliary head.")
         options = ({"auxiliary": True} if auxiliary else {}) | ({"stem": stem} if stem != "cifar" else {})
         mask = space.mask(self.genotype)
-        self.body = DISCRETE[space.name](space, _operators(mask), channels=channels, cells=cells, classes=classes, **options)
+        self.body = builders(space).network(space, _operators(mask), channels=channels, cells=cells, classes=classes, **options)
         self.body.set_mask(mask)
 
     def set_drop_path(self, probability: float) -> None:

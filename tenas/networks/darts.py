@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from tenas.errors import TenasError
-from tenas.spaces import Mask, Space
+from tenas.networks.edge import Edge
+from tenas.spaces.base import Mask, Space
 
 
 class ConvBN(nn.Sequential):
@@ -101,12 +102,14 @@ class MaxPool(nn.MaxPool2d):
         super().__init__(3, stride=stride, padding=1)
 
 
-def make_operator(name: str, channels: int, stride: int) -> nn.Module:
+def make_operator(name: str, channels: int, stride: int) -> nn.Module | None:
     """The module of an operator; ``none`` has none. Poolings have no batch normalisation after them.
 
     DARTS trains its found networks so, and TE-NAS searches so; DARTS's own search network has one.
     """
     match name:
+        case "none":
+            return None
         case "skip_connect":
             return Identity() if stride == 1 else FactorisedReduce(channels, channels)
         case "sep_conv_3x3":
@@ -156,50 +159,39 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        self.type = "reduction" if reduction else "normal"
+        self.type = space.cell_types[-1 if reduction else 0]
         self.stride = 2 if reduction else 1
         self.preprocess = nn.ModuleList(
             [(FactorisedReduce if halved else ConvBN)(inputs[0], channels), ConvBN(inputs[1], channels)]
         )
         self.edges = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    name: make_operator(name, channels, self.stride if edge.source < space.inputs else 1)
-                    for name in names
-                    if name != "none"
-                }
-            )
-            for edge, names in zip(space.edges, operators, strict=True)
+            Edge(space, (self.type, index), names, channels, channels, self.stride if edge.source < space.inputs else 1)
+            for index, (edge, names) in enumerate(zip(space.edges, operators, strict=True))
         )
         self.active: list[list[nn.Module | None]] = []
 
     def set_mask(self, mask: Mask) -> None:
-        # Kept as plain lists: the modules are registered under self.edges already. `none` counts in the average and
-        # adds nothing to the sum: it is None here.
-        self.active = [
-            [None if name == "none" else edge[name] for name in mask.operators(self.type, index)]
-            for index, edge in enumerate(self.edges)
-        ]
+        self.active = [edge.chosen(mask.operators(self.type, index)) for index, edge in enumerate(self.edges)]
 
     def forward(self, before: Tensor, now: Tensor, drop_probability: Tensor | None = None) -> Tensor:
         nodes = [self.preprocess[0](before), self.preprocess[1](now)]
         rectified: dict[int, Tensor] = {}
-        edges = iter(zip(self.space.edges, self.active, strict=True))
-        for _ in self.space.output:
+        for target in range(self.space.inputs, self.space.nodes):
             total = None
-            for _ in range(len(nodes)):
-                (_, source), operators = next(edges)
+            for (edge_target, source), operators in zip(self.space.edges, self.active, strict=True):
+                if edge_target != target:
+                    continue
                 edge = None
                 for operator in operators:
                     if operator is None:
                         continue
-                    if operator.reads_rectified:
+                    if getattr(operator, "reads_rectified", False):
                         if source not in rectified:
                             rectified[source] = relu(nodes[source])
                         out = operator(rectified[source])
                     else:
                         out = operator(nodes[source])
-                    if drop_probability is not None and not isinstance(operator, Identity):
+                    if drop_probability is not None and not isinstance(operator, nn.Identity):
                         out = drop_path(out, drop_probability)
                     edge = out if edge is None else edge + out
                 if edge is not None:
@@ -243,7 +235,7 @@ class CellStack(nn.Module):
         self.cells = nn.ModuleList()
         for index in range(cells):
             reduction = index in self.reductions
-            chosen = operators[edges:] if reduction else operators[:edges]
+            chosen = operators[-edges:] if reduction else operators[:edges]
             channels *= 2 if reduction else 1
             self.cells.append(Cell(space, chosen, channels, inputs, reduction=reduction, halved=halved))
             inputs, halved = (inputs[1], len(space.output) * channels), reduction
@@ -404,3 +396,27 @@ class DiscreteSkeleton(nn.Module):
         if self.auxiliary is None or not self.training:
             return logits
         return logits, self.auxiliary(relu(second))
+
+
+def supernet(space: Space, operators: Sequence[Sequence[str]], *, channels: int, cells: int, classes: int) -> SearchSkeleton:
+    """TE-NAS's search network, with every operator on every edge."""
+    return SearchSkeleton(space, operators, channels=channels, cells=cells, classes=classes)
+
+
+def cells(space: Space, operators: Sequence[Sequence[str]], *, channels: int) -> Cells:
+    """A normal and a reduction cell alone, on which TE-NAS's released code counts linear regions."""
+    return Cells(space, operators, channels)
+
+
+def network(
+    space: Space,
+    operators: Sequence[Sequence[str]],
+    *,
+    channels: int,
+    cells: int,
+    classes: int,
+    auxiliary: bool = False,
+    stem: str = "cifar",
+) -> DiscreteSkeleton:
+    """The discrete network of a genotype."""
+    return DiscreteSkeleton(space, operators, channels=channels, cells=cells, classes=classes, auxiliary=auxiliary, stem=stem)

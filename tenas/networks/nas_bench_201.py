@@ -1,12 +1,6 @@
-"""The networks of NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2): operators, the cell, the skeleton around it."""
+"""The operators of NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2). Its skeleton is tenas.networks.single."""
 
-from collections.abc import Iterable
-
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
-
-from tenas.spaces import Mask, Space
 
 
 class ConvBN(nn.Module):
@@ -37,19 +31,11 @@ class AvgPool(nn.AvgPool2d):
         super().__init__(3, stride=1, padding=1, count_include_pad=False)
 
 
-class Zero(nn.Module):
-    """The operator ``none``. The cell does not run it: it counts in the average and adds nothing to the sum."""
-
-    reads_rectified = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-
-def make_operator(name: str, channels: int) -> nn.Module:
+def make_operator(name: str, channels: int) -> nn.Module | None:
+    """The module of an operator; ``none`` has none: it counts in the average of an edge and adds nothing to a node's sum."""
     match name:
         case "none":
-            return Zero()
+            return None
         case "skip_connect":
             return Identity()
         case "nor_conv_1x1":
@@ -59,118 +45,3 @@ def make_operator(name: str, channels: int) -> nn.Module:
         case "avg_pool_3x3":
             return AvgPool()
     raise AssertionError(f"operator {name} has no module")
-
-
-class Cell(nn.Module):
-    """A cell, (n, channels, h, w) to the same: an edge is the average of its active operators, a node the sum of its edges.
-
-    ``operators`` says which operators each edge is built with: all of them in a supernet, so that its weights do not
-    depend on the mask; the chosen one in a discrete network.
-    """
-
-    def __init__(self, space: Space, operators: Iterable[Iterable[str]], channels: int) -> None:
-        super().__init__()
-        self.space = space
-        self.edges = nn.ModuleList(nn.ModuleDict({name: make_operator(name, channels) for name in names}) for names in operators)
-        self.active: list[list[nn.Module]] = []
-
-    def set_mask(self, mask: Mask) -> None:
-        # Kept as plain lists: the modules are registered under self.edges already. `none` adds nothing: it is None
-        # here.
-        (cell,) = self.space.cell_types
-        self.active = [
-            [None if name == "none" else edge[name] for name in mask.operators(cell, index)]
-            for index, edge in enumerate(self.edges)
-        ]
-
-    def forward(self, x: Tensor) -> Tensor:
-        nodes = [x]
-        rectified: dict[int, Tensor] = {}
-        edges = iter(zip(self.space.edges, self.active, strict=True))
-        for _ in range(1, self.space.nodes):
-            total = None
-            for _ in range(len(nodes)):
-                (_, source), operators = next(edges)
-                edge = None
-                for operator in operators:
-                    if operator is None:
-                        continue
-                    if operator.reads_rectified:
-                        if source not in rectified:
-                            rectified[source] = relu(nodes[source])
-                        out = operator(rectified[source])
-                    else:
-                        out = operator(nodes[source])
-                    edge = out if edge is None else edge + out
-                if edge is not None:
-                    if len(operators) > 1:
-                        edge = edge / len(operators)
-                    total = edge if total is None else total + edge
-            nodes.append(torch.zeros_like(x) if total is None else total)
-        return nodes[-1]
-
-
-class Cells(nn.Module):
-    """One cell and the BN-ReLU behind it: (n, channels, h, w) to the same. Where the released code counts linear regions.
-
-    Without the last ReLU no edge into the last node could change the count.
-    """
-
-    def __init__(self, space: Space, operators: Iterable[Iterable[str]], channels: int) -> None:
-        super().__init__()
-        self.cell = Cell(space, operators, channels)
-        self.bn = nn.BatchNorm2d(channels)
-
-    def set_mask(self, mask: Mask) -> None:
-        self.cell.set_mask(mask)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return relu(self.bn(self.cell(x)))
-
-
-class ResidualBlock(nn.Module):
-    """ResNet's basic block, ReLU before the convolution: (n, c, h, w) to (n, 2c, h/2, w/2)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv_a = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
-        self.bn_a = nn.BatchNorm2d(2 * channels)
-        self.conv_b = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, bias=False)
-        self.bn_b = nn.BatchNorm2d(2 * channels)
-        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(channels, 2 * channels, 1, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = self.bn_a(self.conv_a(relu(x)))
-        residual = self.bn_b(self.conv_b(relu(residual)))
-        return self.shortcut(x) + residual
-
-
-class Skeleton(nn.Module):
-    """Stem, three stages of cells with residual blocks between, BN-ReLU, global average pooling, a linear classifier.
-
-    ``cells`` is the number of cells in each stage (N); ``channels`` those of the first stage (C). The benchmark's own
-    networks have C = 16 and N = 5, the TE-NAS search network C = 3 and N = 1.
-    """
-
-    def __init__(self, space: Space, operators: Iterable[Iterable[str]], *, channels: int, cells: int, classes: int) -> None:
-        super().__init__()
-        operators = [tuple(names) for names in operators]
-        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
-        layers: list[nn.Module] = []
-        for stage in range(3):
-            if stage:
-                layers.append(ResidualBlock(channels))
-                channels *= 2
-            layers += [Cell(space, operators, channels) for _ in range(cells)]
-        self.layers = nn.Sequential(*layers)
-        self.bn = nn.BatchNorm2d(channels)
-        self.classifier = nn.Linear(channels, classes)
-
-    def set_mask(self, mask: Mask) -> None:
-        for layer in self.layers:
-            if isinstance(layer, Cell):
-                layer.set_mask(mask)
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = relu(self.bn(self.layers(self.stem(images))))
-        return self.classifier(features.mean((2, 3)))

@@ -10,14 +10,16 @@ from statistics import mean, stdev
 from tenas.errors import TenasError
 from tenas.files import read_table
 from tenas.provenance import Stopwatch, provenance
-from tenas.settings import read_yaml, validated
+from tenas.settings.base import checked, read_yaml
+from tenas.settings.claims import Claims
 
 CONFIDENCE = 0.95
 
 
 def read_claims(path: str | os.PathLike) -> dict[str, dict]:
     """The claims of a file, by name, checked against tenas/schemas/claims.yaml. Raises TenasError where they are faulty."""
-    return validated(read_yaml(path, "file of claims"), "claims", str(path))["claims"]
+    claims = checked(Claims, read_yaml(path, "file of claims"), str(path))
+    return claims.model_dump(exclude_none=True)["claims"]
 
 
 def runs_of(claims: Mapping[str, Mapping]) -> list[str]:

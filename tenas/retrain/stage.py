@@ -16,18 +16,20 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from tqdm import tqdm
 
+from tenas.code import code_digest
 from tenas.data import Part, load_splits
 from tenas.data.prepared import channel_statistics
 from tenas.data.sources import split_by_class
 from tenas.errors import TenasError
 from tenas.files import whole, write_csv, write_json
 from tenas.networks import Network, count_flops, count_parameters, initialise
-from tenas.provenance import Stopwatch, code_digest, provenance
+from tenas.provenance import Stopwatch, provenance
 from tenas.retrain.distributed import Processes, distribute, joined
 from tenas.retrain.feed import STATISTICS, make_feed
 from tenas.retrain.stored import save_network
 from tenas.retrain.train import evaluate, steps_of_epoch, train_epoch
-from tenas.settings import validated
+from tenas.search.made_by import space_modules
+from tenas.settings.retrain import check_retraining
 from tenas.spaces import Genotype
 
 HISTORY = ("epoch", "learning_rate", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
@@ -93,24 +95,26 @@ class Data(NamedTuple):
 
     train: Part
     valid: Part | None
-    test: Part
+    test: Part | None
     classes: int
     side: int
 
 
-def read_data(dataset: Mapping, settings: Mapping, seed: int, processes: Processes) -> Data:
+def read_data(dataset: Mapping, settings: Mapping, seed: int, processes: Processes, *, needs_test: bool = True) -> Data:
     """The data set's parts; of the training part the share ``validation`` is held out, drawn from ``seed``.
 
-    Raises TenasError where a part would be too small.
+    Raises TenasError where a part would be too small, or the images have no labels.
     """
     middle = settings["evaluation_crop"]
     with processes.one_a_machine_first():
         splits = load_splits(dataset, settings["side"], middle)
-    if splits.test is None:
+    if needs_test and splits.test is None:
         raise TenasError(
             "The data set has no test images, and no labels or too few images of a class to hold some out: it cannot be "
             "retrained on."
         )
+    if (splits.train.labels < 0).any():
+        raise TenasError("The data set's images have no labels: nothing can be trained on them.")
     keep, held = split_by_class(splits.train.labels, settings["validation"], seed)
     if len(keep) < 2 or (settings["validation"] and not len(held)):
         raise TenasError(
@@ -211,6 +215,68 @@ def train(
     return state
 
 
+class Trained(NamedTuple):
+    """A network after its training, with all that its results say."""
+
+    network: Network
+    state: dict
+    data: Data
+    keys: dict
+    shape: dict
+    constants: tuple[list[float], list[float]]
+    digests: dict[str, str]
+    parameters: int
+    flops: int
+
+
+def run_training(
+    settings: Mapping, genotype: Genotype, *, seed: int, place: torch.device, processes: Processes, out: Path, stale: Iterable[str],
+    needs_test: bool,
+) -> Trained:  # fmt: skip
+    """Train the network of a genotype to the last epoch; of its weights those of the chosen epoch. ``stale``: older results to go."""
+    keys = check_retraining({k: v for k, v in settings.items() if k not in ("preset", "dataset")})
+    check_precision(keys["precision"], place)
+    data = read_data(settings["dataset"], keys, seed, processes, needs_test=needs_test)
+    shape = {"channels": keys["channels"], "cells": keys["cells"], "classes": data.classes, "stem": keys["stem"]}
+    network = Network(genotype, **shape, auxiliary=keys["auxiliary"] > 0)
+    network.set_drop_path(keys["drop_path"])  # refused here, if at all, not in the second epoch
+    plain = Network(genotype, **shape)
+    parameters, flops = count_parameters(plain), count_flops(plain, (3, data.side, data.side))
+    digests = {}
+    if processes.first:
+        if keys["stem"] == "imagenet" and flops > MOBILE_FLOPS:
+            print(
+                f"tenas: the network has {flops / 1e6:.0f} M multiply-adds an image, more than the "
+                f"{MOBILE_FLOPS / 1e6:.0f} M of the networks that it would be compared with on ImageNet.",
+                file=sys.stderr,
+            )
+        parts = ("train", "valid", "test") if needs_test else ("train", "valid")
+        digests = {part: getattr(data, part).digest() for part in parts if getattr(data, part)}
+        out.mkdir(parents=True, exist_ok=True)
+        # Results of another time must not stand beside a training that has not ended, nor what a killed one was writing.
+        for pattern in (*stale, ".checkpoint.*.pt"):
+            for path in out.glob(pattern):
+                path.unlink(missing_ok=True)
+    made_by = {
+        "settings": {k: v for k, v in keys.items() if k not in NOT_IN_DIGEST} | {"side": data.side},
+        "arch": genotype.arch,
+        "seed": seed,
+        "data": digests,
+        "code": code_digest("tenas.retrain.stage", *space_modules(genotype.space, networks=True)),
+    }
+    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+    initialise(network, "pytorch", seed)
+    network.to(place, memory_format=torch.channels_last)
+    constants = processes.from_first(channel_constants(data.train, seed) if processes.first else None)
+    mean, std = (torch.tensor(constant, device=place) for constant in constants)
+    state = train(
+        network, data, keys, mean, std,
+        seed=seed, digest=digest, checkpoint=out / "checkpoint.pt", processes=processes,
+    )  # fmt: skip
+    network.load_state_dict(state["best"]["network"])
+    return Trained(network, state, data, keys, shape, constants, digests, parameters, flops)
+
+
 def retrain(
     settings: Mapping,
     genotype: Genotype,
@@ -228,74 +294,30 @@ def retrain(
     threads, a training that was killed at any moment and started again ends in the same bits as one that was not.
     Under torchrun all processes train one network, and the first of them writes.
 
-    history.csv: a row an epoch. metrics.json: accuracies in %. network.pt: the trained network, see ``load_network``.
+    history.csv: one row per epoch. metrics.json: accuracies in %. network.pt: the trained network, see ``load_network``.
     The validation part, held out of the training images, chooses the epoch, or it's the last; the test images are looked
     at once, with its weights, when training has ended.
 
     Raises TenasError for a data set without enough images to hold some out, and for a loss that is not finite.
     """
     stopwatch = Stopwatch()
-    keys = validated({k: v for k, v in settings.items() if k not in ("preset", "dataset")}, "retrain", "retraining")
-    if keys["nesterov"] and not keys["momentum"]:
-        raise TenasError("Retraining with 'nesterov' needs a 'momentum' above 0.")
-    if keys["resized_crop"] and keys["crop_padding"]:
-        raise TenasError("Retraining crops either with 'resized_crop' or with 'crop_padding': set the other to null, or to 0.")
     out = Path(out)
     with joined(device) as (processes, place), torch_set_up(threads, place):
-        check_precision(keys["precision"], place)
-        data = read_data(settings["dataset"], keys, seed, processes)
-        shape = {"channels": keys["channels"], "cells": keys["cells"], "classes": data.classes, "stem": keys["stem"]}
-        network = Network(genotype, **shape, auxiliary=keys["auxiliary"] > 0)
-        network.set_drop_path(keys["drop_path"])  # refused here, if at all, not in the second epoch
-        plain = Network(genotype, **shape)
-        parameters, flops = count_parameters(plain), count_flops(plain, (3, data.side, data.side))
-        digests = {}
-        if processes.first:
-            if keys["stem"] == "imagenet" and flops > MOBILE_FLOPS:
-                print(
-                    f"tenas: the network has {flops / 1e6:.0f} M multiply-adds an image, more than the "
-                    f"{MOBILE_FLOPS / 1e6:.0f} M of the networks that it would be compared with on ImageNet.",
-                    file=sys.stderr,
-                )
-            digests = {part: getattr(data, part).digest() for part in ("train", "valid", "test") if getattr(data, part)}
-            out.mkdir(parents=True, exist_ok=True)
-            # Results of another time must not stand beside a training that has not ended, nor what a killed one was writing.
-            for stale in ("history.csv", "metrics.json", "network.pt", ".checkpoint.*.pt"):
-                for path in out.glob(stale):
-                    path.unlink(missing_ok=True)
-        made_by = {
-            "settings": {k: v for k, v in keys.items() if k not in NOT_IN_DIGEST} | {"side": data.side},
-            "arch": genotype.arch,
-            "seed": seed,
-            "data": digests,
-            "code": code_digest("data", "device.py", "networks", "retrain", "spaces"),
-        }
-        digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-        initialise(network, "pytorch", seed)
-        network.to(place, memory_format=torch.channels_last)
-        constants = processes.from_first(channel_constants(data.train, seed) if processes.first else None)
-        mean, std = (torch.tensor(constant, device=place) for constant in constants)
-        state = train(
-            network, data, keys, mean, std,
-            seed=seed, digest=digest, checkpoint=out / "checkpoint.pt", processes=processes,
+        done = run_training(
+            settings, genotype, seed=seed, place=place, processes=processes, out=out, needs_test=True,
+            stale=("history.csv", "metrics.json", "network.pt"),
         )  # fmt: skip
-        network.load_state_dict(state["best"]["network"])
+        keys, data, state = done.keys, done.data, done.state
         test_feed = make_feed(data.test, data.side, place, workers=keys["workers"])
-        tested = evaluate(network, test_feed, len(data.test.labels), keys, mean, std, processes)
-    best = state["best"]["row"]
+        mean, std = (torch.tensor(constant, device=place) for constant in done.constants)
+        tested = evaluate(done.network, test_feed, len(data.test.labels), keys, mean, std, processes)
     metrics = {
         "arch": genotype.arch,
         "test_accuracy": tested.accuracy,
         # With five classes or fewer it says nothing.
         **({"test_top5_accuracy": tested.top5_accuracy} if data.classes > 5 else {}),
         "test_loss": tested.loss,
-        "valid_accuracy": best["valid_accuracy"],
-        "best_epoch": best["epoch"],
-        "epochs": keys["epochs"],
-        "parameters": parameters,
-        "flops": flops,
-        "images": {part: len(getattr(data, part).labels) if getattr(data, part) else 0 for part in ("train", "valid", "test")},
-        "training_seconds": round(state["seconds"], 3),
+        **_of_training(done),
         "provenance": provenance(
             settings=settings,
             inputs=inputs,
@@ -304,11 +326,74 @@ def retrain(
             seed=seed,
             threads=threads,
             processes=processes.count,
-            data_sha256=digests,
+            data_sha256=done.digests,
         ),
     }
     if processes.first:
-        save_network(out / "network.pt", network, genotype, shape, data.side, *constants)
+        save_network(out / "network.pt", done.network, genotype, done.shape, data.side, *done.constants)
         write_csv(out / "history.csv", HISTORY, state["history"])
+        write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def _of_training(done: Trained) -> dict:
+    """What metrics.json says of a training, but for the test images."""
+    best, data = done.state["best"]["row"], done.data
+    return {
+        "valid_accuracy": best["valid_accuracy"],
+        "best_epoch": best["epoch"],
+        "epochs": done.keys["epochs"],
+        "parameters": done.parameters,
+        "flops": done.flops,
+        "images": {part: len(getattr(data, part).labels) if getattr(data, part) else 0 for part in ("train", "valid", "test")},
+        "training_seconds": round(done.state["seconds"], 3),
+    }
+
+
+def train_finalist(
+    settings: Mapping,
+    genotype: Genotype | None,
+    *,
+    seed: int,
+    threads: int,
+    device: str,
+    out: str | os.PathLike,
+    inputs: Iterable[str | os.PathLike],
+    facts: Mapping[str, int],
+) -> dict:
+    """A short training of a search's finalist: as ``retrain``, without the test images and without a network to keep.
+
+    Writes history.csv and metrics.json, whose ``valid_accuracy`` the search chooses by. Without a genotype, where the shortlist is
+    shorter than was planned, the metrics say so.
+    """
+    stopwatch = Stopwatch()
+    out = Path(out)
+    if genotype is None:
+        metrics = {"arch": None, **facts, "reason": "The shortlist has no cell at this place."}
+        write_csv(out / "history.csv", HISTORY, [])
+        write_json(out / "metrics.json", metrics)
+        return metrics
+    with joined(device) as (processes, place), torch_set_up(threads, place):
+        done = run_training(
+            settings, genotype, seed=seed, place=place, processes=processes, out=out, needs_test=False,
+            stale=("history.csv", "metrics.json"),
+        )  # fmt: skip
+    metrics = {
+        "arch": genotype.arch,
+        **facts,
+        **_of_training(done),
+        "provenance": provenance(
+            settings=settings,
+            inputs=inputs,
+            stopwatch=stopwatch,
+            device=place.type,
+            seed=seed,
+            threads=threads,
+            processes=processes.count,
+            data_sha256=done.digests,
+        ),
+    }
+    if processes.first:
+        write_csv(out / "history.csv", HISTORY, done.state["history"])
         write_json(out / "metrics.json", metrics)
     return metrics

@@ -1,15 +1,18 @@
 """From the scores of a round to a ranking with its errors, and to the next mask (TE-NAS, algorithm 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
 
-from tenas.search.table import RANKING_KEYS, Measurement, trial_keys
-from tenas.settings import measure_traits
-from tenas.spaces import Mask, Round, Space
+from tenas.measures.catalogue import get_measure
+from tenas.scoring.subjects import Measurement, Trials
+from tenas.search.limits import Limits
+from tenas.spaces.base import Mask, Trial
 
 RESAMPLES = 1000
+# Within limits every decision looks at what can still be reached, which costs milliseconds.
+RESAMPLES_WITHIN = 200
 
 
 def change(whole: np.ndarray, rest: np.ndarray, kind: str, decimals: int | None, worst: float = -np.inf) -> np.ndarray:
@@ -59,12 +62,22 @@ def ranks(means: np.ndarray, lower_is_better: bool, method: str) -> np.ndarray:
     return rankdata(-means if lower_is_better else means, method=method, axis=-1)
 
 
-def pruned(rank_list: list[np.ndarray], rivals: list[tuple[list[int], int]]) -> np.ndarray:
+def aggregated(rank_list: list[np.ndarray], aggregate: str) -> np.ndarray:
+    """One number for each trial from its ranks by all measures, (samples, trials); the smallest goes first.
+
+    ``rank_sum``: TE-NAS's (algorithm 1). ``log_rank_sum``: the sum of their logarithms, which weighs the first places more.
+    """
+    if aggregate == "rank_sum":
+        return np.sum(rank_list, axis=0)
+    return np.round(np.sum(np.log(rank_list), axis=0), 12)
+
+
+def pruned(rank_list: list[np.ndarray], rivals: list[tuple[list[int], int]], aggregate: str = "rank_sum") -> np.ndarray:
     """Which trials go: in each group of rivals the smallest sums of ranks. (samples, trials) booleans.
 
     Equal sums go to the smaller rank in the first measure, as in the released code, then to the earlier trial.
     """
-    total = np.sum(rank_list, axis=0)
+    total = aggregated(rank_list, aggregate)
     gone = np.zeros(total.shape, bool)
     for group, quota in rivals:
         order = np.lexsort((rank_list[0][:, group], total[:, group]), axis=-1)
@@ -72,33 +85,55 @@ def pruned(rank_list: list[np.ndarray], rivals: list[tuple[list[int], int]]) -> 
     return gone
 
 
-def rank_round(
-    settings: Mapping, space: Space, mask: Mask, round: Round, values: Mapping[Measurement, float]
-) -> tuple[list[str], list[dict], Mask]:
-    """The ranking of a round: its columns, a row a trial, and the mask that its decisions lead to.
+def pruned_within(
+    rank_list: list[np.ndarray], rivals: list[tuple[list[int], int]], aggregate: str, trials: Sequence[Trial], mask: Mask,
+    limits: Limits,
+) -> np.ndarray:  # fmt: skip
+    """``pruned``, but a trial stays when no cell within ``limits`` could be reached without it; the next one goes in its place.
 
-    For each measure: ``change`` (mean over the repeats), ``se`` (standard error of that mean; empty below two finite
-    repeats), ``n`` (repeats that could be compared), ``singular`` (repeats in which the rest was infinite), ``rank``.
-    Then ``rank_sum``, ``pruned``, and ``pruned_share``: how often the trial is pruned when the decision is taken again
-    on resampled repeats (bootstrap, RESAMPLES of them; all trials keep their repeats together, as they share weights
-    and images). A decision is sure when its share is near 1, and a coin toss when it's near 1 over the number of
+    Groups are decided one after another. As long as some cell within the limits is spanned, each group has enough trials
+    that this cell does not need.
+    """
+    total = aggregated(rank_list, aggregate)
+    gone = np.zeros(total.shape, bool)
+    for sample in range(len(total)):
+        here = mask
+        for group, quota in rivals:
+            order = np.lexsort((rank_list[0][sample, group], total[sample, group]))
+            left = quota
+            for index in (group[place] for place in order):
+                if left and limits.reachable(without := here.without([trials[index]])):
+                    here, left, gone[sample, index] = without, left - 1, True
+    return gone
+
+
+def rank_round(
+    settings: Mapping, subjects: Trials, values: Mapping[Measurement, float], limits: Limits | None = None
+) -> tuple[list[str], list[dict], Mask]:
+    """The ranking of a round: its columns, one row per trial, and the mask that its decisions lead to.
+
+    ``settings``: of the round. For each measure: ``change`` (mean over the repeats), ``se`` (standard error of that mean; empty
+    below two finite repeats), ``n`` (repeats that could be compared), ``singular`` (repeats in which the rest was infinite),
+    ``rank``. Then ``rank_sum`` (or ``log_rank_sum``), ``pruned``, and ``pruned_share``: how often the trial is pruned when the
+    decision is taken again on resampled repeats (bootstrap, RESAMPLES of them; all trials keep their repeats together, as they
+    share weights and images). A decision is sure when its share is near 1, and a coin toss when it is near 1 over the number of
     rivals.
     """
-    trials = space.trials(mask, round)
-    rivals = space.rivals(trials, round)
+    mask, round, trials = subjects.mask, subjects.round, subjects.trials[1:]
+    rivals = mask.space.rivals(trials, round)
     generator = np.random.default_rng(round.number)
-    columns = list(RANKING_KEYS)
-    rows = [trial_keys(space, round, number, trial) for number, trial in enumerate(trials, start=1)]
+    columns = list(Trials.columns)
+    rows = [subjects.keys(number) for number in range(1, len(trials) + 1)]
     decided, resampled = [], []
-    for name, measure in settings["measures"].items():
-        repeats = measure["repeats"]
+    for reference, measure_settings in settings["measures"].items():
+        measure, repeats = get_measure(reference), measure_settings["repeats"]
+        name = measure.name
         table = np.array([[values[t, name, r] for r in range(repeats)] for t in range(len(trials) + 1)])
-        lower_is_better = measure_traits()[name].lower_is_better
-        worst = -np.inf if lower_is_better else np.inf
+        worst = -np.inf if measure.lower_is_better else np.inf
         changes = change(table[0], table[1:], settings["change"], settings["decimals"], worst)
         samples = np.vstack([np.ones(repeats), generator.multinomial(repeats, np.full(repeats, 1 / repeats), RESAMPLES)])
         means = mean_change(changes, samples, worst)
-        all_ranks = ranks(means, lower_is_better, settings["ranks"])
+        all_ranks = ranks(means, measure.lower_is_better, settings["ranks"])
         decided.append(all_ranks[:1])
         resampled.append(all_ranks[1:])
         columns += [f"{name}_{part}" for part in ("change", "se", "n", "singular", "rank")]
@@ -111,13 +146,15 @@ def rank_round(
                 f"{name}_singular": int(np.isinf(table[1 + i]).sum()),
                 f"{name}_rank": float(all_ranks[0, i]),
             }
-    gone = pruned(decided, rivals)[0]
-    share = pruned(resampled, rivals).mean(axis=0)
-    for i, row in enumerate(rows):
-        row |= {
-            "rank_sum": float(sum(r[0, i] for r in decided)),
-            "pruned": int(gone[i]),
-            "pruned_share": float(share[i]),
-        }
-    columns += ["rank_sum", "pruned", "pruned_share"]
-    return columns, rows, mask.without(trial for trial, go in zip(trials, gone, strict=True) if go)
+    aggregate = settings["aggregate"]
+    if limits is None:
+        gone, again = pruned(decided, rivals, aggregate), pruned(resampled, rivals, aggregate)
+    else:
+        within = (aggregate, trials, mask, limits)
+        gone = pruned_within(decided, rivals, *within)
+        again = pruned_within([r[:RESAMPLES_WITHIN] for r in resampled], rivals, *within)
+    share = again.mean(axis=0)
+    for i, (row, total) in enumerate(zip(rows, aggregated(decided, aggregate)[0], strict=True)):
+        row |= {aggregate: float(total), "pruned": int(gone[0, i]), "pruned_share": float(share[i])}
+    columns += [aggregate, "pruned", "pruned_share"]
+    return columns, rows, mask.without(trial for trial, go in zip(trials, gone[0], strict=True) if go)

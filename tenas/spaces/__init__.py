@@ -1,9 +1,11 @@
 """Search spaces: what can be chosen. No torch."""
 
 import os
+from collections.abc import Iterator, Mapping
 
 from tenas.errors import TenasError, one_of
 from tenas.files import read_json
+from tenas.references import is_reference, load_object
 from tenas.spaces.base import (
     Choice,
     Edge,
@@ -16,23 +18,49 @@ from tenas.spaces.base import (
     genotype_from_json,
     is_json_path,
 )
-from tenas.spaces.darts import Darts
-from tenas.spaces.nas_bench_201 import NasBench201
+from tenas.spaces.custom import CellSpace, ChainSpace, Layer
 
-SPACES: dict[str, Space] = {space.name: space for space in (NasBench201(), Darts())}
+# Name -> reference. What a user brings goes through the same door.
+BUILT_IN = {"nas-bench-201": "tenas.spaces.nas_bench_201:SPACE", "darts": "tenas.spaces.darts:SPACE"}
+
+
+class _Spaces(Mapping[str, Space]):
+    """The spaces that the package ships, by name, imported when asked for."""
+
+    def __getitem__(self, name: str) -> Space:
+        return get_space(name) if name in BUILT_IN else BUILT_IN[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(BUILT_IN)
+
+    def __len__(self) -> int:
+        return len(BUILT_IN)
+
+
+SPACES = _Spaces()
 
 __all__ = [
-    "SPACES", "Choice", "Edge", "Genotype", "Mask", "Round", "Space", "Trial", "get_space", "load_genotype",
+    "SPACES", "CellSpace", "ChainSpace", "Choice", "Edge", "Genotype", "Layer", "Mask", "Round", "Space", "Trial", "get_space",
+    "load_genotype",
 ]  # fmt: skip
 
 
 def get_space(space: str | Space) -> Space:
-    """The space of a name; a space object is given back as it is. Raises TenasError for an unknown name."""
+    """The space of a name or of a reference (``path/to/file.py:object``); a space object is given back as it is.
+
+    Raises TenasError for an unknown name, and for a reference to something else than a space.
+    """
     if isinstance(space, Space):
         return space
-    if space not in SPACES:
-        raise one_of("space", space, SPACES)
-    return SPACES[space]
+    if is_reference(space):
+        found = load_object(space, "space")
+        if not isinstance(found, Space):
+            raise TenasError(f"{space!r} is a {type(found).__name__}, not a space: see tenas.spaces.CellSpace and ChainSpace.")
+        found._reference = found._reference or space
+        return found
+    if space not in BUILT_IN:
+        raise one_of("space", space, [*BUILT_IN, "path/to/file.py:object"])
+    return load_object(BUILT_IN[space], "space")
 
 
 def load_genotype(genotype: Genotype | str | os.PathLike, space: str | Space | None = None) -> Genotype:

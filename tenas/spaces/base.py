@@ -1,14 +1,23 @@
 """What every search space is made of. Plain data: nothing here imports torch."""
 
+from __future__ import annotations
+
+import math
 import os
-from abc import ABC, abstractmethod
+import re
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from itertools import accumulate, combinations, product
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenas.errors import TenasError, one_of
 from tenas.files import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class WrongFormError(TenasError):
@@ -39,24 +48,27 @@ class Trial(NamedTuple):
 
 
 class Round(NamedTuple):
-    """A round of a search: how many trials it has, and what they compete within.
+    """A round of a search: what kind it is, and how many subjects it scores.
 
-    In a round of ``operators`` the trials of an edge compete and ``prune`` of them go, never the last one. In a round
-    of ``edges`` the incoming edges of a node compete and all but the two best go, which is at least ``prune`` (DARTS;
-    TE-NAS's released code, last stage).
+    ``operators``: trials of an edge compete and ``prune`` of them go, never the last one; with ``edge`` (cell type, edge) only
+    those of that edge. ``edges``: the incoming edges of a node compete and all but the best go (DARTS; TE-NAS's released code,
+    last stage). ``cells``: discrete cells, of which ``keep`` stay. ``training``: cells that are trained, of which ``keep`` stay.
+    ``trials``: operators or edges that are tried, cells that are measured or trained.
     """
 
     number: int
     stage: str
     prune: int
     trials: int
+    edge: tuple[str, int] | None = None
+    keep: int = 0
 
 
 @dataclass(frozen=True)
 class Mask:
     """Which operators are active: ``active[cell type][edge][operator]``, booleans."""
 
-    space: "Space"
+    space: Space
     active: tuple[tuple[tuple[bool, ...], ...], ...]
 
     def __post_init__(self) -> None:
@@ -76,7 +88,7 @@ class Mask:
         row = self.active[self.space.cell_types.index(cell)][edge]
         return tuple(operator for operator, on in zip(self.space.operators, row, strict=True) if on)
 
-    def without(self, trials: Iterable[Trial]) -> "Mask":
+    def without(self, trials: Iterable[Trial]) -> Mask:
         """This mask with the operators of ``trials`` taken away."""
         active = [[list(row) for row in cell] for cell in self.active]
         for cell, edge, operator in trials:
@@ -85,7 +97,7 @@ class Mask:
 
     def to_json(self) -> dict:
         return {
-            "space": self.space.name,
+            "space": self.space.reference,
             "operators": list(self.space.operators),
             "edges": [f"{edge.target}<-{edge.source}" for edge in self.space.edges],
             "active": {cell: [list(row) for row in rows] for cell, rows in zip(self.space.cell_types, self.active, strict=True)},
@@ -96,7 +108,7 @@ class Mask:
 class Genotype:
     """A found architecture: for each cell type of its space, the chosen edges with their operators, by target then source."""
 
-    space: "Space"
+    space: Space
     cells: tuple[tuple[Choice, ...], ...]
 
     @property
@@ -106,7 +118,7 @@ class Genotype:
 
     def to_json(self) -> dict:
         return {
-            "space": self.space.name,
+            "space": self.space.reference,
             "arch": self.arch,
             "cells": {
                 cell: [choice._asdict() for choice in choices]
@@ -115,64 +127,272 @@ class Genotype:
         }
 
 
-class Space(ABC):
-    """A search space: cells whose edges each choose one of the same operators.
+def operators_left(mask: Mask) -> dict[tuple[str, int], int]:
+    """For each (cell type, edge) how many operators are active."""
+    space = mask.space
+    return {
+        (cell, edge): sum(row) for cell, rows in zip(space.cell_types, mask.active, strict=True) for edge, row in enumerate(rows)
+    }
+
+
+def after(left: Mapping[tuple[str, int], int], round: Round) -> dict[tuple[str, int], int]:
+    """``operators_left`` after a round of operators."""
+    return {
+        key: count - min(round.prune, count - 1) if count > 1 and round.edge in (None, key) else count
+        for key, count in left.items()
+    }
+
+
+def edges_left(mask: Mask) -> Counter[tuple[str, int]]:
+    """For each (cell type, node) how many incoming edges have an operator."""
+    space = mask.space
+    left = Counter({(cell, target): 0 for cell in space.cell_types for target in range(space.inputs, space.nodes)})
+    for cell, rows in zip(space.cell_types, mask.active, strict=True):
+        for edge, row in zip(space.edges, rows, strict=True):
+            left[cell, edge.target] += any(row)
+    return left
+
+
+class Space:
+    """A search space: cells whose edges each choose one operator.
 
     Nodes are numbered with the cell's inputs first. ``edges`` are in the order in which masks, files and genotypes list
     them. ``output`` are the nodes whose concatenation is the cell's output; by default that is the last node.
+    ``edges_of_a_node``: how many incoming edges a node of a genotype keeps; None for all.
+
+    ``networks`` is the module that builds networks, imported when the first is built: functions ``supernet``, ``cells`` and
+    ``network`` (see tenas.networks). ``trained``: what Network takes for the networks that are trained in the end, unless a
+    retraining says otherwise. ``stems`` and ``auxiliary``: what those networks may have.
     """
 
-    name: ClassVar[str]
-    operators: ClassVar[tuple[str, ...]]
-    cell_types: ClassVar[tuple[str, ...]]
-    inputs: ClassVar[int]
-    nodes: ClassVar[int]
-    edges: ClassVar[tuple[Edge, ...]]
-    output: ClassVar[tuple[int, ...]] = ()
+    name: str
+    operators: tuple[str, ...]
+    cell_types: tuple[str, ...]
+    inputs: int
+    nodes: int
+    edges: tuple[Edge, ...]
+    output: tuple[int, ...] = ()
+    edges_of_a_node: int | None = None
+    networks: str = "tenas.networks.single"
+    trained: Mapping[str, Any] = MappingProxyType({"channels": 16, "cells": 5})
+    stems: tuple[str, ...] = ("cifar",)
+    auxiliary: bool = False
+    _reference: str | None = None
 
-    @abstractmethod
+    @property
+    def reference(self) -> str:
+        """What a configuration calls the space: the name of one that the package ships, else ``path/to/file.py:object``."""
+        return self._reference or self.name
+
+    def __reduce__(self) -> tuple:
+        # Other processes import the space themselves, so that there is one object of it in each.
+        from tenas.spaces import get_space
+
+        return get_space, (self.reference,)
+
+    # --- texts
+
     def parse(self, text: str) -> Genotype:
-        """The genotype of a text in the space's customary form. Raises TenasError when the text isn't one."""
+        """The genotype of a text (see ``text``). Raises TenasError when the text isn't one, WrongFormError for another form."""
+        cells = []
+        texts = text.strip().split(";")
+        if len(texts) != len(self.cell_types):
+            raise WrongFormError(f"{text!r} has {len(texts)} cells; one of {self.name} has {len(self.cell_types)}.")
+        for cell in texts:
+            nodes = cell.strip().split("+")
+            choices = []
+            for target, node in enumerate(nodes, start=self.inputs):
+                if re.fullmatch(r"\|(?:[^|~+]+~\d+\|)+", node.strip()) is None:
+                    raise WrongFormError(f"{text!r} is not a cell of {self.name}; expected the form {self._form()}.")
+                for part in node.strip().strip("|").split("|"):
+                    operator, source = part.split("~")
+                    choices.append(Choice(target, int(source), operator))
+            cells.append(choices)
+        genotype = self._genotype(cells, text)
+        self._check_complete(genotype, text)
+        return genotype
 
-    @abstractmethod
     def text(self, genotype: Genotype) -> str:
-        """The customary text of a genotype of this space."""
+        """The customary text of a genotype of this space: ``|op~0|+|op~0|op~1|``, nodes by ``+``, cell types by ``;``."""
+        return ";".join(
+            "+".join(
+                "|" + "".join(f"{c.operator}~{c.source}|" for c in cell if c.target == target)
+                for target in range(self.inputs, self.nodes)
+            )
+            for cell in genotype.cells
+        )
 
-    def check(self, mask: Mask) -> None:
-        """Raise TenasError when a network cannot be built from the mask: here, when an edge has no operator left."""
-        for cell, rows in zip(self.cell_types, mask.active, strict=True):
-            for edge, row in zip(self.edges, rows, strict=True):
-                if not any(row):
+    def _form(self) -> str:
+        kept = self.edges_of_a_node
+        nodes = []
+        for target in range(self.inputs, self.nodes):
+            sources = [edge.source for edge in self.edges if edge.target == target][:kept]
+            nodes.append("|" + "".join(f"op~{source}|" for source in sources))
+        return ";".join(["+".join(nodes)] * len(self.cell_types))
+
+    def _check_complete(self, genotype: Genotype, text: str) -> None:
+        """Raise TenasError unless each node has as many incoming edges as a genotype of this space must have."""
+        incoming = Counter(edge.target for edge in self.edges)
+        for choices in genotype.cells:
+            found = Counter(choice.target for choice in choices)
+            if sum(found.values()) != (wanted := sum(min(count, self._kept(count)) for count in incoming.values())):
+                raise TenasError(f"{text!r} has {sum(found.values())} operators; a cell of {self.name} has {wanted}.")
+            for target, count in incoming.items():
+                if found[target] != self._kept(count):
                     raise TenasError(
-                        f"The mask leaves no operator on edge {edge.target}<-{edge.source} of the {self.name} cell type {cell!r}."
+                        f"Node {target} has {found[target]} edges, not {self._kept(count)}, in the genotype {text!r}."
                     )
 
+    def _kept(self, incoming: int) -> int:
+        """How many of its incoming edges a node of a genotype keeps."""
+        return incoming if self.edges_of_a_node is None else min(incoming, self.edges_of_a_node)
+
+    def canonical_form(self, genotype: Genotype) -> str | None:
+        """A text that two cells share when they are the same network; None where the space does not know."""
+        return None
+
+    # --- what an edge can choose from
+
+    def choices(self, cell: str, edge: int) -> tuple[str, ...]:
+        """The operators that an edge can have, in the space's order; by default all."""
+        return self.operators
+
+    def operation(self, name: str, inputs: int, outputs: int, stride: int) -> Any:
+        """The module of an operator: (n, inputs, h, w) to (n, outputs, h / stride, w / stride). None for one that gives nothing."""
+        raise NotImplementedError(f"the space {self.name} does not say how its operators are built")
+
+    # --- masks
+
+    def check(self, mask: Mask) -> None:
+        """Raise TenasError unless a network can be built from the mask.
+
+        Every edge needs an operator. Where a node keeps some of its edges, edges may be empty once no edge has more than one
+        operator (the round of edges), as long as enough of them are left.
+        """
+        pruned_edges = self.edges_of_a_node is not None and max(sum(row) for rows in mask.active for row in rows) == 1
+        if not pruned_edges:
+            for cell, rows in zip(self.cell_types, mask.active, strict=True):
+                for edge, row in zip(self.edges, rows, strict=True):
+                    if not any(row):
+                        raise TenasError(
+                            f"The mask leaves no operator on edge {edge.target}<-{edge.source} of the {self.name} cell type "
+                            f"{cell!r}."
+                        )
+        incoming = Counter(edge.target for edge in self.edges)
+        for (cell, target), left in edges_left(mask).items():
+            if left < self._kept(incoming[target]):
+                raise TenasError(
+                    f"The mask leaves {left} edges into node {target} of the {self.name} cell type {cell!r}; "
+                    f"it needs {self._kept(incoming[target])}."
+                )
+
     def full_mask(self, exclude: Sequence[str] = ()) -> Mask:
-        """The supernet that a search starts from: every operator on every edge, but those in ``exclude``."""
+        """The supernet that a search starts from: every operator of every edge, but those in ``exclude``."""
         for operator in exclude:
             if operator not in self.operators:
                 raise one_of(f"operator of {self.name}", operator, self.operators)
-        row = tuple(operator not in exclude for operator in self.operators)
-        return Mask(self, tuple(tuple(row for _ in self.edges) for _ in self.cell_types))
+        return Mask(
+            self,
+            tuple(
+                tuple(
+                    tuple(operator in self.choices(cell, edge) and operator not in exclude for operator in self.operators)
+                    for edge in range(len(self.edges))
+                )
+                for cell in self.cell_types
+            ),
+        )
+
+    def size(self, mask: Mask) -> int:
+        """How many genotypes a mask spans."""
+        total = 1
+        for rows in mask.active:
+            for target in range(self.inputs, self.nodes):
+                counts = [sum(row) for edge, row in zip(self.edges, rows, strict=True) if edge.target == target and any(row)]
+                kept = self._kept(sum(edge.target == target for edge in self.edges))
+                # The sum over all subsets of ``kept`` edges of the product of their operators: an elementary symmetric polynomial.
+                sums = [1] + [0] * kept
+                for count in counts:
+                    for size in range(kept, 0, -1):
+                        sums[size] += sums[size - 1] * count
+                total *= sums[kept]
+        return total
+
+    def genotypes(self, mask: Mask | None = None) -> Iterator[Genotype]:
+        """All genotypes that a mask spans, by default the whole space, the last edge's operator changing fastest."""
+        mask = self.full_mask() if mask is None else mask
+        per_type = []
+        for cell in self.cell_types:
+            nodes = []
+            for target in range(self.inputs, self.nodes):
+                incoming = [index for index, edge in enumerate(self.edges) if edge.target == target]
+                nodes.append(
+                    [
+                        tuple(Choice(*self.edges[index], operator) for index, operator in zip(subset, operators, strict=True))
+                        for subset in combinations(incoming, self._kept(len(incoming)))
+                        for operators in product(*(mask.operators(cell, index) for index in subset))
+                    ]
+                )
+            per_type.append(nodes)
+        for combination in product(*(node for nodes in per_type for node in nodes)):
+            chosen = iter(combination)
+            yield Genotype(self, tuple(tuple(c for _ in nodes for c in next(chosen)) for nodes in per_type))
+
+    def random_genotype(self, mask: Mask, generator: np.random.Generator) -> Genotype:
+        """A genotype that a mask spans, each as likely as any other."""
+        cells = []
+        for cell in self.cell_types:
+            choices: list[Choice] = []
+            for target in range(self.inputs, self.nodes):
+                incoming = [index for index, edge in enumerate(self.edges) if edge.target == target]
+                active = [index for index in incoming if mask.operators(cell, index)]
+                subsets = list(combinations(active, self._kept(len(incoming))))
+                # A subset of edges is as likely as it has ways to choose their operators.
+                ways = list(accumulate(math.prod(len(mask.operators(cell, index)) for index in subset) for subset in subsets))
+                subset = subsets[bisect_right(ways, int(generator.integers(ways[-1])))]
+                for index in subset:
+                    operators = mask.operators(cell, index)
+                    choices.append(Choice(*self.edges[index], operators[generator.integers(len(operators))]))
+            cells.append(tuple(choices))
+        return Genotype(self, tuple(cells))
+
+    # --- TE-NAS's rounds
 
     def rounds(self, exclude: Sequence[str] = (), prune: int = 1) -> tuple[Round, ...]:
-        """The schedule of a search, known beforehand: every edge has the same number of operators in a round."""
-        left = len(self.operators) - len(set(exclude))
-        rounds = []
-        while left > 1:
-            trials = len(self.cell_types) * len(self.edges) * left
-            rounds.append(Round(len(rounds) + 1, "operators", min(prune, left - 1), trials))
-            left -= rounds[-1].prune
-        return tuple(rounds)
+        """TE-NAS's schedule, known beforehand: rounds of operators until one is left on each edge, then one of edges, if any."""
+        left = operators_left(self.full_mask(exclude))
+        rounds: list[Round] = []
+        while max(left.values()) > 1:
+            rounds.append(self.operators_round(len(rounds) + 1, left, prune))
+            left = after(left, rounds[-1])
+        return tuple(rounds) + tuple(self.edges_rounds(len(rounds) + 1))
+
+    def operators_round(
+        self, number: int, left: Mapping[tuple[str, int], int], prune: int, edge: tuple[str, int] | None = None
+    ) -> Round:
+        """A round of operators where each edge has as many as ``left`` says, or of one ``edge`` alone, down to one."""
+        competing = [count for key, count in left.items() if count > 1 and edge in (None, key)]
+        most = max(competing, default=1) - 1
+        return Round(number, "operators", most if edge else min(prune, most), sum(competing), edge)
+
+    def edges_rounds(self, number: int) -> list[Round]:
+        """The round of edges, for the nodes that have more incoming edges than they keep; none where all are kept."""
+        incoming = Counter(edge.target for edge in self.edges).values()
+        trials = len(self.cell_types) * sum(count for count in incoming if count > self._kept(count))
+        return [Round(number, "edges", 1, trials)] if trials else []
 
     def candidates(self, mask: Mask, round: Round) -> Iterator[Trial]:
         """What a round tries to take away from a mask, by cell type, edge and operator."""
-        return (
-            Trial(cell, edge, operator)
-            for cell in self.cell_types
-            for edge in range(len(self.edges))
-            for operator in mask.operators(cell, edge)
-        )
+        left = edges_left(mask)
+        incoming = Counter(edge.target for edge in self.edges)
+        for cell in self.cell_types:
+            for edge in range(len(self.edges)):
+                operators, target = mask.operators(cell, edge), self.edges[edge].target
+                if round.stage == "edges":
+                    competes = left[cell, target] > self._kept(incoming[target])
+                else:
+                    competes = len(operators) > 1 and round.edge in (None, (cell, edge))
+                if competes:
+                    yield from (Trial(cell, edge, operator) for operator in operators)
 
     def trials(self, mask: Mask, round: Round) -> tuple[Trial, ...]:
         """The trials of a round, by cell type, edge and operator. Raises TenasError when the mask is of another round."""
@@ -188,11 +408,17 @@ class Space(ABC):
         """Groups of trials (their indices) that compete with each other, and how many of each group are pruned."""
         groups: dict[tuple[str, int], list[int]] = {}
         for index, trial in enumerate(trials):
-            groups.setdefault((trial.cell, trial.edge), []).append(index)
-        return [(group, round.prune) for group in groups.values()]
+            place = self.edges[trial.edge].target if round.stage == "edges" else trial.edge
+            groups.setdefault((trial.cell, place), []).append(index)
+        if round.stage == "edges":
+            incoming = Counter(edge.target for edge in self.edges)
+            return [(group, len(group) - self._kept(incoming[target])) for (_, target), group in groups.items()]
+        return [(group, min(round.prune, len(group) - 1)) for group in groups.values()]
+
+    # --- genotypes
 
     def genotype(self, mask: Mask) -> Genotype:
-        """What is left when a search has ended. Raises TenasError while an edge still has a choice."""
+        """What is left when a search has ended. Raises TenasError while an edge or a node still has a choice."""
         cells = []
         for cell in self.cell_types:
             choices = []
@@ -205,6 +431,11 @@ class Space(ABC):
                     )
                 choices += [Choice(edge.target, edge.source, operator) for operator in operators]
             cells.append(tuple(choices))
+        incoming = Counter(edge.target for edge in self.edges)
+        for cell, choices in zip(self.cell_types, cells, strict=True):
+            for target, left in Counter(choice.target for choice in choices).items():
+                if left > self._kept(incoming[target]):
+                    raise TenasError(f"The search has not ended: node {target} of the cell type {cell!r} still has {left} edges.")
         return Genotype(self, tuple(cells))
 
     def mask(self, genotype: Genotype) -> Mask:
@@ -220,8 +451,8 @@ class Space(ABC):
     def read_mask(self, path: str | os.PathLike) -> Mask:
         """A mask from its JSON file. Raises TenasError when it is damaged, empty on an edge, or of another space."""
         value = read_json(path, "mask")
-        if value.get("space") != self.name:
-            raise TenasError(f"The mask {path} is of the space {value.get('space')!r}, not {self.name}.")
+        if value.get("space") != self.reference:
+            raise TenasError(f"The mask {path} is of the space {value.get('space')!r}, not {self.reference}.")
         if value.get("operators") != list(self.operators):
             raise TenasError(f"The mask {path} lists other operators than {self.name} has.")
         active = value.get("active")
@@ -255,8 +486,8 @@ class Space(ABC):
 
 def genotype_from_json(space: Space, value: dict, what: str) -> Genotype:
     """The genotype in a JSON object with the key ``arch``; ``what`` names it in the error."""
-    if value.get("space", space.name) != space.name:
-        raise TenasError(f"{what} is of the space {value['space']!r}, not {space.name}.")
+    if value.get("space", space.reference) != space.reference:
+        raise TenasError(f"{what} is of the space {value['space']!r}, not {space.reference}.")
     if not isinstance(value.get("arch"), str):
         raise TenasError(f"{what} has no key 'arch' with the text of a cell.")
     return space.parse(value["arch"])

@@ -2,11 +2,11 @@
 
 import ast
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from tenas.errors import TenasError
-from tenas.spaces.base import Choice, Edge, Genotype, Mask, Round, Space, Trial, WrongFormError
+from tenas.spaces.base import Choice, Edge, Genotype, Space, WrongFormError
 
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 FORM = (
@@ -32,6 +32,15 @@ class Darts(Space):
     output = (2, 3, 4, 5)
     edges = tuple(Edge(target, source) for target in range(2, 6) for source in range(target))
     edges_of_a_node = 2
+    networks = "tenas.networks.darts"
+    trained = MappingProxyType({"channels": 36, "cells": 20})
+    stems = ("cifar", "imagenet")
+    auxiliary = True
+
+    def operation(self, name: str, inputs: int, outputs: int, stride: int) -> Any:
+        from tenas.networks.darts import make_operator
+
+        return make_operator(name, outputs, stride)
 
     def parse(self, text: str) -> Genotype:
         """Read ``Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=..., reduce_concat=...)``.
@@ -58,51 +67,6 @@ class Darts(Space):
         normal, reduction = ([(choice.operator, choice.source) for choice in cell] for cell in genotype.cells)
         return f"Genotype(normal={normal}, normal_concat={concat}, reduce={reduction}, reduce_concat={concat})"
 
-    def check(self, mask: Mask) -> None:
-        """Raise TenasError unless a network can be built: two edges into each node, and none empty before the last round.
-
-        An edge is empty in the round of edges alone, and by then no edge has more than one operator.
-        """
-        if max(sum(row) for rows in mask.active for row in rows) != 1:
-            super().check(mask)
-        for (cell, target), left in _edges_left(mask).items():
-            if left < self.edges_of_a_node:
-                raise TenasError(
-                    f"The mask leaves {left} edges into node {target} of the {self.name} cell type {cell!r}; "
-                    f"it needs {self.edges_of_a_node}."
-                )
-
-    def rounds(self, exclude: Sequence[str] = (), prune: int = 1) -> tuple[Round, ...]:
-        """The rounds of operators, then one of edges, for the nodes that have more incoming edges than they keep."""
-        operators = super().rounds(exclude, prune)
-        incoming = Counter(edge.target for edge in self.edges).values()
-        trials = len(self.cell_types) * sum(count for count in incoming if count > self.edges_of_a_node)
-        return (*operators, Round(len(operators) + 1, "edges", 1, trials))
-
-    def candidates(self, mask: Mask, round: Round) -> Iterator[Trial]:
-        trials = super().candidates(mask, round)
-        if round.stage == "operators":
-            return trials
-        left = _edges_left(mask)
-        return (t for t in trials if left[t.cell, self.edges[t.edge].target] > self.edges_of_a_node)
-
-    def rivals(self, trials: Sequence[Trial], round: Round) -> list[tuple[list[int], int]]:
-        if round.stage == "operators":
-            return super().rivals(trials, round)
-        groups: dict[tuple[str, int], list[int]] = {}
-        for index, trial in enumerate(trials):
-            groups.setdefault((trial.cell, self.edges[trial.edge].target), []).append(index)
-        return [(group, len(group) - self.edges_of_a_node) for group in groups.values()]
-
-    def genotype(self, mask: Mask) -> Genotype:
-        """What is left when a search has ended. Raises TenasError while an edge or a node still has a choice."""
-        genotype = super().genotype(mask)
-        for cell, choices in zip(self.cell_types, genotype.cells, strict=True):
-            for target, left in Counter(choice.target for choice in choices).items():
-                if left > self.edges_of_a_node:
-                    raise TenasError(f"The search has not ended: node {target} of the cell type {cell!r} still has {left} edges.")
-        return genotype
-
     def _check_output(self, value: ast.expr, name: str, text: str) -> None:
         match value:
             case ast.Call(func=ast.Name(id="range"), args=[*bounds], keywords=[]) if 1 <= len(bounds) <= 3:
@@ -115,16 +79,6 @@ class Darts(Space):
             raise TenasError(
                 f"'{name}_concat' must be range(2, 6), the cell's four intermediate nodes, in the genotype {text!r}."
             )
-
-
-def _edges_left(mask: Mask) -> Counter[tuple[str, int]]:
-    """For each (cell type, node) how many incoming edges have an operator."""
-    space = mask.space
-    left = Counter({(cell, target): 0 for cell in space.cell_types for target in range(space.inputs, space.nodes)})
-    for cell, rows in zip(space.cell_types, mask.active, strict=True):
-        for edge, row in zip(space.edges, rows, strict=True):
-            left[cell, edge.target] += any(row)
-    return left
 
 
 def _fields(text: str) -> dict[str, ast.expr]:
@@ -159,3 +113,6 @@ def _pairs(expression: ast.expr, name: str, text: str) -> list[tuple[str, int]]:
     ):
         raise TenasError(f"'{name}' must be a list of pairs such as ('sep_conv_3x3', 0), in the genotype {text!r}.")
     return [(operator, source) for operator, source in pairs]
+
+
+SPACE = Darts()

@@ -1,12 +1,12 @@
 """How well measures order cells: rank correlations with their accuracy, and intervals. No torch."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import kendalltau, rankdata
 
-from tenas.benchmark import ACCURACIES
-from tenas.settings import measure_traits
+from tenas.benchmark.index import ACCURACIES
 
 ACCURACY_NAMES = tuple(name for name in ACCURACIES if name.endswith("_test"))
 STATISTICS = ("kendall", "spearman", "ndcg")
@@ -19,6 +19,14 @@ KAPPA, REGIONS, RANK_SUM = "ntk_condition_number", "linear_regions", "rank_sum"
 RESAMPLES = 1000
 TOP = 10  # the best cells are a tenth of them
 FEWEST = 10  # cells of which correlations are given
+
+
+class Scores(NamedTuple):
+    """A measure of a study's cells: ``values`` (cells, repeats), mean ``seconds`` of a measurement, which way it is good."""
+
+    values: np.ndarray
+    seconds: float
+    lower_is_better: bool = False
 
 
 def ndcg(scores: np.ndarray, gains: np.ndarray, places: int) -> float:
@@ -45,31 +53,29 @@ def statistics(scores: np.ndarray, accuracies: np.ndarray, gains: np.ndarray) ->
     return float(tau), float(rho), ndcg(scores, gains, places)
 
 
-def oriented(scores: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+def oriented(scores: Mapping[str, Scores]) -> dict[str, np.ndarray]:
     """For each measure the places of the cells by its mean over the repeats, (cells,): more is better, ties share a mean place.
 
     Ranks and not values, because kappa of a singular kernel is infinite: the worst. With kappa and R comes their sum
     of ranks, TE-NAS's (algorithm 1), with its sign turned.
     """
     found = {}
-    for name, (values, _) in scores.items():
-        mean = values.mean(axis=1)
-        found[name] = rankdata(-mean if measure_traits()[name].lower_is_better else mean)
+    for name, measured in scores.items():
+        mean = measured.values.mean(axis=1)
+        found[name] = rankdata(-mean if measured.lower_is_better else mean)
     if KAPPA in found and REGIONS in found:
         found[RANK_SUM] = rankdata(found[KAPPA] + found[REGIONS])
     return found
 
 
-def correlations(
-    scores: Mapping[str, tuple[np.ndarray, np.ndarray]], accuracies: Mapping[str, np.ndarray], seed: int
-) -> list[dict]:
+def correlations(scores: Mapping[str, Scores], accuracies: Mapping[str, np.ndarray], seed: int) -> list[dict]:
     """A row for each measure, accuracy and subset of cells, as COLUMNS. Signs: positive where better by the measure is better.
 
-    ``scores``: measure -> values and seconds, (cells, repeats). ``accuracies``: name -> (cells,), in %. Subsets: ``all``, and
+    ``scores``: measure -> values (cells, repeats), and seconds of a measurement. ``accuracies``: name -> (cells,), in %. Subsets: ``all``, and
     ``top``, the tenth of the cells with the best accuracy. A cell's gain in nDCG is the share of the subset's cells
     that are worse, so that a random order has about 0.5 and the best order 1.
     Intervals are those of 95 % by percentile bootstrap over the cells (RESAMPLES of them; all measures see the same ones).
-    ``seconds`` is the median cost of a cell in one repeat, ``worst`` the number of cells whose mean is infinite.
+    ``seconds`` is the mean cost of a cell in one repeat, ``worst`` the number of cells whose mean is infinite.
     """
     places = oriented(scores)
     rows = []
@@ -103,11 +109,11 @@ def _interval(values: np.ndarray) -> Sequence[float]:
     return [float(v) for v in np.percentile(finite, [2.5, 97.5])] if len(finite) else (np.nan, np.nan)
 
 
-def _costs(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str) -> dict:
+def _costs(scores: Mapping[str, Scores], name: str) -> dict:
     parts = (KAPPA, REGIONS) if name == RANK_SUM else (name,)
-    values = [scores[part][0] for part in parts]
+    values = [scores[part].values for part in parts]
     return {
         "repeats": max(part.shape[1] for part in values),
         "worst": int(np.any([np.isinf(part).any(axis=1) for part in values], axis=0).sum()),
-        "seconds": sum(float(np.median(scores[part][1])) for part in parts),
+        "seconds": sum(scores[part].seconds for part in parts),
     }

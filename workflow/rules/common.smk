@@ -8,11 +8,13 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from tenas import layout
+from tenas.code import code_digest
 from tenas.config import load_config
 from tenas.errors import TenasError
-from tenas.provenance import code_digest
 from tenas.report.claims import read_claims, runs_of
-from tenas.spaces import get_space
+from tenas.search.made_by import measuring_code, stage_code
+from tenas.settings.search import schedule
 
 try:
     CONFIG = load_config(config)
@@ -20,60 +22,6 @@ except TenasError as error:
     raise WorkflowError(str(error)) from None
 RUNS = CONFIG["runs"]
 STUDIES = CONFIG["studies"]
-
-# For each rule, the parts of the package that it runs. An edit there makes it run again; Snakemake itself would not notice.
-# Left out are the command line and what only reads, writes and reports (files, locks, errors, provenance, settings):
-# they don't change a result. tests/test_workflow.py holds this table to the imports.
-CODE = {
-    "prepare": ["data"],
-    "mask": ["search/stages.py", "spaces"],
-    "score": [
-        "data/prepared.py",
-        "device.py",
-        "measures",
-        "networks",
-        "search/partial.py",
-        "search/score.py",
-        "search/seeds.py",
-        "search/stages.py",
-        "search/table.py",
-        "spaces",
-    ],
-    "prune": ["search/prune.py", "search/stages.py", "search/table.py", "spaces"],
-    "genotype": ["search/draw.py", "search/stages.py", "spaces"],
-    "benchmark": ["benchmark/__init__.py", "benchmark/index.py", "benchmark/topology.py", "spaces"],
-    "table_search": ["benchmark", "search/seeds.py", "spaces"],
-    "retrain": ["data", "device.py", "networks", "retrain", "spaces"],
-    "export": ["export", "networks", "retrain/stored.py", "spaces"],
-    "plot_rankings": ["report/rankings.py"],
-    "summary": ["report/summary.py"],
-    "claims": ["report/claims.py", "spaces"],
-    "study_cells": ["benchmark", "search/seeds.py", "spaces", "study/stages.py", "study/table.py"],
-    "study_score": [
-        "benchmark/index.py",
-        "data/prepared.py",
-        "device.py",
-        "measures",
-        "networks",
-        "search/score.py",
-        "search/seeds.py",
-        "search/stages.py",
-        "search/table.py",
-        "spaces",
-        "study/score.py",
-        "study/stages.py",
-        "study/table.py",
-    ],
-    "correlate": [
-        "benchmark",
-        "search/table.py",
-        "spaces",
-        "study/correlate.py",
-        "study/figures.py",
-        "study/stages.py",
-        "study/table.py",
-    ],
-}
 
 # The `tenas` of the environment that Snakemake itself runs in, whether that is activated or not.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -91,12 +39,7 @@ wildcard_constraints:
     seed=r"\d+",
     round=r"[1-9]\d*",
     shard=r"[1-9]\d*",
-
-
-def study_shards(study):
-    """Jobs that a study is split into: as configured, but none without a cell."""
-    cells = STUDIES[study]["cells"]
-    return CONFIG["shards"] if cells == "all" else min(CONFIG["shards"], cells)
+    place=r"[1-9]\d*",
 
 
 def dataset_of(run):
@@ -109,25 +52,146 @@ def file_of(dataset):
     return [path] if path and Path(path).is_file() else []
 
 
+def of_run(pattern):
+    """The file of a pattern of the layout, of the run, seed and round that the wildcards say."""
+    return lambda wildcards: layout.results(pattern).format(**wildcards)
+
+
+def prepared(name, of=RUNS):
+    """A file of the prepared data set of a run, or of a study."""
+    return lambda wildcards: f"data/{of[wildcards[0]]['dataset']}/{name}"
+
+
 @cache
 def rounds(run):
     """The schedule of a run's search, known beforehand: it makes the graph of jobs a static one."""
-    settings = RUNS[run]["settings"]
-    return get_space(settings["space"]).rounds(settings["exclude"], settings["prune"])
+    return schedule(RUNS[run]["settings"])
+
+
+def round_of(wildcards):
+    """The round of a job, or an empty one where the run has none of that number."""
+    number = int(wildcards.round)
+    return rounds(wildcards.run)[number - 1] if number <= len(rounds(wildcards.run)) else None
+
+
+def entry_of(wildcards):
+    return RUNS[wildcards.run]["settings"]["rounds"][int(wildcards.round) - 1]
+
+
+def state_after(run, seed, number):
+    """What a round has left of a search; round 0 is its start."""
+    stage = rounds(run)[number - 1].stage if number else "operators"
+    return layout.results(layout.STATE[stage]).format(run=run, seed=seed, round=number)
+
+
+def state_before(wildcards):
+    return state_after(wildcards.run, wildcards.seed, int(wildcards.round) - 1)
+
+
+def subjects_of(wildcards):
+    """What a round measures: the mask before it, or its sample of cells."""
+    if round_of(wildcards).stage == "cells":
+        return layout.results(layout.SAMPLE).format(**wildcards)
+    return state_before(wildcards)
+
+
+def limits_of(wildcards):
+    """The limits of a run as an input, where it has some."""
+    return layout.results(layout.LIMITS).format(run=wildcards.run) if RUNS[wildcards.run]["settings"]["limits"] else []
+
+
+@cache
+def measured_shards(records, code, settings):
+    """How many shards were begun of what is measured with the same code and settings; None where there are none."""
+    for record in sorted(Path(records).glob("[0-9]*.json")):
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+            if found["code"] == code and json.dumps(found["settings"]) == settings:
+                return int(found["shard"].partition("/")[2])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
+
+
+def shards_of(subjects, folder, code, settings):
+    """Jobs that measurements are split into: as configured, but none without a subject. What was begun in another number of
+    shards is ended in it: how work is split changes no result, and must not repeat any."""
+    return measured_shards(folder, code, json.dumps(settings)) or min(CONFIG["shards"], subjects)
+
+
+def score_code(wildcards):
+    return measuring_code("score", RUNS[wildcards.run]["settings"], entry_of(wildcards))
 
 
 def shards(wildcards):
-    """Jobs that a round is split into: as configured, but none without a trial to score (trial 0 is the whole network)."""
-    return min(CONFIG["shards"], rounds(wildcards.run)[int(wildcards.round) - 1].trials + 1)
+    """Shards of a round of a search. Trial 0 of a round that prunes is the whole network."""
+    round = round_of(wildcards)
+    folder = Path(layout.results(layout.SCORES).format(**dict(wildcards) | {"shard": 1})).parent
+    subjects = round.trials + (round.stage != "cells")
+    return shards_of(subjects, folder, score_code(wildcards), RUNS[wildcards.run]["settings"])
 
 
-def mask_before(wildcards):
-    return f"results/{wildcards.run}/seed{wildcards.seed}/round{int(wildcards.round) - 1}/mask.json"
+def study_shards(study):
+    cells = STUDIES[study]["cells"]
+    folder = Path(layout.results(layout.STUDY_SCORES, "study").format(study=study, shard=1)).parent
+    code = measuring_code("study_score", STUDIES[study], STUDIES[study])
+    return shards_of(CONFIG["shards"] if cells == "all" else cells, folder, code, STUDIES[study])
+
+
+def scores_of(wildcards, pattern=layout.SCORES):
+    return [
+        layout.results(pattern).format(**dict(wildcards) | {"shard": shard})
+        for shard in range(1, shards(wildcards) + 1)
+    ]
+
+
+def study_scores_of(wildcards, pattern=layout.STUDY_SCORES):
+    return [
+        layout.results(pattern, "study").format(study=wildcards.study, shard=shard)
+        for shard in range(1, study_shards(wildcards.study) + 1)
+    ]
+
+
+def trainings_of(wildcards):
+    """The metrics of a round's short trainings; none where they are looked up."""
+    if entry_of(wildcards)["column"] is not None:
+        return []
+    places = range(1, round_of(wildcards).trials + 1)
+    return [layout.results(layout.TRAINING_METRICS).format(**dict(wildcards) | {"place": place}) for place in places]
+
+
+def tables(run, pattern):
+    """A file of each round of a run's seed; ``pattern``: of the layout, or its table by kind of round."""
+    return [
+        layout.results(pattern[round.stage] if isinstance(pattern, dict) else pattern).replace(
+            "{round}", str(round.number)
+        )
+        for round in rounds(run)
+    ]
+
+
+def code_of(stage, networks=False):
+    """A parameter: the digest of the code that a stage of a search runs, with its space."""
+    return lambda wildcards: stage_code(stage, RUNS[wildcards.run]["settings"], networks=networks)
 
 
 def index_of(run):
     """The benchmark's index file for the space of a run, or None."""
     return CONFIG["benchmark"].get(RUNS[run]["settings"]["space"])
+
+
+def records_of(run, seed):
+    """All that the summary of a seed says of its search: the records of its measurements, the tables of its rounds."""
+    found = []
+    for round in rounds(run):
+        key = {"run": run, "seed": seed, "round": round.number}
+        wildcards = type("Wildcards", (dict,), {"__getattr__": dict.__getitem__})(key)
+        if round.stage == "training":
+            found += trainings_of(wildcards)
+        else:
+            found += scores_of(wildcards, layout.SCORES_RECORD)
+        found.append(layout.results(layout.TABLE[round.stage]).format(**key))
+    return found
 
 
 def figures(run):

@@ -3,11 +3,11 @@ rule prepare:
     input:
         lambda wildcards: file_of(wildcards.dataset),
     output:
-        images="data/{dataset}/images.npy",
-        labels="data/{dataset}/labels.npy",
-        card="data/{dataset}/card.json",
+        images=layout.prepared(layout.IMAGES),
+        labels=layout.prepared(layout.LABELS),
+        card=layout.prepared(layout.CARD),
         preview=report(
-            "data/{dataset}/preview.png",
+            layout.prepared(layout.PREVIEW),
             caption="../report/preview.rst",
             category="Data",
             labels={"data set": "{dataset}", "figure": "sample"},
@@ -21,6 +21,8 @@ rule prepare:
     params:
         dataset=lambda wildcards: json.dumps(CONFIG["datasets"][wildcards.dataset]),
         folder=lambda wildcards, output: str(Path(output.card).parent),
-        code=code_digest(*CODE["prepare"]),
+        code=lambda wildcards: code_digest(
+            "tenas.stages.prepare", *[s for s in [CONFIG["datasets"][wildcards.dataset]["source"]] if ":" in s]
+        ),
     shell:
         "tenas prepare {params.dataset:q} --out {params.folder:q} > {log:q} 2>&1"

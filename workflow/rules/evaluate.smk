@@ -1,20 +1,20 @@
 # What a genotype is worth: its accuracy in the space's benchmark, and that of the network trained from it.
-rule benchmark:
+rule lookup:
     input:
-        genotype="results/{run}/seed{seed}/genotype.json",
+        genotype=layout.results(layout.GENOTYPE),
         index=lambda wildcards: index_of(wildcards.run) or [],
     output:
-        "results/{run}/seed{seed}/benchmark.json",
+        layout.results(layout.LOOKUP),
     log:
-        "logs/{run}/benchmark/seed{seed}.log",
+        "logs/{run}/lookup/seed{seed}.log",
     benchmark:
-        "logs/{run}/benchmarks/benchmark/seed{seed}.tsv"
+        "logs/{run}/timings/lookup/seed{seed}.tsv"
     localrule: True
     conda:
         "../envs/tenas.yaml"
     params:
         index=lambda wildcards: ["--index", index_of(wildcards.run)] if index_of(wildcards.run) else [],
-        code=code_digest(*CODE["benchmark"]),
+        code=code_of("benchmark_query"),
     shell:
         "tenas benchmark query {input.genotype:q} {params.index:q} --out {output:q} > {log:q} 2>&1"
 
@@ -36,7 +36,7 @@ rule table_search:
     params:
         budgets=(CONFIG["table_search"] or {}).get("budgets"),
         searches=(CONFIG["table_search"] or {}).get("seeds"),
-        code=code_digest(*CODE["table_search"]),
+        code=code_digest("tenas.stages.benchmark_search", "tenas.spaces.nas_bench_201"),
     shell:
         "tenas benchmark search --index {input:q} --budgets {params.budgets} --searches {params.searches}"
         " --out {output.table:q} > {log:q} 2>&1"
@@ -44,47 +44,45 @@ rule table_search:
 
 rule retrain_settings:
     output:
-        "results/{run}/retrain.json",
+        layout.results(layout.RETRAIN),
     log:
         "logs/{run}/retrain_settings.log",
     benchmark:
-        "logs/{run}/benchmarks/retrain_settings.tsv"
+        "logs/{run}/timings/retrain_settings.tsv"
     localrule: True
     conda:
         "../envs/tenas.yaml"
     params:
-        asked=lambda wildcards: json.dumps(
+        resolved=lambda wildcards: json.dumps(
             {
                 "preset": RUNS[wildcards.run]["retrain"],
-                "changes": RUNS[wildcards.run]["retraining"],
                 "dataset": dataset_of(wildcards.run),
+                **RUNS[wildcards.run]["retrain_settings"],
             }
         ),
-        # As in search_settings.
-        resolved=lambda wildcards: json.dumps(RUNS[wildcards.run]["retrain_settings"]),
     shell:
-        "tenas settings retrain {params.asked:q} --out {output:q} > {log:q} 2>&1"
+        "tenas settings retrain {params.resolved:q} --out {output:q} > {log:q} 2>&1"
 
 
 # checkpoint.pt, beside the outputs, is not one of them: it has to outlive a job that failed, to be resumed from.
 rule retrain:
     input:
-        settings="results/{run}/retrain.json",
-        genotype="results/{run}/seed{seed}/genotype.json",
+        settings=layout.results(layout.RETRAIN),
+        genotype=layout.results(layout.GENOTYPE),
         dataset=lambda wildcards: file_of(RUNS[wildcards.run]["dataset"]),
     output:
         history=report(
-            "results/{run}/seed{seed}/retrain/history.csv",
+            layout.results(layout.HISTORY),
             caption="../report/history.rst",
             category="{run}",
             labels={"seed": "{seed}", "figure": "retraining, epoch by epoch"},
         ),
-        metrics="results/{run}/seed{seed}/retrain/metrics.json",
-        network="results/{run}/seed{seed}/retrain/network.pt",
+        metrics=layout.results(layout.RETRAIN_METRICS),
+        network=layout.results(layout.NETWORK),
     log:
         "logs/{run}/retrain/seed{seed}.log",
     benchmark:
-        "logs/{run}/benchmarks/retrain/seed{seed}.tsv"
+        "logs/{run}/timings/retrain/seed{seed}.tsv"
     conda:
         "../envs/tenas.yaml"
     threads: CONFIG["threads"]["retrain"]
@@ -95,7 +93,7 @@ rule retrain:
         device=CONFIG["device"],
         tenas=lambda wildcards, resources, threads: launched(resources, threads),
         threads=lambda wildcards, resources, threads: max(1, threads // processes(resources)),
-        code=code_digest(*CODE["retrain"]),
+        code=code_of("retrain", networks=True),
     shell:
         "{params.tenas} retrain --settings {input.settings:q} --genotype {input.genotype:q} --seed {wildcards.seed}"
         " --threads {params.threads} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
@@ -103,19 +101,19 @@ rule retrain:
 
 rule export:
     input:
-        "results/{run}/seed{seed}/retrain/network.pt",
+        layout.results(layout.NETWORK),
     output:
-        program="results/{run}/seed{seed}/export/network.pt2",
-        onnx="results/{run}/seed{seed}/export/network.onnx",
-        card="results/{run}/seed{seed}/export/export.json",
+        program=layout.results(layout.PROGRAM),
+        onnx=layout.results(layout.ONNX),
+        card=layout.results(layout.EXPORT),
     log:
         "logs/{run}/export/seed{seed}.log",
     benchmark:
-        "logs/{run}/benchmarks/export/seed{seed}.tsv"
+        "logs/{run}/timings/export/seed{seed}.tsv"
     conda:
         "../envs/tenas.yaml"
     params:
         folder=lambda wildcards, output: str(Path(output.card).parent),
-        code=code_digest(*CODE["export"]),
+        code=code_of("export", networks=True),
     shell:
         "tenas export --network {input:q} --out {params.folder:q} > {log:q} 2>&1"

@@ -1,13 +1,10 @@
 # What a run has found, over its seeds, what that says of the claims, and the figures of the report (snakemake --report results/report.html).
 rule plot_rankings:
     input:
-        rankings=lambda wildcards: [
-            f"results/{wildcards.run}/seed{wildcards.seed}/round{round.number}/ranking.csv"
-            for round in rounds(wildcards.run)
-        ],
+        rankings=lambda wildcards: [name.format(**wildcards) for name in tables(wildcards.run, layout.TABLE)],
     output:
         report(
-            "results/{run}/seed{seed}/rankings.svg",
+            layout.results(layout.RANKINGS),
             caption="../report/rankings.rst",
             category="{run}",
             labels={"seed": "{seed}", "figure": "rankings"},
@@ -15,43 +12,47 @@ rule plot_rankings:
     log:
         "logs/{run}/plot_rankings/seed{seed}.log",
     benchmark:
-        "logs/{run}/benchmarks/plot_rankings/seed{seed}.tsv"
+        "logs/{run}/timings/plot_rankings/seed{seed}.tsv"
     localrule: True
     conda:
         "../envs/tenas.yaml"
     params:
-        code=code_digest(*CODE["plot_rankings"]),
+        code=code_digest("tenas.stages.plot"),
     shell:
         "tenas plot --rankings {input.rankings:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule summary:
     input:
-        lambda wildcards: [
-            f"results/{wildcards.run}/seed{seed}/{name}"
+        results=lambda wildcards: [
+            layout.results(pattern).format(run=wildcards.run, seed=seed)
             for seed in RUNS[wildcards.run]["seeds"]
-            for name in ["genotype.json", "benchmark.json"]
-            + (["retrain/metrics.json"] if RUNS[wildcards.run]["retrain"] else [])
+            for pattern in [layout.GENOTYPE, layout.LOOKUP]
+            + ([layout.RETRAIN_METRICS] if RUNS[wildcards.run]["retrain"] else [])
+        ],
+        settings=layout.results(layout.SEARCH),
+        searches=lambda wildcards: [
+            name for seed in RUNS[wildcards.run]["seeds"] for name in records_of(wildcards.run, seed)
         ],
     output:
         table=report(
-            "results/{run}/summary.csv",
+            layout.results(layout.SUMMARY),
             caption="../report/summary.rst",
             category="{run}",
             labels={"seed": "all", "figure": "summary"},
         ),
-        metrics="results/{run}/metrics.json",
+        metrics=layout.results(layout.METRICS),
     log:
         "logs/{run}/summary.log",
     benchmark:
-        "logs/{run}/benchmarks/summary.tsv"
+        "logs/{run}/timings/summary.tsv"
     localrule: True
     conda:
         "../envs/tenas.yaml"
     params:
         folder=lambda wildcards, output: str(Path(output.table).parent),
         seeds=lambda wildcards: RUNS[wildcards.run]["seeds"],
-        code=code_digest(*CODE["summary"]),
+        code=code_digest("tenas.stages.summary"),
     shell:
         "tenas summary {params.folder:q} --seeds {params.seeds} --out {output.table:q}"
         " --metrics {output.metrics:q} > {log:q} 2>&1"
@@ -80,6 +81,6 @@ rule claims:
         "../envs/tenas.yaml"
     params:
         tested=lambda wildcards: tested(),
-        code=code_digest(*CODE["claims"]),
+        code=code_digest("tenas.stages.claims"),
     shell:
         "tenas claims {input.claims:q} --tested {params.tested:q} --out {output.judged:q} --page {output.page:q} > {log:q} 2>&1"

@@ -1,59 +1,100 @@
-# A search: settings, the mask it starts from, then for each round its scores (in shards) and one pruning; last the genotype.
+# A search: settings, the mask it starts from, then round by round what is measured (in shards) and what is kept; last the genotype.
 rule search_settings:
     output:
-        "results/{run}/search.json",
+        layout.results(layout.SEARCH),
     log:
         "logs/{run}/search_settings.log",
     benchmark:
-        "logs/{run}/benchmarks/search_settings.tsv"
+        "logs/{run}/timings/search_settings.tsv"
     localrule: True
     conda:
         "../envs/tenas.yaml"
     params:
-        asked=lambda wildcards: json.dumps(
-            {
-                "space": RUNS[wildcards.run]["space"],
-                "preset": RUNS[wildcards.run]["preset"],
-                "changes": RUNS[wildcards.run]["search"],
-            }
-        ),
-        # Not for the command: what the presets' files and the schema make of it, so that a change there is noticed.
         resolved=lambda wildcards: json.dumps(RUNS[wildcards.run]["settings"]),
     shell:
-        "tenas settings search {params.asked:q} --out {output:q} > {log:q} 2>&1"
+        "tenas settings search {params.resolved:q} --out {output:q} > {log:q} 2>&1"
+
+
+# What each operator costs in the network that is trained in the end; only runs with limits need it.
+rule limits:
+    input:
+        settings=layout.results(layout.SEARCH),
+        card=prepared(layout.CARD),
+        table=lambda wildcards: RUNS[wildcards.run]["settings"]["limits"].get("latency", {}).get("table", []),
+    output:
+        layout.results(layout.LIMITS),
+    log:
+        "logs/{run}/limits.log",
+    benchmark:
+        "logs/{run}/timings/limits.tsv"
+    localrule: True
+    conda:
+        "../envs/tenas.yaml"
+    params:
+        code=code_of("limits", networks=True),
+    shell:
+        "tenas limits --settings {input.settings:q} --card {input.card:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule mask:
     input:
-        settings="results/{run}/search.json",
+        settings=layout.results(layout.SEARCH),
+        # A limit that nothing can meet stops the search here.
+        limits=limits_of,
     output:
-        "results/{run}/seed{seed}/round0/mask.json",
+        layout.results(layout.MASK).replace("{round}", "0"),
     log:
         "logs/{run}/mask/seed{seed}.log",
     benchmark:
-        "logs/{run}/benchmarks/mask/seed{seed}.tsv"
+        "logs/{run}/timings/mask/seed{seed}.tsv"
     localrule: True
     conda:
         "../envs/tenas.yaml"
     params:
-        code=code_digest(*CODE["mask"]),
+        code=code_of("mask"),
     shell:
         "tenas mask --settings {input.settings:q} --out {output:q} > {log:q} 2>&1"
 
 
+rule sample:
+    input:
+        settings=layout.results(layout.SEARCH),
+        before=state_before,
+        limits=limits_of,
+        listed=lambda wildcards: [
+            name for name in [entry_of(wildcards)["sample"]] if isinstance(name, str) and name != "all"
+        ],
+    output:
+        layout.results(layout.SAMPLE),
+    log:
+        "logs/{run}/sample/seed{seed}-round{round}.log",
+    benchmark:
+        "logs/{run}/timings/sample/seed{seed}-round{round}.tsv"
+    localrule: True
+    conda:
+        "../envs/tenas.yaml"
+    params:
+        limits=lambda wildcards, input: ["--limits", input.limits] if input.limits else [],
+        code=code_of("sample"),
+    shell:
+        "tenas sample --settings {input.settings:q} --round {wildcards.round} --seed {wildcards.seed}"
+        " --before {input.before:q} {params.limits:q} --out {output:q} > {log:q} 2>&1"
+
+
 rule score:
     input:
-        settings="results/{run}/search.json",
-        images=lambda wildcards: f"data/{RUNS[wildcards.run]['dataset']}/images.npy",
-        card=lambda wildcards: f"data/{RUNS[wildcards.run]['dataset']}/card.json",
-        mask=mask_before,
+        settings=layout.results(layout.SEARCH),
+        images=prepared(layout.IMAGES),
+        labels=prepared(layout.LABELS),
+        card=prepared(layout.CARD),
+        subjects=subjects_of,
     output:
-        scores="results/{run}/seed{seed}/round{round}/scores/{shard}.csv",
-        made="results/{run}/seed{seed}/round{round}/scores/{shard}.json",
+        scores=layout.results(layout.SCORES),
+        made=layout.results(layout.SCORES_RECORD),
     log:
         "logs/{run}/score/seed{seed}-round{round}-{shard}.log",
     benchmark:
-        "logs/{run}/benchmarks/score/seed{seed}-round{round}-{shard}.tsv"
+        "logs/{run}/timings/score/seed{seed}-round{round}-{shard}.tsv"
     conda:
         "../envs/tenas.yaml"
     threads: CONFIG["threads"]["score"]
@@ -62,59 +103,157 @@ rule score:
     params:
         shards=shards,
         device=CONFIG["device"],
-        code=code_digest(*CODE["score"]),
+        code=score_code,
     shell:
-        "tenas score --settings {input.settings:q} --images {input.images:q} --mask {input.mask:q}"
+        "tenas score --settings {input.settings:q} --images {input.images:q} --subjects {input.subjects:q}"
         " --round {wildcards.round} --seed {wildcards.seed} --shard {wildcards.shard}/{params.shards}"
         " --threads {threads} --device {params.device} --out {output.scores:q} > {log:q} 2>&1"
 
 
+# A round of operators or edges: rank its trials, prune.
 rule prune:
     input:
-        settings="results/{run}/search.json",
-        mask=mask_before,
-        scores=lambda wildcards: [
-            f"results/{wildcards.run}/seed{wildcards.seed}/round{wildcards.round}/scores/{shard}.csv"
-            for shard in range(1, shards(wildcards) + 1)
-        ],
+        settings=layout.results(layout.SEARCH),
+        mask=state_before,
+        scores=scores_of,
+        records=lambda wildcards: scores_of(wildcards, layout.SCORES_RECORD),
+        limits=limits_of,
     output:
-        ranking="results/{run}/seed{seed}/round{round}/ranking.csv",
-        mask="results/{run}/seed{seed}/round{round}/mask.json",
+        ranking=layout.results(layout.RANKING),
+        mask=layout.results(layout.MASK),
     log:
         "logs/{run}/prune/seed{seed}-round{round}.log",
     benchmark:
-        "logs/{run}/benchmarks/prune/seed{seed}-round{round}.tsv"
+        "logs/{run}/timings/prune/seed{seed}-round{round}.tsv"
     localrule: True
     conda:
         "../envs/tenas.yaml"
     params:
-        code=code_digest(*CODE["prune"]),
+        limits=lambda wildcards, input: ["--limits", input.limits] if input.limits else [],
+        code=lambda wildcards: stage_code("prune", RUNS[wildcards.run]["settings"], entry_of(wildcards)["measures"]),
     shell:
-        "tenas prune --settings {input.settings:q} --mask {input.mask:q} --round {wildcards.round}"
-        " --scores {input.scores:q} --ranking {output.ranking:q} --out {output.mask:q} > {log:q} 2>&1"
+        "tenas prune --settings {input.settings:q} --mask {input.mask:q} --round {wildcards.round} --scores {input.scores:q}"
+        " {params.limits:q} --ranking {output.ranking:q} --out {output.mask:q} > {log:q} 2>&1"
+
+
+# A round of cells: rank them, keep the best.
+rule shortlist:
+    input:
+        settings=layout.results(layout.SEARCH),
+        cells=layout.results(layout.SAMPLE),
+        scores=scores_of,
+        records=lambda wildcards: scores_of(wildcards, layout.SCORES_RECORD),
+    output:
+        ranking=layout.results(layout.CELLS),
+        cells=layout.results(layout.SHORTLIST),
+    log:
+        "logs/{run}/shortlist/seed{seed}-round{round}.log",
+    benchmark:
+        "logs/{run}/timings/shortlist/seed{seed}-round{round}.tsv"
+    localrule: True
+    conda:
+        "../envs/tenas.yaml"
+    params:
+        code=lambda wildcards: stage_code("shortlist", RUNS[wildcards.run]["settings"], entry_of(wildcards)["measures"]),
+    shell:
+        "tenas shortlist --settings {input.settings:q} --cells {input.cells:q} --round {wildcards.round}"
+        " --scores {input.scores:q} --ranking {output.ranking:q} --out {output.cells:q} > {log:q} 2>&1"
+
+
+# A round of trainings: one job for each cell of the shortlist. checkpoint.pt, beside the outputs, has to outlive a job that failed.
+rule training:
+    input:
+        settings=layout.results(layout.SEARCH),
+        shortlist=state_before,
+        dataset=lambda wildcards: file_of(RUNS[wildcards.run]["dataset"]),
+    output:
+        metrics=layout.results(layout.TRAINING_METRICS),
+        history=layout.results(layout.TRAINING_HISTORY),
+    log:
+        "logs/{run}/training/seed{seed}-round{round}-{place}.log",
+    benchmark:
+        "logs/{run}/timings/training/seed{seed}-round{round}-{place}.tsv"
+    conda:
+        "../envs/tenas.yaml"
+    threads: CONFIG["threads"]["retrain"]
+    resources:
+        gpu=gpus_of_a_job(),
+    params:
+        folder=lambda wildcards, output: str(Path(output.metrics).parent),
+        dataset=lambda wildcards: json.dumps(dataset_of(wildcards.run)),
+        device=CONFIG["device"],
+        tenas=lambda wildcards, resources, threads: launched(resources, threads),
+        threads=lambda wildcards, resources, threads: max(1, threads // processes(resources)),
+        code=code_of("training", networks=True),
+    shell:
+        "{params.tenas} training --settings {input.settings:q} --dataset {params.dataset:q} --shortlist {input.shortlist:q}"
+        " --round {wildcards.round} --place {wildcards.place} --seed {wildcards.seed} --threads {params.threads}"
+        " --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
+
+
+rule finalists:
+    input:
+        settings=layout.results(layout.SEARCH),
+        shortlist=state_before,
+        trainings=trainings_of,
+        table=lambda wildcards: (index_of(wildcards.run) or []) if entry_of(wildcards)["column"] else [],
+    output:
+        ranking=layout.results(layout.TRAININGS),
+        cells=layout.results(layout.FINALISTS),
+    log:
+        "logs/{run}/finalists/seed{seed}-round{round}.log",
+    benchmark:
+        "logs/{run}/timings/finalists/seed{seed}-round{round}.tsv"
+    localrule: True
+    conda:
+        "../envs/tenas.yaml"
+    params:
+        results=lambda wildcards, input: (
+            ["--table", input.table] if entry_of(wildcards)["column"] else ["--trainings", *input.trainings]
+        ),
+        code=code_of("finalists"),
+    shell:
+        "tenas finalists --settings {input.settings:q} --shortlist {input.shortlist:q} --round {wildcards.round}"
+        " {params.results:q} --ranking {output.ranking:q} --out {output.cells:q} > {log:q} 2>&1"
 
 
 rule genotype:
     input:
-        settings="results/{run}/search.json",
-        mask=lambda wildcards: f"results/{wildcards.run}/seed{wildcards.seed}/round{len(rounds(wildcards.run))}/mask.json",
+        settings=layout.results(layout.SEARCH),
+        state=lambda wildcards: state_after(wildcards.run, wildcards.seed, len(rounds(wildcards.run))),
     output:
-        genotype="results/{run}/seed{seed}/genotype.json",
-        drawing=report(
-            "results/{run}/seed{seed}/genotype.svg",
+        layout.results(layout.GENOTYPE),
+    log:
+        "logs/{run}/genotype/seed{seed}.log",
+    benchmark:
+        "logs/{run}/timings/genotype/seed{seed}.tsv"
+    localrule: True
+    conda:
+        "../envs/tenas.yaml"
+    params:
+        code=code_of("genotype"),
+    shell:
+        "tenas genotype --settings {input.settings:q} --state {input.state:q} --out {output:q} > {log:q} 2>&1"
+
+
+rule draw:
+    input:
+        layout.results(layout.GENOTYPE),
+    output:
+        report(
+            layout.results(layout.DRAWING),
             caption="../report/genotype.rst",
             category="{run}",
             labels={"seed": "{seed}", "figure": "genotype"},
         ),
     log:
-        "logs/{run}/genotype/seed{seed}.log",
+        "logs/{run}/draw/seed{seed}.log",
     benchmark:
-        "logs/{run}/benchmarks/genotype/seed{seed}.tsv"
+        "logs/{run}/timings/draw/seed{seed}.tsv"
     localrule: True
     conda:
         "../envs/tenas.yaml"
     params:
-        code=code_digest(*CODE["genotype"]),
+        code=code_of("draw"),
     shell:
-        "tenas genotype --settings {input.settings:q} --mask {input.mask:q}"
-        " --out {output.genotype:q} --svg {output.drawing:q} > {log:q} 2>&1"
+        "tenas draw --genotype {input:q} --out {output:q} > {log:q} 2>&1"

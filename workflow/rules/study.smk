@@ -1,53 +1,53 @@
 # A correlation study: its settings, a sample of the benchmark's cells, their measures (in shards), and what these say of accuracy.
 rule study_settings:
     output:
-        "results/{study}/study.json",
+        layout.results(layout.STUDY, "study"),
     log:
         "logs/{study}/study_settings.log",
     benchmark:
-        "logs/{study}/benchmarks/study_settings.tsv"
+        "logs/{study}/timings/study_settings.tsv"
     localrule: True
     conda:
         "../envs/tenas.yaml"
     params:
-        asked=lambda wildcards: json.dumps(STUDIES[wildcards.study]),
+        resolved=lambda wildcards: json.dumps(STUDIES[wildcards.study]),
     shell:
-        "tenas settings study {params.asked:q} --out {output:q} > {log:q} 2>&1"
+        "tenas settings study {params.resolved:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule study_cells:
     input:
-        settings="results/{study}/study.json",
+        settings=layout.results(layout.STUDY, "study"),
         index=lambda wildcards: CONFIG["benchmark"][STUDIES[wildcards.study]["space"]],
     output:
-        "results/{study}/cells.csv",
+        layout.results(layout.STUDY_CELLS, "study"),
     log:
         "logs/{study}/study_cells.log",
     benchmark:
-        "logs/{study}/benchmarks/study_cells.tsv"
+        "logs/{study}/timings/study_cells.tsv"
     localrule: True
     conda:
         "../envs/tenas.yaml"
     params:
-        code=code_digest(*CODE["study_cells"]),
+        code=lambda wildcards: stage_code("study_cells", STUDIES[wildcards.study]),
     shell:
-        "tenas study-cells --settings {input.settings:q} --index {input.index:q} --out {output:q} > {log:q} 2>&1"
+        "tenas study cells --settings {input.settings:q} --index {input.index:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule study_score:
     input:
-        settings="results/{study}/study.json",
-        images=lambda wildcards: f"data/{STUDIES[wildcards.study]['dataset']}/images.npy",
-        labels=lambda wildcards: f"data/{STUDIES[wildcards.study]['dataset']}/labels.npy",
-        card=lambda wildcards: f"data/{STUDIES[wildcards.study]['dataset']}/card.json",
-        cells="results/{study}/cells.csv",
+        settings=layout.results(layout.STUDY, "study"),
+        images=prepared(layout.IMAGES, STUDIES),
+        labels=prepared(layout.LABELS, STUDIES),
+        card=prepared(layout.CARD, STUDIES),
+        cells=layout.results(layout.STUDY_CELLS, "study"),
     output:
-        scores="results/{study}/scores/{shard}.csv",
-        made="results/{study}/scores/{shard}.json",
+        scores=layout.results(layout.STUDY_SCORES, "study"),
+        made=layout.results(layout.STUDY_SCORES_RECORD, "study"),
     log:
         "logs/{study}/study_score/{shard}.log",
     benchmark:
-        "logs/{study}/benchmarks/study_score/{shard}.tsv"
+        "logs/{study}/timings/study_score/{shard}.tsv"
     conda:
         "../envs/tenas.yaml"
     threads: CONFIG["threads"]["score"]
@@ -56,37 +56,36 @@ rule study_score:
     params:
         shards=lambda wildcards: study_shards(wildcards.study),
         device=CONFIG["device"],
-        code=code_digest(*CODE["study_score"]),
+        code=lambda wildcards: measuring_code("study_score", STUDIES[wildcards.study], STUDIES[wildcards.study]),
     shell:
-        "tenas study-score --settings {input.settings:q} --images {input.images:q} --cells {input.cells:q}"
+        "tenas study score --settings {input.settings:q} --images {input.images:q} --cells {input.cells:q}"
         " --shard {wildcards.shard}/{params.shards} --threads {threads} --device {params.device}"
         " --out {output.scores:q} > {log:q} 2>&1"
 
 
 rule correlate:
     input:
-        settings="results/{study}/study.json",
-        cells="results/{study}/cells.csv",
+        settings=layout.results(layout.STUDY, "study"),
+        cells=layout.results(layout.STUDY_CELLS, "study"),
         index=lambda wildcards: CONFIG["benchmark"][STUDIES[wildcards.study]["space"]],
-        scores=lambda wildcards: [
-            f"results/{wildcards.study}/scores/{shard}.csv" for shard in range(1, study_shards(wildcards.study) + 1)
-        ],
+        scores=study_scores_of,
+        records=lambda wildcards: study_scores_of(wildcards, layout.STUDY_SCORES_RECORD),
     output:
         table=report(
-            "results/{study}/correlations.csv",
+            layout.results(layout.CORRELATIONS, "study"),
             caption="../report/correlations.rst",
             category="{study}",
             labels={"seed": "-", "figure": "correlations"},
         ),
-        made="results/{study}/correlations.json",
+        made=layout.results(layout.CORRELATIONS_RECORD, "study"),
         forest=report(
-            "results/{study}/forest.svg",
+            layout.results(layout.FOREST, "study"),
             caption="../report/forest.rst",
             category="{study}",
             labels={"seed": "-", "figure": "correlations with intervals"},
         ),
         scatter=report(
-            "results/{study}/scatter.svg",
+            layout.results(layout.SCATTER, "study"),
             caption="../report/scatter.rst",
             category="{study}",
             labels={"seed": "-", "figure": "cells"},
@@ -94,13 +93,15 @@ rule correlate:
     log:
         "logs/{study}/correlate.log",
     benchmark:
-        "logs/{study}/benchmarks/correlate.tsv"
+        "logs/{study}/timings/correlate.tsv"
     localrule: True
     conda:
         "../envs/tenas.yaml"
     params:
         folder=lambda wildcards, output: str(Path(output.table).parent),
-        code=code_digest(*CODE["correlate"]),
+        code=lambda wildcards: stage_code(
+            "study_correlate", STUDIES[wildcards.study], STUDIES[wildcards.study]["measures"]
+        ),
     shell:
-        "tenas correlate --settings {input.settings:q} --cells {input.cells:q} --index {input.index:q}"
+        "tenas study correlate --settings {input.settings:q} --cells {input.cells:q} --index {input.index:q}"
         " --scores {input.scores:q} --out {params.folder:q} > {log:q} 2>&1"

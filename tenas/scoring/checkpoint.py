@@ -10,9 +10,10 @@ from hashlib import sha256
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from tenas.files import write_text
-from tenas.search.table import Measurement
+from tenas.scoring.subjects import Measurement
 
 
 def origin_of(facts: Mapping[str, object]) -> str:
@@ -20,22 +21,28 @@ def origin_of(facts: Mapping[str, object]) -> str:
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _line(measurement: Measurement, value: float, seconds: float) -> str:
-    return f"{measurement.trial},{measurement.measure},{measurement.repeat},{value},{seconds}\n"
+class Taken(NamedTuple):
+    """A measurement that was taken: its value, and the seconds that it cost."""
+
+    measurement: Measurement
+    value: float
+    cost: float
 
 
-def _parsed(line: str) -> tuple[Measurement, float, float]:
+def _line(taken: Taken, seconds: float) -> str:
+    (subject, measure, repeat), value, cost = taken
+    return f"{subject},{measure},{repeat},{value},{cost:.6f},{seconds}\n"
+
+
+def _parsed(line: str) -> tuple[Taken, float]:
     """The inverse of ``_line``. Counts stay integers, for the same bytes later. ValueError for a damaged line."""
-    trial, measure, repeat, value, seconds = line.split(",")
-    return (
-        Measurement(int(trial), measure, int(repeat)),
-        int(value) if value.isdecimal() else float(value),
-        float(seconds),
-    )
+    subject, measure, repeat, value, cost, seconds = line.split(",")
+    number = int(value) if value.isdecimal() else float(value)
+    return Taken(Measurement(int(subject), measure, int(repeat)), number, float(cost)), float(seconds)
 
 
-class Partial:
-    """The measurements of a shard so far: ``values``, and ``seconds``, the wall time that they took, over all jobs.
+class Checkpoint:
+    """The measurements of a shard so far: ``values`` and ``costs``, and ``seconds``, the wall time that they took, over all jobs.
 
     A file of another ``origin`` counts for nothing and is replaced; of a damaged one, the lines before the damage count.
     Nothing is written before the first measurement.
@@ -44,6 +51,7 @@ class Partial:
     def __init__(self, path: Path, origin: str) -> None:
         self.path, self.origin = path, origin
         self.values: dict[Measurement, float] = {}
+        self.costs: dict[Measurement, float] = {}
         self.seconds = 0.0
         self._lines = [f"{origin}\n"]
         self._file: TextIOWrapper | None = None
@@ -56,26 +64,31 @@ class Partial:
             return
         for line in lines:
             try:
-                measurement, value, seconds = _parsed(line)
+                taken, seconds = _parsed(line)
             except ValueError:
                 break
-            self.values[measurement] = value
+            self._note(taken)
             self.seconds = seconds
             self._lines.append(f"{line}\n")
 
-    def add(self, measurement: Measurement, value: float, seconds: float) -> None:
+    def _note(self, taken: Taken) -> None:
+        self.values[taken.measurement] = taken.value
+        self.costs[taken.measurement] = taken.cost
+
+    def add(self, taken: Taken, seconds: float) -> None:
         """Append a measurement. ``seconds``: wall time of the shard so far. It outlives this process, not a power cut."""
         if self._file is None:
             write_text(self.path, "".join(self._lines))
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(_line(measurement, value, seconds))
+        self._file.write(_line(taken, seconds))
         self._file.flush()
+        self._note(taken)
 
     def remove(self) -> None:
         """To be called once the scores are written."""
         self.path.unlink(missing_ok=True)
 
-    def __enter__(self) -> "Partial":
+    def __enter__(self) -> "Checkpoint":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:

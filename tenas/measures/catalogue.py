@@ -1,0 +1,122 @@
+"""The catalogue of measures (the literature's zero-cost proxies): one record each, readable without torch.
+
+What the package ships goes through the same door as what a user brings: a record names its function, and a configuration
+names a record by ``name`` or by ``package.module:object`` or ``path/to/file.py:object``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from tenas.errors import TenasError, one_of
+from tenas.references import is_reference, load_object
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of a network at initialisation: ``measure(network, images[, labels])`` gives a number.
+
+    ``function``: a function of (network, images), with labels where ``needs_labels``; or a reference to one, imported when it is
+    first called. ``lower_is_better``: which way it is good. ``signed``: whether it can be negative; one that never is has a
+    logarithm. ``inputs``: ``batch``, images (n, 3, h, w) of a network; ``regions``, a sequence of blocks of inputs (linear
+    regions). ``source``: where it is published.
+    """
+
+    name: str
+    function: Callable[..., float] | str
+    lower_is_better: bool = False
+    signed: bool = False
+    needs_labels: bool = False
+    inputs: Literal["batch", "regions"] = "batch"
+    source: str = ""
+
+    @cached_property
+    def resolved(self) -> Callable[..., float]:
+        """The function itself."""
+        if not isinstance(self.function, str):
+            return self.function
+        return load_object(self.function, f"function of the measure {self.name}")
+
+    @property
+    def module(self) -> str:
+        """The module or reference that the function's code is in."""
+        if isinstance(self.function, str):
+            module = self.function.rpartition(":")[0]
+            return self.function if module.endswith(".py") else module
+        return self.function.__module__
+
+    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor | None = None) -> float:
+        """The measure of a batch. Raises TenasError for labels that are missing, and for a value that is not a number."""
+        if self.needs_labels and labels is None:
+            raise TenasError(f"The measure {self.name} is one of a loss: it needs the labels of the images.")
+        value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
+        try:
+            is_number = not math.isnan(value)
+        except TypeError as error:
+            raise TenasError(f"The measure {self.name} gave a {type(value).__name__}, not a number.") from error
+        if not is_number:
+            dtype = next((parameter.dtype for parameter in network.parameters()), "its numbers")
+            raise TenasError(f"The measure {self.name} of this network is not a number: its values overflow in {dtype}.")
+        return value
+
+
+def _shipped(*measures: Measure) -> dict[str, Measure]:
+    return {measure.name: measure for measure in measures}
+
+
+BASELINES = "tenas.measures.baselines"
+BUILT_IN = _shipped(
+    Measure("ntk_condition_number", "tenas.measures.ntk:ntk_condition_number", lower_is_better=True),
+    Measure("linear_regions", "tenas.measures.regions:linear_regions", inputs="regions"),
+    Measure("parameters", f"{BASELINES}:parameters"),
+    Measure("flops", f"{BASELINES}:flops"),
+    Measure("gradient_norm", f"{BASELINES}:gradient_norm", needs_labels=True),
+    Measure("snip", f"{BASELINES}:snip", needs_labels=True),
+    Measure("grasp", f"{BASELINES}:grasp", needs_labels=True, signed=True),
+    Measure("synflow", f"{BASELINES}:synflow"),
+    Measure("fisher", f"{BASELINES}:fisher", needs_labels=True),
+    Measure("jacobian_covariance", f"{BASELINES}:jacobian_covariance", signed=True),
+    Measure("naswot", f"{BASELINES}:naswot", signed=True),
+    Measure("zen", f"{BASELINES}:zen", signed=True),
+    Measure("zico", f"{BASELINES}:zico", needs_labels=True, signed=True),
+)
+
+
+def get_measure(measure: str | Measure) -> Measure:
+    """The measure of a name or of a reference; a record is given back as it is. Raises TenasError for an unknown name."""
+    if isinstance(measure, Measure):
+        return measure
+    if is_reference(measure):
+        found = load_object(measure, "measure")
+        if not isinstance(found, Measure):
+            raise TenasError(
+                f"{measure!r} is a {type(found).__name__}, not a measure: give the function its record, "
+                "tenas.measures.Measure(name, function, ...)."
+            )
+        return found
+    if measure not in BUILT_IN:
+        raise one_of("measure", measure, [*BUILT_IN, "path/to/file.py:object"])
+    return BUILT_IN[measure]
+
+
+class _Measures(Mapping[str, Measure]):
+    """The measures that the package ships, by name; a reference is looked up too."""
+
+    def __getitem__(self, name: str) -> Measure:
+        return get_measure(name) if is_reference(name) else BUILT_IN[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(BUILT_IN)
+
+    def __len__(self) -> int:
+        return len(BUILT_IN)
+
+
+MEASURES = _Measures()

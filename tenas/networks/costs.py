@@ -1,0 +1,86 @@
+"""Parameters and multiply-adds as sums over operators: a cell's are then a few additions, not a network to be built."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tenas.errors import TenasError
+from tenas.networks import Network, builders, count_flops, count_parameters
+from tenas.networks.edge import Edge
+from tenas.spaces.base import Genotype, Space
+from tenas.spaces.sums import Sums
+
+CHECKED = 3  # cells whose sums are compared with their networks
+
+
+def operator_costs(space: Space, *, side: int, classes: int, **shape: object) -> dict[str, Sums]:
+    """``parameters`` and ``flops`` of the space's discrete networks as sums, exact.
+
+    ``side``: of the images. ``shape``: channels, cells and stem, as Network takes them. One network with every operator runs, on
+    the meta device, where nothing is computed. Of three cells the sums are compared with the networks themselves.
+
+    Raises TenasError where a network's cost is no sum over its operators, which only networks of one's own can be.
+    """
+    options = {key: value for key, value in shape.items() if key != "stem" or value not in (None, "cifar")}
+    mask = space.full_mask()
+    operators = [mask.operators(cell, edge) for cell in space.cell_types for edge in range(len(space.edges))]
+    with torch.device("meta"):
+        network = builders(space).network(space, operators, classes=classes, **options)
+    network.set_mask(mask)
+    parameters, flops = _counted(network.eval(), side)
+    found = {name: _sums(space, counts) for name, counts in (("parameters", parameters), ("flops", flops))}
+    generator = np.random.default_rng(0)
+    for _ in range(CHECKED):
+        genotype = space.random_genotype(mask, generator)
+        for name, value in network_costs(genotype, side=side, classes=classes, **shape).items():
+            if found[name].of(genotype) != value:
+                raise TenasError(
+                    f"The {name} of the networks of {space.name} are no sum over its operators ({found[name].of(genotype):,} for "
+                    f"{value:,}): limits on them cannot be kept."
+                )
+    return found
+
+
+def network_costs(genotype: Genotype, *, side: int, classes: int, **shape: object) -> dict[str, int]:
+    """Parameters and multiply-adds of one cell's network, counted on the network itself."""
+    options = {key: value for key, value in shape.items() if value is not None}
+    with torch.device("meta"):
+        network = Network(genotype, classes=classes, **options)
+    return {"parameters": count_parameters(network), "flops": count_flops(network, (3, side, side))}
+
+
+def _counted(network: nn.Module, side: int) -> tuple[Counter, Counter]:
+    """Parameters and multiply-adds of a network by (cell type, edge, operator); under None those of everything else."""
+    owner: dict[nn.Module, tuple | None] = {}
+    for module in network.modules():
+        if isinstance(module, Edge):
+            for name, operator in module.items():
+                owner.update(dict.fromkeys(operator.modules(), (*module.place, name)))
+    parameters: Counter = Counter()
+    for module in network.modules():
+        parameters[owner.get(module)] += sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    flops: Counter = Counter()
+
+    def add(module: nn.Module, _: tuple, output: Tensor) -> None:
+        flops[owner.get(module)] += output.numel() * module.weight[0].numel() + (0 if module.bias is None else output.numel())
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(add)
+    with torch.no_grad():
+        network(torch.empty(1, 3, side, side, device="meta"))
+    return parameters, flops
+
+
+def _sums(space: Space, counts: Mapping) -> Sums:
+    return Sums(
+        space,
+        counts[None],
+        tuple(
+            tuple(tuple(counts[cell, edge, name] for name in space.operators) for edge in range(len(space.edges)))
+            for cell in space.cell_types
+        ),
+    )

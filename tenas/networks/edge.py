@@ -1,0 +1,25 @@
+"""An edge of a cell, or a layer of a chain, with the operators that it is built with."""
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from tenas.spaces.base import Space
+
+
+class Edge(nn.ModuleDict):
+    """Operators by name: all that the edge can have in a supernet, so that its weights do not depend on the mask, else the chosen.
+
+    One that gives nothing (``none``) has no module. ``place``: cell type and number of the edge in the space.
+    """
+
+    def __init__(
+        self, space: Space, place: tuple[str, int], names: Iterable[str], inputs: int, outputs: int, stride: int
+    ) -> None:
+        made = {name: space.operation(name, inputs, outputs, stride) for name in names}
+        super().__init__({name: module for name, module in made.items() if module is not None})
+        self.place = place
+
+    def chosen(self, names: Sequence[str]) -> list[nn.Module | None]:
+        """The modules of ``names``, as a plain list: they are registered here already. None for one that gives nothing."""
+        return [self[name] if name in self else None for name in names]

@@ -1,0 +1,43 @@
+"""How far a stage is: a bar on a terminal, a plain line for every tenth of the way in a log."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+Advance = Callable[[int], object]
+# Called with how much there is to do, what it is, and the name of a unit.
+Progress = Callable[..., AbstractContextManager[Advance]]
+
+
+@contextmanager
+def silent(total: int, what: str, unit: str = "measurements") -> Iterator[Advance]:
+    """Nothing is shown."""
+    yield lambda more: None
+
+
+@contextmanager
+def shown(total: int, what: str, unit: str = "measurements") -> Iterator[Advance]:
+    """Give the function that counts what is done.
+
+    Nothing is shown before the first is done, so that an error in the input stands alone.
+    """
+    bar, done = None, 0
+
+    def advance(more: int) -> None:
+        nonlocal bar, done
+        before, done = done, done + more
+        if not sys.stderr.isatty():
+            if total and before * 10 // total < done * 10 // total:
+                print(f"{what}: {done} of {total} {unit}", file=sys.stderr, flush=True)
+            return
+        if bar is None:
+            from tqdm import tqdm
+
+            bar = tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True)
+        bar.update(more)
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.close()

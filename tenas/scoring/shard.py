@@ -1,0 +1,135 @@
+"""A shard of measurements, file to file: planned, resumed, kept, recorded."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tenas.data.prepared import read_images, read_labels
+from tenas.errors import TenasError
+from tenas.files import format_csv, read_json, sha256, sha256_of, write_json, write_text
+from tenas.layout import record_of
+from tenas.measures.catalogue import get_measure
+from tenas.progress import Progress
+from tenas.provenance import Stopwatch, package_versions, provenance, sealed
+from tenas.scoring.checkpoint import Checkpoint, Taken, origin_of
+from tenas.scoring.subjects import Measurement, Subjects, plan
+from tenas.scoring.table import score_columns, score_rows
+
+
+def read_inputs(measures: Iterable[str], images: str | os.PathLike) -> tuple[Any, dict]:
+    """Prepared images and their card; under ``labels`` it has the images' classes if one of the measures is of a loss."""
+    pixels, card = read_images(images)
+    if any(get_measure(reference).needs_labels for reference in measures):
+        card |= {"labels": read_labels(images)}
+    return pixels, card
+
+
+def score_shard(
+    *,
+    settings: Mapping,
+    measures: Mapping[str, Mapping],
+    subjects: Subjects,
+    names: tuple[int, ...],
+    images: str | os.PathLike,
+    inputs: Iterable[str | os.PathLike],
+    out: str | os.PathLike,
+    shard: tuple[int, int],
+    threads: int,
+    device: str,
+    code: str,
+    facts: Mapping[str, int],
+    progress: Progress,
+    what: str,
+    reuse: bool = False,
+) -> None:
+    """Measure a shard: ``out`` and, beside it with the suffix .json, what made it.
+
+    Resumes a killed job: finished measurements are kept in a hidden file next to ``out``, and the record says under ``resumed`` how
+    many were found there. ``facts``: what else the values follow from, for the record. ``reuse``: scores that are there already
+    and follow from the same are left as they are.
+    """
+    from tenas.device import own_device
+    from tenas.scoring.score import Task, score
+
+    stopwatch = Stopwatch()
+    device = own_device(device)
+    out = Path(out)
+    pixels, card = read_inputs(measures, images)
+    measurements = plan(measures, subjects.ids, shard)
+    # Hashes of what is read now: a file may be replaced while it is measured.
+    read = {str(images): card["sha256"]}
+    read |= {str(path): sha256(path) for path in (Path(images).with_name("card.json"), *inputs)}
+    if "labels" in card:
+        read[str(Path(images).with_name("labels.npy"))] = card["labels_sha256"]
+    # All that a value can follow from. Another machine of the same kind may resume where one was taken away.
+    origin = origin_of(
+        {
+            "measures": measures,
+            "inputs": list(read.values()),
+            **facts,
+            "shard": shard,
+            "device": device,
+            "code": code,
+            "packages": package_versions(),
+        }
+    )
+    if reuse and _made_from(out, origin):
+        with progress(len(measurements), what) as advance:
+            advance(len(measurements))
+        return
+    with (
+        progress(len(measurements), f"{what}, shard {shard[0]}/{shard[1]}") as advance,
+        Checkpoint(out.with_name(f".{out.stem}.partial"), origin) as checkpoint,
+    ):
+        stopwatch.earlier = checkpoint.seconds
+        resumed = len(checkpoint.values)
+        if resumed:
+            advance(resumed)
+
+        def taken(result: Taken) -> None:
+            checkpoint.add(result, stopwatch.seconds())
+            advance(1)
+
+        waiting = [measurement for measurement in measurements if measurement not in checkpoint.values]
+        score(Task(measures, subjects, names), pixels, card, waiting, threads=threads, device=device, taken=taken)
+        values, costs = checkpoint.values, checkpoint.costs
+    text = format_csv(score_columns(subjects), score_rows(measures, subjects, values))
+    made = provenance(
+        settings=settings,
+        inputs=read,
+        stopwatch=stopwatch,
+        device=device,
+        **facts,
+        shard=f"{shard[0]}/{shard[1]}",
+        measurements=len(values),
+        resumed=resumed,
+        costs=_costs(costs),
+        code=code,
+        origin=origin,
+        scores_sha256=sha256_of(text),
+    )
+    # A scores file that is there always has its own record: one of an earlier run goes first, the new one comes last.
+    out.unlink(missing_ok=True)
+    write_json(record_of(out), sealed(made))
+    write_text(out, text)
+    checkpoint.remove()
+
+
+def _costs(costs: Mapping[Measurement, float]) -> dict[str, dict[str, float]]:
+    """By measure, how many measurements were taken and the seconds of a processor (or of the clock, on a GPU) for all of them."""
+    found: dict[str, list[float]] = {}
+    for measurement, seconds in costs.items():
+        found.setdefault(measurement.measure, []).append(seconds)
+    return {name: {"measurements": len(seconds), "seconds": round(sum(seconds), 3)} for name, seconds in sorted(found.items())}
+
+
+def _made_from(out: Path, origin: str) -> bool:
+    """Whether there are whole scores that follow from the same."""
+    if not out.exists() or not record_of(out).exists():
+        return False
+    try:
+        record = read_json(record_of(out), "record of scores")
+    except TenasError:
+        return False
+    return record.get("origin") == origin and record.get("scores_sha256") == sha256(out)

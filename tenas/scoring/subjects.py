@@ -1,0 +1,119 @@
+"""What is measured: a supernet without one of its operators or edges, or a discrete cell. No torch."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, NamedTuple
+
+from tenas.errors import TenasError
+from tenas.files import read_table
+from tenas.measures.catalogue import get_measure
+from tenas.spaces.base import Genotype, Mask, Round, Space, Trial
+
+
+class Measurement(NamedTuple):
+    """A planned measurement of a subject, by number, in a repeat."""
+
+    subject: int
+    measure: str
+    repeat: int
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Subject 0 is the whole supernet, subject t > 0 the mask without the round's t-th trial."""
+
+    mask: Mask
+    round: Round
+    columns: ClassVar = ("round", "trial", "cell", "edge", "target", "source", "operator")
+
+    @cached_property
+    def trials(self) -> tuple[Trial | None, ...]:
+        return (None, *self.mask.space.trials(self.mask, self.round))
+
+    @property
+    def ids(self) -> Sequence[int]:
+        return range(len(self.trials))
+
+    def keys(self, subject: int) -> dict:
+        """The columns that say which subject a row is about; those of the whole network are empty."""
+        trial, space = self.trials[subject], self.mask.space
+        keys = {"round": self.round.number, "trial": subject}
+        if trial is None:
+            return keys | dict.fromkeys(("cell", "edge", "target", "source", "operator"), "")
+        target, source = space.edges[trial.edge]
+        return keys | {
+            "cell": trial.cell, "edge": trial.edge, "target": target, "source": source, "operator": trial.operator
+        }  # fmt: skip
+
+    def masked(self, subject: int) -> Mask:
+        """The supernet's mask of a subject."""
+        trial = self.trials[subject]
+        return self.mask if trial is None else self.mask.without([trial])
+
+
+class Cell(NamedTuple):
+    """A discrete cell: its number, and the space's text."""
+
+    number: int
+    arch: str
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Subjects are discrete cells, by their numbers."""
+
+    space: Space
+    cells: tuple[Cell, ...]
+    columns: ClassVar = ("cell", "arch")
+
+    @cached_property
+    def archs(self) -> dict[int, str]:
+        return {cell.number: cell.arch for cell in self.cells}
+
+    @property
+    def ids(self) -> Sequence[int]:
+        return [cell.number for cell in self.cells]
+
+    def keys(self, subject: int) -> dict:
+        return {"cell": subject, "arch": self.archs[subject]}
+
+    def genotype(self, subject: int) -> Genotype:
+        return self.space.parse(self.archs[subject])
+
+
+Subjects = Trials | Cells
+
+
+def plan(measures: Mapping, subjects: Sequence[int], shard: tuple[int, int] = (1, 1)) -> list[Measurement]:
+    """The measurements of shard i of S, ``shard = (i, S)``: those of every S-th subject.
+
+    ``measures``: name or reference -> settings. Ordered by measure and repeat, so that subjects which share weights and images
+    follow each other. Raises TenasError for a shard that there is not.
+    """
+    index, shards = shard
+    if not 1 <= index <= shards:
+        raise TenasError(f"There is no shard {index} of {shards}; shards are numbered from 1.")
+    return [
+        Measurement(subject, get_measure(reference).name, repeat)
+        for reference, settings in measures.items()
+        for repeat in range(settings["repeats"])
+        for subject in subjects[index - 1 :: shards]
+    ]
+
+
+def read_cells(path: str | os.PathLike, space: Space) -> Cells:
+    """The cells of a CSV file with the columns ``cell`` (a number) and ``arch``.
+
+    Raises TenasError for a damaged file, a text that is no cell of the space, and a cell that is listed twice.
+    """
+    cells = []
+    for line, row in enumerate(read_table(path, ("cell", "arch"), "cells file"), start=2):
+        if not row["cell"].isdecimal():
+            raise TenasError(f"The cells file {path}, line {line}, has {row['cell']!r} in the place of a number.")
+        space.parse(row["arch"])
+        cells.append(Cell(int(row["cell"]), row["arch"]))
+    if len({cell.number for cell in cells}) < len(cells):
+        raise TenasError(f"The cells file {path} lists a cell twice.")
+    return Cells(space, tuple(cells))

@@ -1,0 +1,88 @@
+"""The table of scores: one row per measurement, every one of them kept."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tenas.errors import TenasError
+from tenas.files import read_csv, read_json, sha256
+from tenas.layout import record_of
+from tenas.measures.catalogue import Measure, get_measure
+from tenas.scoring.subjects import Measurement, Subjects, plan
+
+VALUES = ("measure", "repeat", "value")
+
+
+def score_columns(subjects: Subjects) -> tuple[str, ...]:
+    """The columns of a scores file: those that say which subject a row is about, then measure, repeat and value."""
+    return (*subjects.columns, *VALUES)
+
+
+def score_rows(measures: Mapping, subjects: Subjects, values: Mapping[Measurement, float]) -> list[dict]:
+    """Rows of a scores file, by subject, measure and repeat, whatever order they were measured in."""
+    order = {get_measure(reference).name: place for place, reference in enumerate(measures)}
+    place = {subject: index for index, subject in enumerate(subjects.ids)}
+    return [
+        subjects.keys(m.subject) | {"measure": m.measure, "repeat": m.repeat, "value": values[m]}
+        for m in sorted(values, key=lambda m: (place[m.subject], order[m.measure], m.repeat))
+    ]
+
+
+def check_value(measure: Measure, value: float, where: str) -> None:
+    """Raise TenasError for a value that the measure cannot have; ``where`` begins the sentence."""
+    if not value >= (-math.inf if measure.signed else 0):
+        never = "NaN" if measure.signed else "negative and never NaN"
+        raise TenasError(f"{where} has the value {value}; {measure.name} is never {never}.")
+
+
+def read_scores(
+    paths: Iterable[str | os.PathLike], measures: Mapping, subjects: Subjects, what: str = "round"
+) -> dict[Measurement, float]:
+    """All measurements of ``subjects``, from their shards in any order. ``what``: the round or study, for errors.
+
+    Raises TenasError when a file is cut off or damaged or is not the one that its record (the JSON file of the same name) was
+    written for, a row is of another search, or a measurement is missing or doubled.
+    """
+    expected = set(plan(measures, subjects.ids))
+    by_name = {get_measure(reference).name: get_measure(reference) for reference in measures}
+    number = subjects.columns[1] if "trial" in subjects.columns else "cell"
+    values: dict[Measurement, float] = {}
+    for path in paths:
+        rows = read_csv(path, score_columns(subjects), "scores file")
+        _check_record(Path(path))
+        for line, row in enumerate(rows, start=2):
+            where = f"The scores file {path}, line {line},"
+            try:
+                measurement = Measurement(int(row[number]), row["measure"], int(row["repeat"]))
+                value = float(row["value"])
+            except ValueError as error:
+                raise TenasError(f"{where} holds something other than numbers: {error}.") from error
+            if measurement not in expected:
+                raise TenasError(f"{where} is no measurement of this {what}.")
+            keys = subjects.keys(measurement.subject)
+            if any(row[key] != str(value) for key, value in keys.items()):
+                raise TenasError(f"{where} is about another subject than {number} {measurement.subject} of this {what}.")
+            check_value(by_name[measurement.measure], value, where)
+            if measurement in values:
+                raise TenasError(f"{where} gives a measurement that was given before: a shard is there twice.")
+            values[measurement] = value
+    missing = sorted(expected - values.keys())
+    if missing:
+        raise TenasError(
+            f"The scores of this {what} lack {len(missing)} of {len(expected)} measurements, the first of them "
+            f"{missing[0].measure} of {number} {missing[0].subject}, repeat {missing[0].repeat}: a shard is missing or cut off."
+        )
+    return values
+
+
+def _check_record(path: Path) -> None:
+    """Scores are those that their record has the hash of; a file without a record is taken as it is."""
+    record = record_of(path)
+    if not record.exists():
+        return
+    recorded = read_json(record, "record of scores").get("scores_sha256")
+    if recorded is not None and recorded != sha256(path):
+        raise TenasError(
+            f"The scores file {path} is not the one that was written: its record has another hash. Measure it again."
+        )

@@ -1,0 +1,25 @@
+"""The limits of a run as numbers, from its settings. Imports torch to count what operators cost."""
+
+from collections.abc import Mapping
+
+from tenas.benchmark.index import read_column
+from tenas.search.limits import resolve
+from tenas.spaces import get_space
+
+
+def resolved_limits(settings: Mapping, *, classes: int, side: int) -> dict:
+    """limits.json of a run (tenas.search.limits.resolve). ``classes`` and ``side``: of the images, unless the retraining has a side.
+
+    Raises TenasError for limits that no cell meets.
+    """
+    space, limits, network = get_space(settings["space"]), settings["limits"], dict(settings["network"])
+    side = network.pop("side", None) or side
+    sums = {}
+    if {"parameters", "flops"} & limits.keys():
+        from tenas.networks.costs import operator_costs
+
+        sums = operator_costs(space, side=side, classes=classes, **network)
+    latency = limits.get("latency")
+    table = read_column(latency["table"], latency["column"], space) if latency else None
+    found = resolve(space, settings["exclude"], limits, sums, table)
+    return found | {"network": {**network, "classes": classes, "side": side}}

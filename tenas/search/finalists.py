@@ -1,0 +1,71 @@
+"""From short trainings to the best of the finalists."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from tenas.benchmark.index import read_column
+from tenas.errors import TenasError
+from tenas.files import read_json
+from tenas.scoring.subjects import Cell
+from tenas.spaces.base import Space
+
+COLUMNS = ("cell", "arch", "shortlisted", "valid_accuracy", "best_epoch", "seconds", "place", "kept")
+
+
+def rank_finalists(
+    cells: Sequence[Cell], results: Sequence[Mapping], keep: int
+) -> tuple[tuple[str, ...], list[dict], list[Cell]]:
+    """The ranking of a round of trainings: one row per cell, in the shortlist's order, and the cells that are kept, best first.
+
+    ``results``: of each cell ``valid_accuracy`` in %, and ``best_epoch`` and ``seconds`` where it was trained. Equal accuracies go to
+    the cell that stands higher on the shortlist.
+    """
+    order = sorted(range(len(cells)), key=lambda place: (-results[place]["valid_accuracy"], place))
+    by_place = {index: place for place, index in enumerate(order, start=1)}
+    rows = [
+        {
+            "cell": cell.number,
+            "arch": cell.arch,
+            "shortlisted": index + 1,
+            "valid_accuracy": result["valid_accuracy"],
+            "best_epoch": result.get("best_epoch", ""),
+            "seconds": result.get("seconds", ""),
+            "place": by_place[index],
+            "kept": int(by_place[index] <= keep),
+        }
+        for index, (cell, result) in enumerate(zip(cells, results, strict=True))
+    ]
+    return COLUMNS, rows, [cells[index] for index in order[:keep]]
+
+
+def trained(metrics: Sequence[str | os.PathLike], cells: Sequence[Cell]) -> list[dict]:
+    """Results of real trainings, from the metrics of each, in the shortlist's order.
+
+    Raises TenasError when one is missing, or of another cell.
+    """
+    if len(metrics) < len(cells):
+        raise TenasError(f"The shortlist has {len(cells)} cells, but there are {len(metrics)} trainings: one is missing.")
+    results = []
+    for cell, path in zip(cells, metrics, strict=False):
+        value = read_json(path, "training's metrics")
+        if value.get("arch") != cell.arch:
+            raise TenasError(f"The training {path} is of another cell than the shortlist has in its place: run it again.")
+        results.append(
+            {
+                "valid_accuracy": value["valid_accuracy"],
+                "best_epoch": value["best_epoch"],
+                "seconds": value["training_seconds"],
+            }
+        )
+    return results
+
+
+def looked_up(table: str | os.PathLike | None, column: str, space: Space, cells: Sequence[Cell]) -> list[dict]:
+    """Results of short trainings from a column of the space's table. Raises TenasError when it lacks the column or a cell."""
+    if table is None:
+        raise TenasError(f"The round looks {column!r} up, but no table of {space.name} was given ('benchmark').")
+    values = read_column(table, column, space)
+    missing = [cell.arch for cell in cells if cell.arch not in values]
+    if missing:
+        raise TenasError(f"The table {table} has no {column!r} of the cell {missing[0]}.")
+    return [{"valid_accuracy": values[cell.arch]} for cell in cells]

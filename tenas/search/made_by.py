@@ -1,0 +1,41 @@
+"""What a decision of a search follows from, and which code a stage of it runs."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tenas.code import code_digest
+from tenas.files import sha256
+from tenas.measures.catalogue import get_measure
+from tenas.spaces import BUILT_IN, Space, get_space
+
+
+def space_modules(space: Space, *, networks: bool = False) -> list[str]:
+    """The modules of a space; with ``networks`` those of its networks too."""
+    own = BUILT_IN[space.reference].partition(":")[0] if space.reference in BUILT_IN else space.reference
+    return [own, *([space.networks] if networks and isinstance(space.networks, str) else [])]
+
+
+def stage_code(stage: str, settings: Mapping, measures: Iterable[str] = (), *, networks: bool = False) -> str:
+    """The digest of the code that a stage runs: its own closure, the space's, and that of the measures that it takes.
+
+    ``settings``: of the search or study, for its space. ``measures``: names or references. ``networks``: whether the stage builds
+    networks.
+    """
+    modules = [f"tenas.stages.{stage}", *space_modules(get_space(settings["space"]), networks=networks)]
+    references = [name if ":" in name else get_measure(name).module for name in measures]
+    return code_digest(*modules, *dict.fromkeys(references))
+
+
+def measuring_code(stage: str, settings: Mapping, entry: Mapping) -> str:
+    """``stage_code`` of a stage that measures; ``entry``: the round, or the study, with its ``measures``."""
+    return stage_code(stage, settings, entry["measures"], networks=True)
+
+
+def made_by(stage: str, settings: Mapping, inputs: Iterable[str | os.PathLike]) -> dict:
+    """What a decision follows from. No time and no place: the same decision is the same bytes wherever it was taken."""
+    return {
+        "settings": dict(settings),
+        "code_sha256": stage_code(stage, settings),
+        "inputs": {"/".join(Path(path).parts[-2:]): sha256(path) for path in inputs},
+    }

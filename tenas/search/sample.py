@@ -1,0 +1,75 @@
+"""Which cells a round measures: a seeded sample without repetition, within limits, or a list of one's own. No torch."""
+
+import os
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from tenas.errors import TenasError
+from tenas.files import read_table
+from tenas.scoring.subjects import Cell, Cells
+from tenas.search.limits import Limits
+from tenas.search.shortlist import read_shortlist
+from tenas.seeds import derive_seed
+from tenas.spaces import get_space
+from tenas.spaces.base import Genotype, Mask, Space
+
+# Of a space of at most that many cells all are listed, then shuffled; of a larger one cells are drawn until there are enough.
+LISTED = 200_000
+# Draws without a new cell after which a sample is given up.
+TRIES = 20_000
+
+
+def sample_cells(mask: Mask, count: int | None, seed: int, limits: Limits | None = None) -> Cells:
+    """Cells that a mask spans and the limits allow, each as likely as any other; all of them without ``count``.
+
+    Numbered from 1 in the order of their drawing, so a smaller sample is the beginning of a larger one. Where fewer cells fit
+    than were asked for, it is all of them. Raises TenasError where none is found.
+    """
+    generator = np.random.default_rng(seed)
+    if mask.space.size(mask) <= LISTED:
+        fitting = [genotype for genotype in mask.space.genotypes(mask) if limits is None or limits.fits(genotype)]
+        order = range(len(fitting)) if count is None else generator.permutation(len(fitting))[:count]
+        found = [fitting[place] for place in order]
+    else:
+        if count is None:
+            raise TenasError(
+                f"{mask.space.name} has {mask.space.size(mask):,} cells, too many to measure all: give 'sample' a number."
+            )
+        found = list(_drawn(mask, count, generator, limits))
+    if not found:
+        raise TenasError(f"No cell of {mask.space.name} within the limits was found.")
+    return Cells(mask.space, tuple(Cell(number, genotype.arch) for number, genotype in enumerate(found, start=1)))
+
+
+def _drawn(mask: Mask, count: int, generator: np.random.Generator, limits: Limits | None) -> Iterator[Genotype]:
+    seen: set[str] = set()
+    tries = 0
+    while len(seen) < count and tries < TRIES:
+        genotype = mask.space.random_genotype(mask, generator)
+        arch = genotype.arch
+        tries += 1
+        if arch not in seen and (limits is None or limits.fits(genotype)):
+            seen.add(arch)
+            tries = 0
+            yield genotype
+
+
+def listed_cells(path: str | os.PathLike, space: Space, limits: Limits | None = None) -> Cells:
+    """The cells of a CSV file of one's own with a column ``arch``, in its order, without repetition, within the limits."""
+    archs = dict.fromkeys(space.parse(row["arch"]).arch for row in read_table(path, ("arch",), "list of cells"))
+    kept = [arch for arch in archs if limits is None or limits.fits(space.parse(arch))]
+    if not kept:
+        raise TenasError(f"The list of cells {path} has no cell within the limits.")
+    return Cells(space, tuple(Cell(number, arch) for number, arch in enumerate(kept, start=1)))
+
+
+def cells_of_round(settings: Mapping, round: int, seed: int, before: str | os.PathLike, limits: Limits | None = None) -> Cells:
+    """The cells of round ``round`` of a search: drawn from the mask ``before``, listed in a file, or those of the shortlist ``before``."""
+    space, sample = get_space(settings["space"]), settings["rounds"][round - 1]["sample"]
+    if sample is None:
+        return read_shortlist(before, space)
+    if isinstance(sample, str) and sample != "all":
+        return listed_cells(sample, space, limits)
+    mask = space.read_mask(before)
+    return sample_cells(mask, None if sample == "all" else sample, derive_seed(seed, round, "sample"), limits)

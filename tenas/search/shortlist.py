@@ -1,0 +1,137 @@
+"""From the scores of discrete cells to the best of them: ranks by measure, aggregated, and a list of those that are kept."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import rankdata
+
+from tenas.errors import TenasError
+from tenas.files import read_json
+from tenas.measures.catalogue import Measure, get_measure
+from tenas.scoring.subjects import Cell, Cells, Measurement
+from tenas.spaces.base import Space
+
+RESAMPLES = 1000
+
+
+def mean_score(measure: Measure, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means over the repeats, (samples, cells) from (cells, repeats) and counts (samples, repeats); more is better.
+
+    Of the logarithms where the measure is never negative: kappa and SynFlow span many powers of ten, and one draw would decide.
+    An infinite value in any repeat is the mean's.
+    """
+    with np.errstate(divide="ignore"):
+        scores = values if measure.signed else np.log(values)
+    scores = -scores if measure.lower_is_better else scores
+    finite = np.isfinite(scores)
+    means = np.round(weights @ np.where(finite, scores, 0.0).T / weights.sum(axis=1, keepdims=True), 12)
+    means[weights @ (scores == np.inf).T.astype(float) > 0] = np.inf
+    means[weights @ (scores == -np.inf).T.astype(float) > 0] = -np.inf
+    return means
+
+
+def places(means: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis, 1 for the best; equal cells share their mean rank."""
+    return rankdata(-means, method="average", axis=-1)
+
+
+def aggregated(rank_list: Sequence[np.ndarray], aggregate: str) -> np.ndarray:
+    """One score for each cell from its ranks by all measures, more is better.
+
+    ``rank_sum``: minus their sum (TE-NAS). ``log_rank_sum``: sum of log(place / cells), places counted from the worst, which
+    demands that a cell is bad by no measure (AZ-NAS, Lee and Ham, CVPR 2024, equation 10).
+    """
+    if aggregate == "rank_sum":
+        return -np.sum(rank_list, axis=0)
+    cells = rank_list[0].shape[-1]
+    return np.round(np.sum([np.log((cells + 1 - ranks) / cells) for ranks in rank_list], axis=0), 12)
+
+
+def kept(rank_list: Sequence[np.ndarray], score: np.ndarray, keep: int, each: int) -> list[int]:
+    """The places of the cells that are kept, best first by ``score``.
+
+    The best ``each`` by every measure alone have their seats, as far as there are any, then the best by ``score`` fill the rest.
+    Equal cells go by the first measure, then by their order.
+    """
+    best = np.lexsort((rank_list[0], -score))
+    seats: dict[int, None] = {}
+    for ranks in rank_list:
+        seats.update(dict.fromkeys(np.lexsort((-score, ranks))[:each].tolist()))
+    chosen = dict.fromkeys(list(seats)[:keep])
+    for place in best.tolist():
+        if len(chosen) == keep:
+            break
+        chosen.setdefault(place)
+    return [place for place in best.tolist() if place in chosen]
+
+
+def rank_cells(settings: Mapping, cells: Cells, values: Mapping[Measurement, float]) -> tuple[list[str], list[dict], list[Cell]]:
+    """The ranking of a round of cells: its columns, one row per cell in their order, and the cells that are kept, best first.
+
+    For each measure: ``score`` (mean over the repeats, of logarithms where it is never negative; more is better), ``se`` (standard
+    error of that mean; empty below two finite repeats), ``rank``. Then the aggregate, ``place`` by it, ``kept``, and
+    ``kept_share``: how often the cell is kept when repeats are resampled (empty where every measure has a single one).
+    """
+    generator = np.random.default_rng(len(cells.cells))
+    columns = list(Cells.columns)
+    rows = [cells.keys(cell.number) for cell in cells.cells]
+    decided, resampled, again = [], [], False
+    for reference, measure_settings in settings["measures"].items():
+        measure, repeats = get_measure(reference), measure_settings["repeats"]
+        name = measure.name
+        table = np.array([[values[cell.number, name, r] for r in range(repeats)] for cell in cells.cells], float)
+        again = again or repeats > 1
+        samples = np.vstack([np.ones(repeats), generator.multinomial(repeats, np.full(repeats, 1 / repeats), RESAMPLES)])
+        means = mean_score(measure, table, samples)
+        ranks = places(means)
+        decided.append(ranks[0])
+        resampled.append(ranks[1:])
+        columns += [f"{name}_{part}" for part in ("score", "se", "rank")]
+        with np.errstate(divide="ignore"):
+            scores = table if measure.signed else np.log(table)
+        for i, row in enumerate(rows):
+            finite = scores[i][np.isfinite(scores[i])]
+            row |= {
+                f"{name}_score": float(means[0, i]),
+                f"{name}_se": float(finite.std(ddof=1) / len(finite) ** 0.5) if len(finite) > 1 else "",
+                f"{name}_rank": float(ranks[0, i]),
+            }
+    aggregate, keep, each = settings["aggregate"], min(settings["keep"], len(rows)), settings["each"]
+    score = aggregated(decided, aggregate)
+    chosen = kept(decided, score, keep, each)
+    share = np.zeros(len(rows))
+    if again:
+        for sample in range(RESAMPLES):
+            ranks_of = [ranks[sample] for ranks in resampled]
+            share[kept(ranks_of, aggregated(ranks_of, aggregate), keep, each)] += 1 / RESAMPLES
+    order = np.lexsort((decided[0], -score))
+    by_place = {int(index): place for place, index in enumerate(order, start=1)}
+    for i, row in enumerate(rows):
+        row |= {
+            aggregate: float(score[i]),
+            "place": by_place[i],
+            "kept": int(i in chosen),
+            "kept_share": round(float(share[i]), 6) if again else "",
+        }
+    columns += [aggregate, "place", "kept", "kept_share"]
+    return columns, rows, [cells.cells[place] for place in chosen]
+
+
+def shortlist_json(space: Space, cells: Sequence[Cell]) -> dict:
+    """The state of a search that has come down to a list of cells, best first."""
+    return {"space": space.reference, "cells": [cell._asdict() for cell in cells]}
+
+
+def read_shortlist(path: str | os.PathLike, space: Space) -> Cells:
+    """The cells of a shortlist, best first. Raises TenasError when it is damaged or of another space."""
+    value = read_json(path, "shortlist")
+    if value.get("space") != space.reference:
+        raise TenasError(f"The shortlist {path} is of the space {value.get('space')!r}, not {space.reference}.")
+    try:
+        cells = tuple(Cell(int(entry["number"]), space.parse(entry["arch"]).arch) for entry in value["cells"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TenasError(f"The shortlist {path} is damaged: it lists something other than cells.") from error
+    if not cells or len({cell.number for cell in cells}) < len(cells):
+        raise TenasError(f"The shortlist {path} is damaged: it has no cell, or one of them twice.")
+    return Cells(space, cells)

@@ -1,0 +1,16 @@
+"""What a search has come down to, and what it has found."""
+
+import os
+from collections.abc import Mapping
+
+from tenas.search.shortlist import read_shortlist
+from tenas.spaces import get_space
+from tenas.spaces.base import Genotype
+
+
+def found_genotype(settings: Mapping, state: str | os.PathLike) -> Genotype:
+    """The genotype that the state after the last round leaves. Raises TenasError while there is a choice."""
+    space = get_space(settings["space"])
+    if settings["rounds"][-1]["kind"] in ("operators", "edges"):
+        return space.genotype(space.read_mask(state))
+    return space.parse(read_shortlist(state, space).cells[0].arch)

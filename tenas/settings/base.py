@@ -1,0 +1,177 @@
+"""What all models of settings share: strict keys, plain numbers, and one sentence for whatever is wrong."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from tenas.errors import TenasError, one_of
+
+
+def _whole(value: object) -> object:
+    """Whole floats become integers (YAML's 8.0); booleans and texts are no numbers."""
+    if isinstance(value, bool | str) or value is None:
+        raise PydanticCustomError("whole", "must be a whole number")
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise PydanticCustomError("whole", "must be a whole number")
+        return int(value)
+    return value
+
+
+def _real(value: object) -> object:
+    if isinstance(value, bool | str) or value is None or not math.isfinite(value):
+        raise PydanticCustomError("real", "must be a finite number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Real = Annotated[float, BeforeValidator(_real)]
+
+
+class Model(BaseModel):
+    """Settings with known keys alone."""
+
+    model_config = ConfigDict(extra="forbid", strict=False, use_attribute_docstrings=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            unknown = [key for key in value if key not in known]
+            if unknown:
+                raise PydanticCustomError("unknown_key", "{key}", {"key": repr(unknown[0]), "known": ", ".join(known)})
+        return value
+
+
+AnyModel = TypeVar("AnyModel", bound=Model)
+
+_KINDS = {
+    "dict_type": "a mapping", "model_type": "a mapping", "list_type": "an array (list)", "string_type": "a text",
+    "bool_type": "true or false", "bool_parsing": "true or false", "tuple_type": "an array (list)",
+}  # fmt: skip
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least"), "greater_than": ("gt", "above"), "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "below"),
+}  # fmt: skip
+
+
+def sentence(error: ValidationError, where: str, at: str = "") -> str:
+    """The first fault of a validation, as a sentence that names key, value and what is allowed. ``at``: of the value as a whole."""
+    first = error.errors(include_url=False)[0]
+    kind, context = first["type"], first.get("ctx", {})
+    place = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[", "dict[", "constrained"))]
+    places = [at, *place] if at else place
+    key = ".".join(places)
+    name = f"'{key}'" if key else "the top level"
+    if kind == "unknown_key":
+        return f"{where}: unknown key {context['key']} in {name}; known: {context['known']}."
+    if kind == "missing":
+        parent = ".".join(places[:-1])
+        return f"{where}: the key {places[-1]!r} is missing in {repr(parent) if parent else 'the top level'}."
+    value = _short(first["input"])
+    if kind == "literal_error":
+        return f"{where}: {name} is {value}; allowed: {str(context['expected']).replace(chr(39), '').replace(' or ', ', ')}."
+    if kind in _KINDS:
+        return f"{where}: {name} is {value}; it must be {_KINDS[kind]}."
+    if kind in _BOUNDS:
+        bound, word = _BOUNDS[kind]
+        return f"{where}: {name} is {value}; it must be {word} {context[bound]:g}."
+    if kind in ("too_short", "too_long"):
+        bound = context.get("min_length", context.get("max_length"))
+        return f"{where}: {name} has {context['actual_length']} entries; it must have at {'least' if kind == 'too_short' else 'most'} {bound}."
+    if kind in ("whole", "real"):
+        return f"{where}: {name} is {value}; it {first['msg']}."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {name}: {message}" + ("" if message.endswith(".") else ".")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def checked(model: type[AnyModel], value: object, where: str, at: str = "") -> AnyModel:
+    """The model of a plain value. Raises TenasError with one sentence; ``where`` begins it, ``at`` is the value's own key."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise TenasError(sentence(error, where, at)) from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice in one mapping is an error, not the last one's."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict:
+    seen = set()
+    for key, _ in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            continue
+        name = loader.construct_object(key, deep=True)
+        if name in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice in one mapping", key.start_mark)
+        seen.add(name)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+def _construct(loader: _UniqueKeys, node: yaml.MappingNode) -> Any:
+    value: dict = {}
+    yield value
+    value.update(_mapping(loader, node))
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct)
+
+
+def read_yaml(path: str | os.PathLike, what: str) -> object:
+    """The value of a YAML file. Raises TenasError when it cannot be read, is no YAML, or gives a key twice."""
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506
+    except OSError as error:
+        raise TenasError(f"The {what} {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TenasError(f"The {what} {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def merged(base: Mapping, changes: Mapping) -> dict:
+    """``base`` with ``changes`` merged in, nested mappings key by key."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+REPOSITORY = Path(__file__).parent.parent.parent
+FOLDERS = {"search": "presets", "retrain": "retrain"}
+
+
+def preset_files(kind: str) -> dict[str, Path]:
+    """Presets by name: those of the working directory's config/, then those that the package's repository has."""
+    found: dict[str, Path] = {}
+    for folder in (Path("config") / FOLDERS[kind], REPOSITORY / "config" / FOLDERS[kind]):
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def read_preset(kind: str, preset: str) -> dict:
+    """The mapping of a preset, by name or path of a YAML file. ``kind``: search or retrain."""
+    if str(preset).endswith((".yaml", ".yml")):
+        path = Path(preset)
+    else:
+        presets = preset_files(kind)
+        if preset not in presets:
+            raise one_of(f"{kind} preset", preset, sorted(presets))
+        path = presets[preset]
+    value = read_yaml(path, "preset")
+    if not isinstance(value, dict):
+        raise TenasError(f"The preset {path} is not a mapping of keys to values.")
+    return value

@@ -1,0 +1,66 @@
+"""Published figures, and what is to test them. No torch."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from tenas.settings.base import Model, Real, Whole
+
+
+class Correlation(Model):
+    """The Kendall tau of a study, oriented so that more is better."""
+
+    measure: str
+    """Measure of the study."""
+    accuracy: str
+    """Accuracy, by data set and part."""
+
+
+class Claim(Model):
+    """A claim of one of three kinds: a figure of runs, an order of runs, a correlation."""
+
+    says: str
+    """The claim in a sentence."""
+    source: str
+    """Where it is published."""
+    value: Real | None = None
+    """The published figure; more is better."""
+    spread: Annotated[Real, Field(gt=0)] | None = None
+    """Its standard deviation over the seeds."""
+    seeds: Annotated[Whole, Field(ge=2)] | None = None
+    """Seeds that it is a mean of."""
+    tolerance: Annotated[Real, Field(gt=0)] | None = None
+    """How far below a figure without a spread still counts."""
+    accuracy: str | None = None
+    """Column of a run's summary, in %."""
+    runs: Annotated[list[str], Field(min_length=1)] | None = None
+    """Runs (or studies) that test the claim."""
+    better: Annotated[list[Annotated[list[str], Field(min_length=2, max_length=2)]], Field(min_length=1)] | None = None
+    """Pairs of runs of which the first is to have the higher mean accuracy."""
+    correlation: Correlation | None = None
+    """The correlation that is claimed."""
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> "Claim":
+        needs = {
+            "spread": ("seeds", "value"), "seeds": ("spread", "value"), "tolerance": ("value",), "correlation": ("runs", "value"),
+            "value": ("runs",), "runs": ("value",), "better": ("accuracy",),
+        }  # fmt: skip
+        for key, others in needs.items():
+            for other in others:
+                if getattr(self, key) is not None and getattr(self, other) is None:
+                    raise PydanticCustomError("needs", "{key!r} needs {other!r} beside it", {"key": key, "other": other})
+        kinds = [self.accuracy and self.runs, self.accuracy and self.better, self.correlation and self.runs]
+        if sum(map(bool, kinds)) != 1:
+            raise PydanticCustomError(
+                "kinds", "a claim has 'accuracy' and 'runs', or 'accuracy' and 'better', or 'correlation' and 'runs'"
+            )
+        return self
+
+
+class Claims(Model):
+    """A file of claims."""
+
+    claims: Annotated[dict[str, Claim], Field(min_length=1)]
+    """Claims by name."""

@@ -1,0 +1,475 @@
+"""Settings of a search: what a preset says, and what search.json holds once it is resolved. No torch."""
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from tenas.errors import TenasError
+from tenas.files import read_json
+from tenas.measures.catalogue import Measure, get_measure
+from tenas.settings.base import Model, Real, Whole, checked, merged, read_preset
+from tenas.settings.retrain import Retraining, retrain_settings
+from tenas.spaces import Round, Space, get_space
+from tenas.spaces.base import after, operators_left
+
+Positive = Annotated[Whole, Field(ge=1)]
+Weights = Literal["kaiming_fan_in", "kaiming_fan_out", "pytorch", "normal"]
+
+
+class _Repeated(Model):
+    repeats: Positive
+    """Measurements of each subject."""
+    weights: Weights
+    """How weights are drawn (tenas.networks.initialise)."""
+    redraw: bool
+    """Whether every repeat draws new weights, or a round keeps one draw."""
+
+
+class OnABatch(_Repeated):
+    """Settings of a measure of a network on one batch of images."""
+
+    batch: Annotated[Whole, Field(ge=2)]
+    """Images of a batch."""
+    channels: Positive
+    """Channels of the network's first stage."""
+    cells: Positive
+    """Cells of the network: per stage for cells with one input, in all for those with two; repeats of a chain's layers."""
+    inputs: Literal["images", "noise"] = "images"
+    """Images of the data set, or standard normal noise of their shape."""
+
+
+class OnRegions(_Repeated):
+    """Settings of linear regions."""
+
+    inputs: Literal["crops", "images"]
+    """Random 3x3 crops of one random channel each, seen by the cells without stem and classifier; or whole images, seen by the
+    whole network."""
+    count: Annotated[Whole, Field(ge=2)]
+    """Inputs of a count; whole images are at most those that the data set has."""
+    blocks: Positive
+    """Forward passes that the inputs are split over, at most ``count``."""
+    channels: Positive
+    """Channels of the network's first stage."""
+    cells: Positive = 1
+    """Cells of the network that sees whole images."""
+
+
+MEASURE_SETTINGS: dict[str, type[_Repeated]] = {"batch": OnABatch, "regions": OnRegions}
+
+Change = Literal["log", "relative", "absolute"]
+Ranks = Literal["average", "dense", "ordinal"]
+Aggregate = Literal["rank_sum", "log_rank_sum"]
+
+
+class _Pruning(Model):
+    change: Change
+    """How a trial is set against the whole network, repeat by repeat: log a - log b, (a - b) / a, a - b."""
+    decimals: Annotated[Whole, Field(ge=0, le=15)] | None = None
+    """Decimals that each repeat's change is rounded to; null for none."""
+    ranks: Ranks
+    """Ranks of equal changes: their mean, the same without gaps, or by their place in the list of trials."""
+    aggregate: Aggregate = "rank_sum"
+    """How the ranks of several measures become one: their sum, or the sum of their logarithms."""
+    measures: dict[str, Any]
+    """What is measured: name of a measure (or a reference to one's own) -> its settings."""
+
+
+class OperatorsRound(_Pruning):
+    """A round that prunes operators of a supernet (TE-NAS)."""
+
+    kind: Literal["operators"] = "operators"
+    prune: Positive = 1
+    """Operators that an edge loses in a round; the last one always stays."""
+    edge: tuple[str, Whole] | None = None
+    """Cell type and number of the one edge that the round settles; null for all edges at once."""
+
+
+class EdgesRound(_Pruning):
+    """A round that prunes edges: a node keeps as many as its space says (DARTS)."""
+
+    kind: Literal["edges"] = "edges"
+
+
+class CellsRound(Model):
+    """A round that measures discrete cells and keeps the best."""
+
+    kind: Literal["cells"] = "cells"
+    sample: Positive | Literal["all"] | str | None = None
+    """Cells that are drawn from what is left of the space: a number, ``all``, or a CSV file with a column ``arch`` of one's own;
+    null for those that the round before has kept."""
+    keep: Positive
+    """Cells that are kept."""
+    aggregate: Aggregate = "log_rank_sum"
+    """How the ranks of several measures become one: their sum, or the sum of their logarithms (AZ-NAS)."""
+    each: Annotated[Whole, Field(ge=0)] = 0
+    """Of the kept cells, how many are the best of each measure alone, before the best of all together fill the rest."""
+    measures: dict[str, Any]
+    """What is measured, as in rounds of operators."""
+
+
+class TrainingRound(Model):
+    """A round that trains cells for a few epochs, or looks such trainings up, and keeps the best by validation accuracy."""
+
+    kind: Literal["training"] = "training"
+    keep: Positive = 1
+    """Cells that are kept."""
+    training: dict[str, Any] = {}
+    """Keys of the run's retraining that are different here: fewer epochs, a validation part."""
+    column: str | None = None
+    """Column of the space's table that is looked up instead of training; null to train."""
+
+
+KINDS: dict[str, type[Model]] = {
+    "operators": OperatorsRound, "edges": EdgesRound, "cells": CellsRound, "training": TrainingRound,
+}  # fmt: skip
+
+
+class LatencyLimit(Model):
+    """A limit on figures of a table, such as measured latencies."""
+
+    table: str
+    """CSV or Parquet file with a column ``arch``, or ``index`` for the numbers of the space's table."""
+    column: str
+    """Column with the figure of each cell; cells without one, or with a negative one, are left out."""
+    most: Real | str
+    """Largest figure, or a share of the largest cell's, such as ``"60%"``."""
+
+
+class Limits(Model):
+    """Limits on the network that is trained in the end, not on the search network."""
+
+    parameters: Real | str | None = None
+    """Trainable parameters at most: a number, or a share of the largest cell's, such as ``"60%"``."""
+    flops: Real | str | None = None
+    """Multiply-adds for an image at most, likewise."""
+    latency: LatencyLimit | None = None
+    """Figures of a table of one's own."""
+
+
+class Preset(Model):
+    """A preset of a search. Keys that a round leaves out are taken from here."""
+
+    exclude: list[str] = []
+    """Operators that are masked before the first round."""
+    prune: Positive = 1
+    """Operators that an edge loses in a round of operators."""
+    change: Change = "log"
+    """How a trial is set against the whole network, repeat by repeat: log a - log b, (a - b) / a, a - b."""
+    decimals: Annotated[Whole, Field(ge=0, le=15)] | None = None
+    """Decimals that each repeat's change is rounded to; null for none."""
+    ranks: Ranks = "average"
+    """Ranks of equal changes: their mean, the same without gaps, or by their place in the list of trials."""
+    order: Literal["together", "edge_by_edge"] = "together"
+    """Whether a round of operators prunes all edges at once, or each edge is settled in a round of its own."""
+    measures: dict[str, Any] = Field(default={})
+    """Settings of measures by name; a round that names none takes all of them."""
+    rounds: list[dict[str, Any]] = Field(default=[{"kind": "operators"}, {"kind": "edges"}], min_length=1)
+    """The rounds in their order. ``operators`` stands for as many as leave one operator on each edge."""
+    limits: dict[str, Any] = {}
+    """Limits on the network that is trained in the end: parameters, flops, latency."""
+    trainings: str = "real"
+    """What a round of trainings does: ``real``, ``table`` or ``table:COLUMN`` (looked up), ``none`` (left out)."""
+
+
+class Settings(Model):
+    """A search's settings, resolved: what search.json holds."""
+
+    space: str
+    preset: str
+    exclude: list[str]
+    rounds: list[dict[str, Any]] = Field(min_length=1)
+    limits: dict[str, Any] = {}
+    network: dict[str, Any] = {}
+    """The network that is trained in the end: channels, cells, stem, side (null for that of the images)."""
+
+
+def measure_settings(measures: Mapping[str, Any], where: str, at: str = "measures") -> dict[str, dict]:
+    """Checked settings of measures, by name or reference. Raises TenasError for unknown measures and keys."""
+    if not measures:
+        raise TenasError(f"{where}: '{at}' names no measure.")
+    found, names = {}, set()
+    for reference, value in measures.items():
+        try:
+            measure = get_measure(str(reference))
+        except TenasError as error:
+            raise TenasError(f"{where}: unknown key in '{at}': {error}") from error
+        if measure.name in names:
+            raise TenasError(f"{where}: '{at}' has two measures of the name {measure.name!r}.")
+        names.add(measure.name)
+        found[str(reference)] = checked(MEASURE_SETTINGS[measure.inputs], value, where, f"{at}.{reference}").model_dump()
+    return found
+
+
+def measures_of(settings: Mapping) -> dict[str, tuple[Measure, dict]]:
+    """The measures of a round or of a study by name: each with its settings."""
+    found = {}
+    for reference, value in settings["measures"].items():
+        measure = get_measure(reference)
+        found[measure.name] = (measure, value)
+    return found
+
+
+def _measures_of_round(entry: Mapping, shared: Mapping, where: str) -> dict:
+    """The round's own measures over the preset's shared ones; all of those where the round names none."""
+    own = entry.get("measures")
+    if own is None:
+        return dict(shared)
+    if isinstance(own, list):
+        own = dict.fromkeys(own, {})
+    if not isinstance(own, Mapping):
+        raise TenasError(f"{where}: 'measures' is {own!r}; it must be a mapping, or an array (list) of names.")
+    return {name: merged(shared.get(name) or {}, value or {}) for name, value in own.items()}
+
+
+def _rounds(preset: Preset, space: Space, retraining: Mapping | None, where: str) -> list[dict]:
+    """The preset's rounds, each with all of its keys, as many as the space needs."""
+    shared = {name: value for name, value in preset.measures.items() if value is not None}
+    left = operators_left(space.full_mask(preset.exclude))
+    found: list[dict] = []
+    for number, entry in enumerate(preset.rounds, start=1):
+        here = f"{where}: round {number}"
+        kind = entry.get("kind")
+        if kind not in KINDS:
+            raise TenasError(f"{here}: 'kind' is {kind!r}; allowed: {', '.join(KINDS)}.")
+        entry = dict(entry)
+        if kind == "training":
+            if preset.trainings == "none":
+                continue
+            found.append(_training(entry, preset, space, retraining, here))
+            continue
+        entry["measures"] = measure_settings(_measures_of_round(entry, shared, here), here)
+        if kind == "cells":
+            found.append(checked(CellsRound, entry, here).model_dump(mode="json"))
+            continue
+        entry = {key: getattr(preset, key) for key in ("change", "decimals", "ranks")} | entry
+        if kind == "edges":
+            if space.edges_rounds(1):
+                found.append(checked(EdgesRound, entry, here).model_dump())
+            continue
+        order, times = entry.pop("order", preset.order), entry.pop("times", None)
+        model = checked(OperatorsRound, {"prune": preset.prune} | entry, here).model_dump()
+        edges = [key for key in left if left[key] > 1] if order == "edge_by_edge" else [None] * (times or len(space.operators))
+        for edge in edges:
+            round = space.operators_round(1, left, model["prune"], edge)
+            if round.trials:
+                found.append(model | {"prune": round.prune, "edge": None if edge is None else list(edge)})
+                left = after(left, round)
+    return found
+
+
+def _training(entry: dict, preset: Preset, space: Space, retraining: Mapping | None, where: str) -> dict:
+    source, _, column = preset.trainings.partition(":")
+    if source not in ("real", "table") or (source == "real" and column):
+        raise TenasError(f"{where}: 'trainings' is {preset.trainings!r}; allowed: real, table, table:COLUMN, none.")
+    if source == "table":
+        if not column:
+            raise TenasError(f"{where}: 'trainings' is 'table', without the column to look up: table:COLUMN.")
+        entry = entry | {"column": column, "training": {}}
+    model = checked(TrainingRound, entry, where)
+    if source == "real":
+        protocol = merged(retraining or {**SHORT, **space.trained}, model.training)
+        model.training = checked(Retraining, protocol, where, "training").model_dump()
+        if not model.training["validation"]:
+            raise TenasError(f"{where}: 'training.validation' is 0; cells are chosen by images that are held out, such as 0.2.")
+    return model.model_dump()
+
+
+# What a short training is where the run has no retraining: NAS-Bench-201's protocol (its own short trainings have 12 epochs).
+SHORT = {
+    "epochs": 12, "batch": 256, "learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0005,
+    "crop_padding": 4, "flip": True, "validation": 0.2,
+}  # fmt: skip
+
+
+def with_changes(preset: Mapping, changes: Mapping, where: str) -> dict:
+    """A preset with changes merged in. Those of ``rounds`` may be a mapping from the number of a round, from 1, to its changes."""
+    changes = dict(changes)
+    by_number = changes.pop("rounds", None)
+    result = merged(preset, changes)
+    if isinstance(by_number, Mapping):
+        rounds = [dict(entry) for entry in preset.get("rounds") or [{"kind": "operators"}, {"kind": "edges"}]]
+        for number, change in by_number.items():
+            if not str(number).isdecimal() or not 1 <= int(number) <= len(rounds):
+                raise TenasError(f"{where}: 'rounds' has no round {number!r}; the preset has rounds 1 to {len(rounds)}.")
+            rounds[int(number) - 1] = merged(rounds[int(number) - 1], change)
+        result["rounds"] = rounds
+    elif by_number is not None:
+        result["rounds"] = by_number
+    return result
+
+
+def assigned(assignments: Iterable[str]) -> dict:
+    """Changes from texts KEY=VALUE, such as ``prune=2`` or ``rounds.1.keep=8``; values are YAML. Raises TenasError for others."""
+    changes: dict = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise TenasError(f"{text!r} is no change of a setting; expected KEY=VALUE, such as rounds.1.keep=8.")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise TenasError(f"The value of {text!r} is not valid YAML.") from error
+        # YAML takes 0.5e6 for a text.
+        with suppress(TypeError, ValueError):
+            parsed = float(parsed) if isinstance(parsed, str) else parsed
+        part = changes
+        *parents, last = key.split(".")
+        for parent in parents:
+            part = part.setdefault(parent, {})
+            if not isinstance(part, dict):
+                raise TenasError(f"{text!r} changes a key below one that was given a value.")
+        part[last] = parsed
+    return changes
+
+
+def search_settings(
+    space: str | Space,
+    preset: str,
+    changes: Mapping | None = None,
+    *,
+    retraining: Mapping | None = None,
+    limits: Mapping | None = None,
+    trainings: str | None = None,
+) -> dict:
+    """The resolved settings of a search, what search.json holds.
+
+    ``preset``: a name, or the path of a YAML file; ``changes``: keys that are different (a measure that is null is left out).
+    ``retraining``: resolved settings of the run's retraining, which limits and short trainings are about. ``limits`` and
+    ``trainings``: of the run. Raises TenasError for whatever would stop the search later.
+    """
+    space = get_space(space)
+    where = f"preset {preset}" if not changes else f"preset {preset} with the run's changes"
+    given = with_changes(read_preset("search", preset), changes or {}, where)
+    if trainings is not None:
+        given["trainings"] = trainings
+    if limits:
+        given["limits"] = dict(limits)
+    model = checked(Preset, given, where)
+    shape = retraining or space.trained
+    settings = {
+        "space": space.reference,
+        "preset": str(preset),
+        "exclude": model.exclude,
+        "rounds": _rounds(model, space, retraining, where),
+        "limits": {k: v for k, v in checked(Limits, model.limits, where, "limits").model_dump().items() if v is not None},
+        "network": {key: shape.get(key) for key in ("channels", "cells", "stem", "side")},
+    }
+    check_search(settings)
+    return settings
+
+
+def read_settings(path: str | os.PathLike) -> dict:
+    """The settings of a search from its search.json, checked again: the file may have been edited."""
+    return check_settings(read_json(path, "search settings"), str(path))
+
+
+def check_settings(value: Mapping, where: str) -> dict:
+    """Resolved settings of a search, checked. Raises TenasError; ``where`` begins its sentence."""
+    settings = checked(Settings, value, where).model_dump()
+    for number, entry in enumerate(settings["rounds"], start=1):
+        here = f"{where}: round {number}"
+        if entry.get("kind") not in KINDS:
+            raise TenasError(f"{here}: 'kind' is {entry.get('kind')!r}; allowed: {', '.join(KINDS)}.")
+        settings["rounds"][number - 1] = model = checked(KINDS[entry["kind"]], entry, here).model_dump(mode="json")
+        if "measures" in model:
+            model["measures"] = measure_settings(model["measures"], here)
+    check_search(settings)
+    return settings
+
+
+def check_search(settings: Mapping) -> None:
+    """Raise TenasError unless the rounds follow from each other, and end with a decision."""
+    space = get_space(settings["space"])
+    mask = space.full_mask(settings["exclude"])
+    kinds = [entry["kind"] for entry in settings["rounds"]]
+    if not kinds:
+        raise TenasError(
+            f"'exclude' leaves nothing to search, or 'rounds' has no round: {space.name} has the operators "
+            f"{', '.join(space.operators)}."
+        )
+    order = {"operators": 0, "edges": 1, "cells": 2, "training": 3}
+    if [order[kind] for kind in kinds] != sorted(order[kind] for kind in kinds):
+        raise TenasError(f"The rounds are {', '.join(kinds)}; their order must be operators, edges, cells, training.")
+    if kinds[0] == "training":
+        raise TenasError("A round of trainings needs a round of cells before it.")
+    for number, entry in enumerate(settings["rounds"], start=1):
+        signed = [name for name, (measure, _) in measures_of(entry).items() if measure.signed] if "measures" in entry else []
+        if entry.get("change") == "log" and signed:
+            raise TenasError(
+                f"The measure {signed[0]} can be negative and has no logarithm: 'change' must be relative or absolute."
+            )
+        if entry["kind"] == "cells":
+            first = "cells" not in kinds[: number - 1]
+            if first != (entry["sample"] is not None):
+                raise TenasError(
+                    f"Round {number} of cells {'needs' if first else 'cannot have'} the key 'sample': "
+                    "the first one draws cells, the others measure those that are left."
+                )
+            if isinstance(entry["sample"], int) and entry["keep"] > entry["sample"]:
+                raise TenasError(f"Round {number} draws {entry['sample']} cells and cannot keep {entry['keep']}.")
+    if kinds[-1] in ("operators", "edges"):
+        # A search that ends with a mask must have nothing left to choose.
+        rounds = schedule(settings)
+        left = operators_left(mask)
+        for round in rounds:
+            left = after(left, round) if round.stage == "operators" else left
+        if max(left.values()) > 1 or ("edges" not in kinds and space.edges_rounds(1)):
+            raise TenasError(
+                "The rounds leave a choice: they must prune to one operator per edge, or end with cells or trainings."
+            )
+
+
+def schedule(settings: Mapping) -> tuple[Round, ...]:
+    """The rounds of a search with the number of their subjects, known beforehand: it makes the graph of jobs a static one."""
+    space = get_space(settings["space"])
+    mask = space.full_mask(settings["exclude"])
+    left, rounds, held = operators_left(mask), [], 0
+    for number, entry in enumerate(settings["rounds"], start=1):
+        match entry["kind"]:
+            case "operators":
+                edge = None if entry["edge"] is None else (entry["edge"][0], entry["edge"][1])
+                round = space.operators_round(number, left, entry["prune"], edge)
+                left = after(left, round)
+            case "edges":
+                (round,) = space.edges_rounds(number)
+            case "cells":
+                held = _sampled(entry["sample"], space, left) if entry["sample"] is not None else held
+                round = Round(number, "cells", 0, held, keep=min(entry["keep"], held))
+                held = round.keep
+            case "training":
+                round = Round(number, "training", 0, held, keep=min(entry["keep"], held))
+                held = round.keep
+        rounds.append(round)
+    return tuple(rounds)
+
+
+def _sampled(sample: int | str, space: Space, left: Mapping) -> int:
+    """How many cells a round of cells has at most."""
+    if isinstance(sample, int):
+        return sample
+    if sample == "all":
+        total = 1
+        for count in left.values():
+            total *= count
+        return total if space.edges_of_a_node is None else space.size(space.full_mask())
+    from tenas.files import read_table
+
+    return len(read_table(sample, ("arch",), "list of cells"))
+
+
+def find_round(settings: Mapping, number: int) -> Round:
+    """The round of a number. Raises TenasError where there is none."""
+    rounds = schedule(settings)
+    if not 1 <= number <= len(rounds):
+        raise TenasError(f"There is no round {number}; this search has rounds 1 to {len(rounds)}.")
+    return rounds[number - 1]
+
+
+__all__ = [
+    "Limits", "Preset", "check_search", "find_round", "measure_settings", "measures_of", "read_settings", "retrain_settings",
+    "schedule", "search_settings",
+]  # fmt: skip

@@ -1,0 +1,39 @@
+"""Settings of a correlation study. No torch."""
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from tenas.files import read_json
+from tenas.settings.base import Model, Whole, checked
+from tenas.settings.search import measure_settings
+from tenas.spaces import get_space
+
+
+class Study(Model):
+    """Measures of a sample of cells, against their accuracy in the space's table."""
+
+    space: str
+    """Name of a space, or reference to one's own."""
+    dataset: str
+    """Name of a data set of the configuration."""
+    cells: Annotated[Whole, Field(ge=10)] | Literal["all"]
+    """Cells that are drawn from the table, or all of them."""
+    seed: Annotated[Whole, Field(ge=0, le=2**32 - 1)] = 0
+    """Seed of the sample, of weights, of images and of the bootstrap."""
+    measures: dict[str, Any] = Field(min_length=1)
+    """What is measured: name of a measure (or reference to one's own) -> its settings, as in a preset of a search."""
+
+
+def study_settings(value: Mapping, where: str) -> dict:
+    """The resolved settings of a study, what study.json holds. ``where`` begins the sentence of an error."""
+    settings = checked(Study, value, where).model_dump()
+    settings["measures"] = measure_settings(settings["measures"], where)
+    return {**settings, "space": get_space(settings["space"]).reference}
+
+
+def read_study(path: str | os.PathLike) -> dict:
+    """The settings of a study from its study.json, checked again: the file may have been edited."""
+    return study_settings(read_json(path, "study settings"), str(path))

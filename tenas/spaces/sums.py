@@ -1,0 +1,37 @@
+"""Figures of a cell that are sums over its operators: parameters, multiply-adds. No torch."""
+
+from dataclasses import dataclass
+
+from tenas.spaces.base import Genotype, Mask, Space
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A figure that is a sum: of ``base``, and of one number for each operator, ``operators[cell type][edge][operator]``."""
+
+    space: Space
+    base: int
+    operators: tuple[tuple[tuple[int, ...], ...], ...]
+
+    def of(self, genotype: Genotype) -> int:
+        """The figure of a cell."""
+        places = {edge: index for index, edge in enumerate(self.space.edges)}
+        return self.base + sum(
+            self.operators[number][places[choice.target, choice.source]][self.space.operators.index(choice.operator)]
+            for number, choices in enumerate(genotype.cells)
+            for choice in choices
+        )
+
+    def extreme(self, mask: Mask, largest: bool = False) -> int:
+        """The smallest (or largest) figure of all cells that a mask spans."""
+        best, total = (max if largest else min), self.base
+        for rows, costs in zip(mask.active, self.operators, strict=True):
+            for target in range(self.space.inputs, self.space.nodes):
+                edges = [
+                    best(cost for cost, on in zip(costs[index], rows[index], strict=True) if on)
+                    for index, edge in enumerate(self.space.edges)
+                    if edge.target == target and any(rows[index])
+                ]
+                kept = self.space._kept(sum(edge.target == target for edge in self.space.edges))
+                total += sum(sorted(edges, reverse=largest)[:kept])
+        return total

@@ -1,0 +1,21 @@
+"""Follow a run's genotypes back to the images, and say what is not as it was recorded."""
+
+from pathlib import Path
+from typing import Annotated
+
+
+def audit(
+    run: Annotated[Path, "folder of the run"],
+    *,
+    data: Annotated[Path | None, "folder of its images (default: where its records say)"] = None,
+) -> str:
+    """Follow a run's genotypes back to the images, and say what is not as it was recorded."""
+    from tenas.audit.stage import audit, in_words
+    from tenas.errors import TenasError
+
+    found = audit(run, data)
+    lines = [*found.trail, "", *(f"note: {note}" for note in found.notes)]
+    if found.faults:
+        print("\n".join(lines))
+        raise TenasError(in_words(found))
+    return "\n".join([*lines, f"{found.files} files, all as recorded"])

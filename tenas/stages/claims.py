@@ -1,0 +1,22 @@
+"""Set published figures beside the results of runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+
+def claims(
+    claims: Annotated[Path, "YAML file of the claims"],
+    *,
+    results: Annotated[Path, "folder of the runs"] = Path("results"),
+    tested: Annotated[list[str], "runs that are there; others count as not tested"] = [],  # noqa: B006
+    out: Annotated[Path, "JSON file of figures and verdicts"],
+    page: Annotated[Path, "Markdown file of the same"],
+) -> None:
+    """Set published figures beside the results of runs."""
+    from tenas.files import write_json, write_text
+    from tenas.report.claims import judge
+    from tenas.report.claims import page as page_of
+
+    judged = judge(claims, results, tested)
+    write_text(page, page_of(judged))
+    write_json(out, judged)

@@ -1,0 +1,23 @@
+"""Turn a run's limits into numbers: what each operator costs in the network that is trained in the end."""
+
+from pathlib import Path
+from typing import Annotated
+
+
+def limits(
+    *,
+    settings: Annotated[Path, "search.json of the run"],
+    card: Annotated[Path, "card.json of the prepared data set"],
+    out: Annotated[Path, "JSON file of the limits"],
+) -> None:
+    """Turn a run's limits into numbers: what each operator costs in the network that is trained in the end."""
+    from tenas.files import read_json, write_json
+    from tenas.search.budget import resolved_limits
+    from tenas.search.made_by import made_by
+    from tenas.settings.search import read_settings
+
+    resolved, data = read_settings(settings), read_json(card, "data card")
+    value = resolved_limits(resolved, classes=data["classes"], side=data["side"])
+    latency = resolved["limits"].get("latency")
+    inputs = [card, *([latency["table"]] if latency else [])]
+    write_json(out, value | {"made_by": made_by("limits", resolved, inputs)})

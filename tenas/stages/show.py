@@ -1,0 +1,11 @@
+"""Print what a run has found."""
+
+from pathlib import Path
+from typing import Annotated
+
+
+def show(run: Annotated[Path, "folder of the run"]) -> str:
+    """Print what a run has found."""
+    from tenas.report.summary import show
+
+    return show(run)

@@ -1,0 +1,77 @@
+"""The report of a study, file to file: correlations and figures."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tenas.benchmark.index import read_index
+from tenas.errors import TenasError
+from tenas.files import read_json, write_csv, write_json
+from tenas.layout import record_of
+from tenas.measures.catalogue import get_measure
+from tenas.provenance import Stopwatch, provenance
+from tenas.scoring.subjects import Cells, read_cells
+from tenas.scoring.table import read_scores
+from tenas.spaces import get_space
+from tenas.study.correlate import ACCURACY_NAMES, COLUMNS, FEWEST, Scores, correlations, oriented
+
+
+def read_table_of_values(scores: Sequence[str | os.PathLike], measures: Mapping, cells: Cells) -> dict[str, Scores]:
+    """All measurements of a study by measure, with the mean seconds that one cost, by the records.
+
+    Raises TenasError when a file is cut off or damaged, or a measurement is missing or doubled.
+    """
+    values = read_scores(scores, measures, cells, "study")
+    spent: dict[str, list[float]] = {}
+    for path in scores:
+        costs = read_json(record_of(path), "record of scores").get("costs", {}) if record_of(path).exists() else {}
+        for name, cost in costs.items():
+            total = spent.setdefault(name, [0.0, 0.0])
+            total[0] += cost["seconds"]
+            total[1] += cost["measurements"]
+    found = {}
+    for reference, settings in measures.items():
+        measure = get_measure(reference)
+        name = measure.name
+        table = np.array([[values[cell.number, name, r] for r in range(settings["repeats"])] for cell in cells.cells], float)
+        seconds, count = spent.get(name, (0.0, 0.0))
+        found[name] = Scores(table, seconds / count if count else math.nan, measure.lower_is_better)
+    return found
+
+
+def correlate(
+    settings: Mapping,
+    cells: str | os.PathLike,
+    index: str | os.PathLike,
+    scores: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+) -> None:
+    """Into the folder ``out``: correlations.csv with correlations.json, what made it; forest.svg and scatter.svg."""
+    from tenas.study.figures import plot_forest, plot_scatter
+
+    stopwatch = Stopwatch()
+    out = Path(out)
+    chosen = read_cells(cells, get_space(settings["space"])).cells
+    if len(chosen) < FEWEST:
+        raise TenasError(f"A study needs at least {FEWEST} cells; {cells} has {len(chosen)}.")
+    table = read_index(index).set_index("arch")
+    missing = [cell.arch for cell in chosen if cell.arch not in table.index]
+    if missing:
+        raise TenasError(f"The benchmark index {index} has no cell {missing[0]}.")
+    names = [name for name in ACCURACY_NAMES if name in table.columns]
+    if not names:
+        raise TenasError(f"The benchmark index {index} has none of the test accuracies {', '.join(ACCURACY_NAMES)}.")
+    accuracies = {name: table.loc[[cell.arch for cell in chosen], name].to_numpy(float) for name in names}
+    for name, values in accuracies.items():
+        if (values != values).any():
+            raise TenasError(f"The benchmark index {index} lacks {name} of some of the study's cells.")
+    values = read_table_of_values(scores, settings["measures"], read_cells(cells, get_space(settings["space"])))
+    rows = correlations(values, accuracies, settings["seed"])
+    plot_forest(rows, out / "forest.svg")
+    plot_scatter(oriented(values), names[0], accuracies[names[0]], out / "scatter.svg")
+    made = provenance(settings=settings, inputs=[cells, index, *scores], stopwatch=stopwatch, cells=len(chosen))
+    write_json(out / "correlations.json", made)
+    write_csv(out / "correlations.csv", COLUMNS, rows)
