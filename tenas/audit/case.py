@@ -11,7 +11,7 @@ from typing import Any
 
 from tenas import layout
 from tenas.audit.ledger import Ledger, listed, mapping
-from tenas.code import PACKAGE, code_digest
+from tenas.code import PACKAGE
 from tenas.files import sha256
 from tenas.search.made_by import ranking_code
 from tenas.spaces import Space
@@ -110,15 +110,18 @@ class Case:
             elif Path(name).name not in places:
                 self.ledger.note(f"{name}, which {path} was made from, is not here: its hash was not looked at.")
 
-    def result(self, path: Path, what: str, arch: str | None, kind: str) -> dict:
-        """A sealed record of something that was made of a genotype, and the files beside it whose hashes it has."""
+    def result(self, path: Path, what: str, arch: str | None, kind: str, code: str) -> dict:
+        """A sealed record of something that was made of a genotype, and the files beside it whose hashes it has.
+
+        ``kind``: of files, for a note where another version of the code than ``code`` has made it.
+        """
         value = self.ledger.json(path, what)
         if not value:
             return {}
         self.ledger.equal(path, "arch", value.get("arch"), arch)
         self.ledger.sealed(path, value)
         if arch is not None:
-            self.ledger.code(path, kind, mapping(value.get("provenance")).get("code_sha256"), code_digest())
+            self.ledger.code(path, kind, mapping(value.get("provenance")).get("code"), code)
         for name, digest in mapping(value.get("files")).items():
             self.ledger.recorded(path.parent / Path(str(name)).name, digest, path)
         return value

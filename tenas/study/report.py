@@ -15,6 +15,7 @@ from tenas.measures.catalogue import get_measure
 from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.scoring.subjects import Cell, Cells, read_cells
 from tenas.scoring.table import read_scores
+from tenas.search.made_by import stage_code
 from tenas.spaces import get_space
 from tenas.study.correlate import ACCURACY_NAMES, COLUMNS, FEWEST, Scores, correlations, oriented
 
@@ -80,6 +81,8 @@ def correlate(
     plot_scatter(oriented(values), *next(iter(accuracies.items())), out / "scatter.svg")
     text = format_csv(COLUMNS, rows)
     files = {name: sha256(out / name) for name in ("forest.svg", "scatter.svg")} | {"correlations.csv": sha256_of(text)}
-    made = provenance(settings=settings, inputs=[cells, index, *scores], stopwatch=stopwatch, cells=len(chosen), files=files)
+    code = stage_code("study_correlate", settings, settings["measures"])
+    inputs = [cells, index, *scores]
+    made = provenance(settings=settings, inputs=inputs, stopwatch=stopwatch, cells=len(chosen), code=code, files=files)
     write_json(out / "correlations.json", sealed(made))
     write_text(out / "correlations.csv", text)
