@@ -82,7 +82,7 @@ class Ledger:
             return
         expected, found = format_csv(columns, rows), path.read_bytes()
         if found == expected.encode():
-            self._certain.add(path)
+            self.certain(path)
             return
         if _equal_but_for_rounding(found.decode("utf-8", errors="replace"), expected):
             self.note(f"{path} has other last digits than its measurements give here, as another processor rounds.")
@@ -94,6 +94,10 @@ class Ledger:
         found = self.hash(path)
         if found is not None:
             (self._like if found == digest else self._unlike).setdefault(path, []).append(by)
+
+    def certain(self, path: Path) -> None:
+        """A file has been made again, byte by byte: a record that has another hash of it is wrong."""
+        self._certain.add(path)
 
     def sealed(self, path: Path, record: Mapping) -> None:
         """A record has its own hash."""
