@@ -19,9 +19,10 @@ from tenas.measures.baselines import (
 from tenas.measures.ntk import condition_number, ntk_condition_number, ntk_gram
 from tenas.measures.regions import SaturatedWarning, linear_regions
 from tenas.measures.registry import MEASURES, Measure, measure
+from tenas.measures.threads import one_thread
 
 __all__ = [
     "MEASURES", "Measure", "SaturatedWarning", "condition_number", "fisher", "flops", "gradient_norm", "grasp",
-    "jacobian_covariance", "linear_regions", "measure", "naswot", "ntk_condition_number", "ntk_gram", "parameters", "snip",
-    "synflow", "zen", "zico",
+    "jacobian_covariance", "linear_regions", "measure", "naswot", "ntk_condition_number", "ntk_gram", "one_thread", "parameters",
+    "snip", "synflow", "zen", "zico",
 ]  # fmt: skip

@@ -131,6 +131,6 @@ def linear_regions(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> int
             # The same words for the same inputs, so that Python says it once and not for every count.
             f"Nearly each of the {total} inputs lies in a linear region of its own: saturated, use more or smaller inputs.",
             SaturatedWarning,
-            stacklevel=2,
+            stacklevel=3,  # of whoever called: one_thread lies between
         )
     return count

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from tenas.errors import TenasError
+from tenas.measures.threads import one_thread
 
 
 @dataclass(frozen=True)
 class Measure:
     """``function(network, images)``, or ``function(network, images, labels)`` where ``needs_labels``, gives a number.
 
+    On a CPU it runs on one thread (``one_thread``): its bits follow from the kind of processor, not from the number of threads.
     Which way a measure is good, and whether it can be negative, is said where it can be read without torch:
     ``tenas/schemas/search.yaml``, by ``tenas.settings.measure_traits``.
     """
@@ -42,11 +44,12 @@ def _dtype(network: nn.Module) -> torch.dtype | str:
 
 
 def measure(name: str, *, needs_labels: bool = False) -> Callable[[Callable], Callable]:
-    """A decorator that adds a function to the registry under ``name``, and leaves it as it is."""
+    """A decorator that adds a function to the registry under ``name``, and has it run on one thread whoever calls it."""
 
     def add(function: Callable) -> Callable:
         if name in MEASURES:
             raise ValueError(f"two measures have the name {name}")
+        function = one_thread()(function)
         MEASURES[name] = Measure(name, function, needs_labels)
         return function
 

@@ -1,15 +1,14 @@
 """Measure the trials of a round: the one stage of a search that needs torch."""
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tenas.errors import TenasError
-from tenas.measures import MEASURES
+from tenas.measures import MEASURES, one_thread
 from tenas.networks import Supernet, SupernetCells, initialise
 from tenas.search.seeds import derive_seed
 from tenas.search.table import Measurement
@@ -132,17 +131,6 @@ class Scorer:
             )
             self.drawn[name] = repeat
         return measure(self.masks[trial])
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: sums then run in one order, so that a measurement has the same bits in every kind of job."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 _scorer: Scorer

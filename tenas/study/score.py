@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-from tenas.measures import MEASURES
+from tenas.measures import MEASURES, one_thread
 from tenas.networks import Network, SupernetCells, initialise
-from tenas.search.score import draw_inputs, one_thread
+from tenas.search.score import draw_inputs
 from tenas.search.seeds import derive_seed
 from tenas.spaces import get_space, load_genotype
 from tenas.study.table import Cell, Taken
