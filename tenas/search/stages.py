@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tenas.data import read_images, read_labels
 from tenas.errors import TenasError
 from tenas.files import format_csv, read_json, sha256, sha256_of, write_csv, write_json, write_text
-from tenas.provenance import Stopwatch, code_digest, package_versions, provenance, sealed
+from tenas.provenance import Stopwatch, code_digest, package_versions, processor, provenance, sealed
 from tenas.search.draw import draw
 from tenas.search.partial import Partial, origin_of
 from tenas.search.prune import rank_round
@@ -104,6 +104,7 @@ def score_stage(
             "round": round,
             "shard": shard,
             "device": device,
+            "processor": processor(device),
             "code": code_digest("data", "device.py", "measures", "networks", "search", "spaces"),
             "packages": package_versions(),
         }
