@@ -3,9 +3,13 @@
 import json
 import os
 import platform
+import re
+import sys
 import time
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import metadata
+from pathlib import Path
 
 from tenas import __version__
 from tenas.code import code_digest
@@ -23,6 +27,29 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+@cache
+def processor_model() -> str:
+    """The processor's model, by Linux's name for it; elsewhere its architecture."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def processor(device: str = "cpu") -> dict[str, str]:
+    """The kind of processor, which a number's last digits follow from (docs/measures.md): its model, under ``processor``.
+
+    Where torch is loaded also the ``instructions`` that it uses (AVX2, AVX512, ...) and, for ``cuda``, the ``gpu``.
+    """
+    found = {"processor": processor_model()}
+    if torch := sys.modules.get("torch"):
+        found["instructions"] = torch.backends.cpu.get_cpu_capability()
+        if device == "cuda":
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
 
 
 class Stopwatch:
@@ -44,7 +71,7 @@ def provenance(
     device: str = "cpu",
     **more: object,
 ) -> dict:
-    """A JSON-ready record: settings, code and package versions, device, host, wall time and the hash of every input.
+    """A JSON-ready record: settings, code and package versions, machine and device, wall time and the hash of every input.
 
     ``inputs``: paths, or path -> hash of what was read, for files that may have been replaced since.
     """
@@ -54,7 +81,7 @@ def provenance(
         "tenas": __version__,
         "code_sha256": code_digest(),
         "packages": package_versions(),
-        "machine": {"host": platform.node(), "platform": platform.platform(), "device": device},
+        "machine": {"host": platform.node(), "platform": platform.platform(), "device": device, **processor(device)},
         "wall_seconds": stopwatch.seconds(),
         "inputs": dict(inputs) if isinstance(inputs, Mapping) else {str(path): sha256(path) for path in inputs},
     }

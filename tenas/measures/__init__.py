@@ -12,6 +12,7 @@ _MORE = {
     "SaturatedWarning": "tenas.measures.regions",
     "condition_number": "tenas.measures.ntk",
     "ntk_gram": "tenas.measures.ntk",
+    "one_thread": "tenas.measures.threads",
 }
 
 __all__ = ["MEASURES", "Measure", "get_measure", *BUILT_IN, *_MORE]  # noqa: PLE0604

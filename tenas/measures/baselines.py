@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tenas.errors import TenasError
 from tenas.measures.ntk import undisturbed
 from tenas.measures.regions import relu_signs
+from tenas.measures.threads import one_thread
 from tenas.networks import count_flops
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -77,6 +78,7 @@ def _hooked(network: nn.Module, kinds: type | tuple, hook) -> Iterator[None]:
             handle.remove()
 
 
+@one_thread()
 def parameters(network: nn.Module, images: Tensor) -> int:
     """Numbers that can be trained, of the modules that run: in a masked supernet those of the operators that are left.
 
@@ -95,12 +97,14 @@ def parameters(network: nn.Module, images: Tensor) -> int:
     return sum(counted.values())
 
 
+@one_thread()
 def flops(network: nn.Module, images: Tensor) -> int:
     """Multiply-accumulates for one image of the batch's shape, counted as NAS-Bench-201 does (``tenas.networks.count_flops``)."""
     _check_batch(images)
     return count_flops(network, tuple(images.shape[1:]))
 
 
+@one_thread()
 def gradient_norm(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over layers of ||dL/dW||_2, L the mean cross-entropy of the batch ("grad_norm").
 
@@ -112,6 +116,7 @@ def gradient_norm(network: nn.Module, images: Tensor, labels: Tensor) -> float:
         return sum(g.double().norm().item() for g in _gradients(_loss(network, images, labels), _weights(network)))
 
 
+@one_thread()
 def snip(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over weights of |w dL/dw|, L the mean cross-entropy of the batch.
 
@@ -125,6 +130,7 @@ def snip(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return sum((w.detach() * g).abs().double().sum().item() for w, g in zip(weights, gradients, strict=True))
 
 
+@one_thread()
 def grasp(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over weights of -w (H g), g the gradient and H the Hessian of the mean cross-entropy of the batch.
 
@@ -142,6 +148,7 @@ def grasp(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return -sum((w.detach() * h).double().sum().item() for w, h in zip(weights, curvature, strict=True))
 
 
+@one_thread()
 def synflow(network: nn.Module, images: Tensor) -> float:
     """sum over weights of w dR/dw, R the sum of the outputs for one input of ones, in the network of absolute weights.
 
@@ -166,6 +173,7 @@ def synflow(network: nn.Module, images: Tensor) -> float:
     return sum((w.detach() * g).sum().item() for w, g in zip(weights, gradients, strict=True))
 
 
+@one_thread()
 def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over layers and their output channels c of 1/(2n) sum_i (sum over positions of a_ic dL_i/da_ic)^2.
 
@@ -192,6 +200,7 @@ def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return total
 
 
+@one_thread()
 def jacobian_covariance(network: nn.Module, images: Tensor) -> float:
     """-sum_i (log(s_i + k) + 1 / (s_i + k)), k = 1e-5, s the eigenvalues of the samples' correlation matrix of Jacobians.
 
@@ -214,6 +223,7 @@ def jacobian_covariance(network: nn.Module, images: Tensor) -> float:
     return -(eigenvalues.log() + 1 / eigenvalues).sum().item()
 
 
+@one_thread()
 def naswot(network: nn.Module, images: Tensor) -> float:
     """log |det K|, K[i, j] the number of ReLUs that are in the same state for images i and j.
 
@@ -261,6 +271,7 @@ def _features(network: nn.Module, images: Tensor) -> Tensor:
     return last.features.double()
 
 
+@one_thread()
 def zen(network: nn.Module, images: Tensor) -> float:
     """log mean_i ||f(x_i) - f(x_i + 0.01 e_i)||_F + sum over batch normalisations of log sqrt(mean over channels of variance).
 
@@ -298,6 +309,7 @@ def zen(network: nn.Module, images: Tensor) -> float:
     return math.log(change) + scale if change > 0 else -math.inf
 
 
+@one_thread()
 def zico(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over layers of log sum over weights of mean(|g|) / std(|g|), g the gradients of the batch's two halves.
 

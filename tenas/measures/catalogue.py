@@ -55,10 +55,16 @@ class Measure:
         return self.function.__module__
 
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor | None = None) -> float:
-        """The measure of a batch. Raises TenasError for labels that are missing, and for a value that is not a number."""
+        """The measure of a batch, on one thread: its bits follow from the kind of processor, not from the number of threads.
+
+        Raises TenasError for labels that are missing, and for a value that is not a number.
+        """
         if self.needs_labels and labels is None:
             raise TenasError(f"The measure {self.name} is one of a loss: it needs the labels of the images.")
-        value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
+        from tenas.measures.threads import one_thread
+
+        with one_thread():
+            value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
         try:
             is_number = not math.isnan(value)
         except TypeError as error:
