@@ -118,6 +118,19 @@ def _benchmark_import(arguments: argparse.Namespace) -> None:
     with _progress(len(archive.archs), f"import of {archive.path.name}", "cells") as update:
         record = import_archive(archive, arguments.out, progress=update)
     print(f"{record['source']['cells']:,} cells in {arguments.out}; SHA-256 of the source: {record['source']['sha256']}")
+    print("\ncompared with the built-in table:")
+    _compare(arguments.out, Path("builtin"))
+
+
+def _benchmark_compare(arguments: argparse.Namespace) -> None:
+    _compare(arguments.table, arguments.other)
+
+
+def _compare(table: Path, other: Path) -> None:
+    from tenas.benchmark import read_index
+    from tenas.benchmark.compare import compare, describe_comparison
+
+    print(describe_comparison(compare(read_index(table), read_index(other))))
 
 
 def _benchmark_query(arguments: argparse.Namespace) -> None:
@@ -125,7 +138,7 @@ def _benchmark_query(arguments: argparse.Namespace) -> None:
     from tenas.benchmark.index import describe
     from tenas.files import write_json
 
-    found = look_up(arguments.cell, arguments.index)
+    found = look_up(arguments.cell, None if str(arguments.index) == "none" else arguments.index)
     if arguments.out is None:
         print(describe(found))
     else:
@@ -133,7 +146,7 @@ def _benchmark_query(arguments: argparse.Namespace) -> None:
 
 
 def _benchmark_search(arguments: argparse.Namespace) -> None:
-    from tenas.benchmark import read_index
+    from tenas.benchmark import index_path, read_index
     from tenas.benchmark.searches import COLUMNS, DATASETS, METHODS, describe_searches, search_table
     from tenas.files import write_csv, write_json
     from tenas.provenance import Stopwatch, provenance
@@ -148,7 +161,7 @@ def _benchmark_search(arguments: argparse.Namespace) -> None:
     total = len(settings["datasets"]) * len(settings["methods"]) * settings["searches"]
     with _progress(total, "search on the table", "searches") as update:
         rows = search_table(read_index(arguments.index), **settings, progress=update)
-    record = provenance(settings=settings, inputs=[arguments.index], stopwatch=stopwatch)
+    record = provenance(settings=settings, inputs=[index_path(arguments.index)], stopwatch=stopwatch)
     write_json(arguments.out.with_suffix(".json"), record)
     write_csv(arguments.out, COLUMNS, rows)
     print(describe_searches(rows))
@@ -363,20 +376,26 @@ def _parser() -> argparse.ArgumentParser:
     path(added, "--out", "JSON file of the genotype")
     path(added, "--svg", "drawing of its cells")
 
-    help = "import the benchmark of a space, look cells up in it, search on it"
+    table = "the benchmark as CSV or Parquet, a row a cell; builtin (default) is the one that comes with the project"
+    builtin = {"required": False, "default": Path("builtin")}
+    help = "import the benchmark of a space, compare tables of it, look cells up in it, search on it"
     parts = stages.add_parser("benchmark", help=help, description=help).add_subparsers(metavar="PART", required=True)
 
     added = stage("import", _benchmark_import, "turn the official files of NAS-Bench-201 into an index", parts)
     path(added, "source", "the folder NATS-tss-v1_0-3ffb9-simple, or NAS-Bench-201-v1_1-096897.pth")
     path(added, "--out", "Parquet file, a row a cell")
 
+    added = stage("compare", _benchmark_compare, "say where two tables differ", parts)
+    path(added, "table", "a benchmark as CSV or Parquet, a row a cell")
+    path(added, "other", "another; builtin (default) is the one that comes with the project", nargs="?", default=Path("builtin"))
+
     added = stage("query", _benchmark_query, "look a cell up in its space's benchmark", parts)
     added.add_argument("cell", help="text of a cell, its number in the benchmark, or JSON file of a genotype")
-    path(added, "--index", "the benchmark as CSV or Parquet, a row a cell; without it the output says so", required=False)
+    path(added, "--index", f"{table}; with none the output says that there is none", **builtin)
     path(added, "--out", "JSON file of the result; without it a table is printed", required=False)
 
     added = stage("search", _benchmark_search, "search by looking accuracies up: random, evolution, local search", parts)
-    path(added, "--index", "the benchmark as CSV or Parquet, all cells of nas-bench-201")
+    path(added, "--index", f"{table}; all cells of nas-bench-201", **builtin)
     added.add_argument("--datasets", nargs="+", metavar="NAME", help="default: cifar10 cifar100 imagenet16")
     added.add_argument("--methods", nargs="+", metavar="NAME", help="default: random_search regularised_evolution local_search")
     added.add_argument("--budgets", type=_count, nargs="+", default=[1, 10, 54, 100, 1000], metavar="N",
@@ -421,7 +440,7 @@ def _parser() -> argparse.ArgumentParser:
 
     added = stage("study-cells", _study_cells, "draw the cells that a study measures")
     path(added, "--settings", "study.json of the study")
-    path(added, "--index", "the benchmark as CSV or Parquet, a row a cell")
+    path(added, "--index", table, **builtin)
     path(added, "--out", "CSV file of the cells")
 
     added = stage("study-score", _study_score, "measure a shard of a study's cells")
@@ -435,7 +454,7 @@ def _parser() -> argparse.ArgumentParser:
     added = stage("correlate", _correlate, "correlate a study's measures with the accuracies of its cells")
     path(added, "--settings", "study.json of the study")
     path(added, "--cells", "CSV file of the cells")
-    path(added, "--index", "the benchmark as CSV or Parquet, a row a cell")
+    path(added, "--index", table, **builtin)
     path(added, "--scores", "scores of all shards", nargs="+")
     path(added, "--out", "folder for correlations.csv, correlations.json, forest.svg and scatter.svg")
 

@@ -43,6 +43,18 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def input_name(path: str | os.PathLike) -> str:
+    """What a record calls an input: its path as given; a file of the package by its place there, which is the same everywhere."""
+    path = Path(path)
+    return (Path(PACKAGE.name) / path.relative_to(PACKAGE)).as_posix() if path.is_relative_to(PACKAGE) else str(path)
+
+
+def input_path(name: str) -> Path:
+    """The file that a record calls so (``input_name``)."""
+    path = Path(name)
+    return PACKAGE.parent / path if not path.exists() and path.parts[:1] == (PACKAGE.name,) else path
+
+
 class Stopwatch:
     """Wall time since it was made, in seconds, and ``earlier`` seconds of other processes that worked on the same result."""
 
@@ -66,7 +78,7 @@ def provenance(
         "packages": package_versions(),
         "machine": {"host": platform.node(), "platform": platform.platform(), "device": device},
         "wall_seconds": stopwatch.seconds(),
-        "inputs": {str(path): sha256(path) for path in inputs},
+        "inputs": {input_name(path): sha256(path) for path in inputs},
     }
 
 

@@ -119,7 +119,8 @@ class Space(ABC):
     """A search space: cells whose edges each choose one of the same operators.
 
     Nodes are numbered with the cell's inputs first. ``edges`` are in the order in which masks, files and genotypes list
-    them. ``output`` are the nodes whose concatenation is the cell's output; by default that is the last node.
+    them. ``output`` are the nodes whose concatenation is the cell's output; by default that is the last node. ``size`` is the
+    number of genotypes of a space that a table can list whole, None of a larger one.
     """
 
     name: ClassVar[str]
@@ -129,6 +130,7 @@ class Space(ABC):
     nodes: ClassVar[int]
     edges: ClassVar[tuple[Edge, ...]]
     output: ClassVar[tuple[int, ...]] = ()
+    size: ClassVar[int | None] = None
 
     @abstractmethod
     def parse(self, text: str) -> Genotype:
@@ -137,6 +139,10 @@ class Space(ABC):
     @abstractmethod
     def text(self, genotype: Genotype) -> str:
         """The customary text of a genotype of this space."""
+
+    def canonical_form(self, genotype: Genotype) -> str | None:
+        """A text that two genotypes share exactly when they are the same network; None where a space doesn't know."""
+        return None
 
     def check(self, mask: Mask) -> None:
         """Raise TenasError when a network cannot be built from the mask: here, when an edge has no operator left."""

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import kendalltau, rankdata
 
-from tenas.benchmark import ACCURACIES
 from tenas.settings import measure_traits
 
-ACCURACY_NAMES = tuple(name for name in ACCURACIES if name.endswith("_test"))
+TESTS = ("_test", "accuracy")  # how the columns of a benchmark's index end that cells are judged by
 STATISTICS = ("kendall", "spearman", "ndcg")
 COLUMNS = (
     "measure", "accuracy", "subset", "cells",

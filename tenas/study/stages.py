@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tenas.benchmark import read_index
+from tenas.benchmark import accuracies_of, index_path, read_index
 from tenas.errors import TenasError
 from tenas.files import format_csv, read_json, write_csv, write_json, write_text
 from tenas.provenance import Stopwatch, provenance
@@ -73,7 +73,7 @@ def correlate_stage(
     out: str | os.PathLike,
 ) -> None:
     """Into the folder ``out``: correlations.csv with correlations.json, what made it; forest.svg and scatter.svg."""
-    from tenas.study.correlate import ACCURACY_NAMES, COLUMNS, FEWEST, correlations, oriented
+    from tenas.study.correlate import COLUMNS, FEWEST, TESTS, correlations, oriented
     from tenas.study.figures import plot_forest, plot_scatter
 
     stopwatch = Stopwatch()
@@ -81,13 +81,13 @@ def correlate_stage(
     chosen = read_cells(cells, settings)
     if len(chosen) < FEWEST:
         raise TenasError(f"A study needs at least {FEWEST} cells; {cells} has {len(chosen)}.")
-    table = read_index(index).set_index("arch")
+    table = read_index(index, settings["space"]).set_index("arch")
     missing = [cell.arch for cell in chosen if cell.arch not in table.index]
     if missing:
         raise TenasError(f"The benchmark index {index} has no cell {missing[0]}.")
-    names = [name for name in ACCURACY_NAMES if name in table.columns]
+    names = [name for name in accuracies_of(table) if name.endswith(TESTS)]
     if not names:
-        raise TenasError(f"The benchmark index {index} has none of the test accuracies {', '.join(ACCURACY_NAMES)}.")
+        raise TenasError(f"The benchmark index {index} has no test accuracies, whose names end in {' or '.join(TESTS)}.")
     accuracies = {name: table.loc[[cell.arch for cell in chosen], name].to_numpy(float) for name in names}
     for name, values in accuracies.items():
         if (values != values).any():
@@ -96,6 +96,7 @@ def correlate_stage(
     rows = correlations(values, accuracies, settings["seed"])
     plot_forest(rows, out / "forest.svg")
     plot_scatter(oriented(values), names[0], accuracies[names[0]], out / "scatter.svg")
-    made = provenance(settings=settings, inputs=[cells, index, *scores], stopwatch=stopwatch, cells=len(chosen))
+    inputs = [cells, index_path(index, settings["space"]), *scores]
+    made = provenance(settings=settings, inputs=inputs, stopwatch=stopwatch, cells=len(chosen))
     write_json(out / "correlations.json", made)
     write_csv(out / "correlations.csv", COLUMNS, rows)

@@ -38,7 +38,7 @@ def draw_cells(settings: Mapping, index: str | os.PathLike) -> list[Cell]:
 
     Raises TenasError when the index has fewer cells than are asked for, or cells of another space.
     """
-    table = read_index(index)
+    table = read_index(index, settings["space"])
     numbers = table["index"].to_numpy() if "index" in table.columns else np.arange(len(table))
     wanted = len(table) if settings["cells"] == "all" else settings["cells"]
     if wanted > len(table):

@@ -41,7 +41,14 @@ CODE = {
     ],
     "prune": ["search/prune.py", "search/stages.py", "search/table.py", "spaces"],
     "genotype": ["search/draw.py", "search/stages.py", "spaces"],
-    "benchmark": ["benchmark/__init__.py", "benchmark/index.py", "benchmark/topology.py", "spaces"],
+    "benchmark": [
+        "benchmark/__init__.py",
+        "benchmark/builtin.py",
+        "benchmark/index.py",
+        "benchmark/reading.py",
+        "benchmark/topology.py",
+        "spaces",
+    ],
     "table_search": ["benchmark", "search/seeds.py", "spaces"],
     "retrain": ["data", "device.py", "networks", "retrain", "spaces"],
     "export": ["export", "networks", "retrain/stored.py", "spaces"],
@@ -125,9 +132,19 @@ def mask_before(wildcards):
     return f"results/{wildcards.run}/seed{wildcards.seed}/round{int(wildcards.round) - 1}/mask.json"
 
 
-def index_of(run):
-    """The benchmark's index file for the space of a run, or None."""
-    return CONFIG["benchmark"].get(RUNS[run]["settings"]["space"])
+def index_of(space):
+    """The benchmark of a space, as commands take it: a file, `builtin` or `none`."""
+    return CONFIG["benchmark"].get(space) or "none"
+
+
+def index_file(space):
+    """It as an input, where it is a file of the user's. The built-in one is the package's own: CODE has its checksum."""
+    index = index_of(space)
+    return [] if index in ("builtin", "none") else [index]
+
+
+def space_of(run):
+    return RUNS[run]["settings"]["space"]
 
 
 def figures(run):

@@ -18,7 +18,7 @@ rule study_settings:
 rule study_cells:
     input:
         settings="results/{study}/study.json",
-        index=lambda wildcards: CONFIG["benchmark"][STUDIES[wildcards.study]["space"]],
+        index=lambda wildcards: index_file(STUDIES[wildcards.study]["space"]),
     output:
         "results/{study}/cells.csv",
     log:
@@ -29,9 +29,10 @@ rule study_cells:
     conda:
         "../envs/tenas.yaml"
     params:
+        index=lambda wildcards: index_of(STUDIES[wildcards.study]["space"]),
         code=code_digest(*CODE["study_cells"]),
     shell:
-        "tenas study-cells --settings {input.settings:q} --index {input.index:q} --out {output:q} > {log:q} 2>&1"
+        "tenas study-cells --settings {input.settings:q} --index {params.index:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule study_score:
@@ -67,7 +68,7 @@ rule correlate:
     input:
         settings="results/{study}/study.json",
         cells="results/{study}/cells.csv",
-        index=lambda wildcards: CONFIG["benchmark"][STUDIES[wildcards.study]["space"]],
+        index=lambda wildcards: index_file(STUDIES[wildcards.study]["space"]),
         scores=lambda wildcards: [
             f"results/{wildcards.study}/scores/{shard}.csv" for shard in range(1, study_shards(wildcards.study) + 1)
         ],
@@ -100,7 +101,8 @@ rule correlate:
         "../envs/tenas.yaml"
     params:
         folder=lambda wildcards, output: str(Path(output.table).parent),
+        index=lambda wildcards: index_of(STUDIES[wildcards.study]["space"]),
         code=code_digest(*CODE["correlate"]),
     shell:
-        "tenas correlate --settings {input.settings:q} --cells {input.cells:q} --index {input.index:q}"
+        "tenas correlate --settings {input.settings:q} --cells {input.cells:q} --index {params.index:q}"
         " --scores {input.scores:q} --out {params.folder:q} > {log:q} 2>&1"
