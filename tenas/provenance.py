@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from tenas import __version__
-from tenas.code import code_digest
+from tenas.code import PACKAGE, code_digest
 from tenas.files import sha256, sha256_of
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "dvc", "nas-bench-201")
@@ -52,6 +52,18 @@ def processor(device: str = "cpu") -> dict[str, str]:
     return found
 
 
+def input_name(path: str | os.PathLike) -> str:
+    """What a record calls an input: its path as given; a file of the package by its place there, which is the same everywhere."""
+    path = Path(path)
+    return (Path(PACKAGE.name) / path.relative_to(PACKAGE)).as_posix() if path.is_relative_to(PACKAGE) else str(path)
+
+
+def input_path(name: str) -> Path:
+    """The file that a record calls so (``input_name``)."""
+    path = Path(name)
+    return PACKAGE.parent / path if not path.exists() and path.parts[:1] == (PACKAGE.name,) else path
+
+
 class Stopwatch:
     """Wall time since it was made, in seconds, and ``earlier`` seconds of other processes that worked on the same result."""
 
@@ -83,7 +95,7 @@ def provenance(
         "packages": package_versions(),
         "machine": {"host": platform.node(), "platform": platform.platform(), "device": device, **processor(device)},
         "wall_seconds": stopwatch.seconds(),
-        "inputs": dict(inputs) if isinstance(inputs, Mapping) else {str(path): sha256(path) for path in inputs},
+        "inputs": dict(inputs) if isinstance(inputs, Mapping) else {input_name(path): sha256(path) for path in inputs},
     }
 
 
