@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import kendalltau, rankdata
 
-
 TESTS = ("_test", "accuracy")  # how the columns of a table end that cells are judged by
 STATISTICS = ("kendall", "spearman", "ndcg")
 COLUMNS = (

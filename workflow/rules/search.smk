@@ -209,7 +209,9 @@ rule finalists:
         "../envs/tenas.yaml"
     params:
         results=lambda wildcards, input: (
-            ["--table", index_of(space_of(wildcards.run))] if entry_of(wildcards)["column"] else ["--trainings", *input.trainings]
+            ["--table", index_of(space_of(wildcards.run))]
+            if entry_of(wildcards)["column"]
+            else ["--trainings", *input.trainings]
         ),
         code=code_of("finalists"),
     shell:
