@@ -5,23 +5,23 @@
 
 from tenas.measures.baselines import (
     fisher,
-    flops,
     gradient_norm,
     grasp,
     jacobian_covariance,
     naswot,
-    parameters,
     snip,
-    synflow,
     zen,
     zico,
 )
+from tenas.measures.costs import flops, layers, parameters
 from tenas.measures.ntk import condition_number, ntk_condition_number, ntk_gram
 from tenas.measures.regions import SaturatedWarning, linear_regions
 from tenas.measures.registry import MEASURES, Measure, measure
+from tenas.measures.synflow import log_synflow, synflow
 
 __all__ = [
-    "MEASURES", "Measure", "SaturatedWarning", "condition_number", "fisher", "flops", "gradient_norm", "grasp",
-    "jacobian_covariance", "linear_regions", "measure", "naswot", "ntk_condition_number", "ntk_gram", "parameters", "snip",
-    "synflow", "zen", "zico",
+    "MEASURES", "Measure", "SaturatedWarning",
+    "condition_number", "fisher", "flops", "gradient_norm", "grasp", "jacobian_covariance", "layers", "linear_regions",
+    "log_synflow", "measure", "naswot", "ntk_condition_number", "ntk_gram", "parameters", "snip", "synflow",
+    "zen", "zico",
 ]  # fmt: skip
