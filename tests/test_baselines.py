@@ -239,7 +239,9 @@ def networks():
     torch.manual_seed(0)
     yield "supernet", Supernet(NAS, channels=3, cells=1, classes=4), 8
     yield "network", Network(ARCH, channels=4, cells=1, classes=4), 8
-    yield "resnet18", torchvision.models.resnet18(num_classes=4), 32
+    resnet = torchvision.models.resnet18(num_classes=4)
+    resnet.blocks = [resnet.conv1, *resnet.layer1, *resnet.layer2, *resnet.layer3, *resnet.layer4]
+    yield "resnet18", resnet, 32
 
 
 @pytest.mark.parametrize("name", measure_traits())

@@ -1,4 +1,4 @@
-"""What several measures need: checked batches and losses, the weights that count, gradients, hooks that are removed again."""
+"""Helpers of several measures: checks of batches, losses, weights, gradients, temporary hooks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
 """Costs of a network: parameters, multiply-accumulates, depth. MORE IS BETTER, as larger networks tend to be more accurate.
 
-What a masked supernet leaves out does not count. Nothing is computed: a copy on the meta device runs, in evaluation mode, and no
-draw of weights or images has a say. Any other measure has to be read next to these.
+Operators that a mask prunes do not count. Nothing is computed: a copy on the meta device runs in evaluation mode, so that the
+values of weights and images do not matter. Every other measure should be compared with these.
 """
 
 import copy
@@ -45,9 +45,9 @@ def flops(network: nn.Module, images: Tensor) -> int:
 def layers(network: nn.Module, images: Tensor) -> int:
     """Depth: the number of convolutions and linear layers on the longest path from the images to the output.
 
-    Layers are matrix products and convolutions with a parameter, be they modules or functions. Depthwise and pointwise ones
-    count one each, normalisation and pooling do not count. 0 where the output does not depend on the images.
-    Traps: the longest path, not the most important one: of a residual block it is the branch with the convolutions.
+    A layer is a matrix product or convolution with a parameter, called as a module or as a function. Depthwise and pointwise
+    convolutions count one each; normalisation and pooling do not count. 0 where the output does not depend on the images.
+    Trap: the longest path is not the most important one; in a residual block it is the branch with the convolutions.
     """
     check_batch(images)
     network, image = _on_meta(network, images)
@@ -62,9 +62,9 @@ def _on_meta(network: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 class _Depths(TorchDispatchMode):
-    """Follows, operator by operator, how many layers lie between the image and each tensor.
+    """Tracks the number of layers between the image and each tensor, operator by operator.
 
-    Depths belong to storages, so that views and writes in place need no rules of their own. A tensor that does not depend
+    Depths are kept per storage, so that views and writes in place need no rules of their own. A tensor that does not depend
     on the image has none.
     """
 
@@ -74,7 +74,7 @@ class _Depths(TorchDispatchMode):
         super().__init__()
         self.weights = {self._key(parameter) for parameter in network.parameters()}
         self.depths = {self._key(image): 0}
-        self.kept = [image]  # the number of a storage is free for another once its tensors are gone
+        self.kept = [image]  # the key of a freed storage could be reused
 
     @staticmethod
     def _key(tensor: Tensor) -> int:
@@ -92,7 +92,7 @@ class _Depths(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         read = [tensor for tensor in tree_leaves((args, kwargs or {})) if isinstance(tensor, Tensor)]
         depths = [depth for tensor in read if (depth := self.of(tensor)) is not None]
-        # A tensor of the same kind as another does not depend on its values.
+        # zeros_like and its kind read shapes, not values.
         if depths and not name.endswith("_like") and not name.startswith("new_"):
             layer = name in self.PRODUCTS and any(self._key(tensor) in self.weights for tensor in read)
             for tensor in tree_leaves(out):

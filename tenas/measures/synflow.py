@@ -1,7 +1,7 @@
-"""Synaptic flow: SynFlow and LogSynFlow, measures of the weights alone. MORE IS BETTER in both; no image has a say.
+"""Synaptic flow: SynFlow and LogSynFlow. MORE IS BETTER in both.
 
-One backward pass through the network of absolute weights, without batch normalisation, for one input of ones. Only the shape,
-dtype and device of the batch matter. The network itself is not touched: a copy in float64 is.
+One backward pass through the network of absolute weights, without batch normalisation, for one input of ones. Of the batch
+only its shape and device matter. The network is left as it was: the pass runs in a float64 copy.
 """
 
 import copy
@@ -18,7 +18,7 @@ def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tens
     """(|w|, dR/d|w|) of each weight, R the sum of the outputs for one input of ones: float64, in the order of the layers.
 
     Batch normalisation is the identity: it would subtract the mean of the one input there is, and nothing would be conserved.
-    Biases enter as absolute values, and are no weights.
+    Biases enter as absolute values and do not count as weights.
     Raises TenasError for an empty batch, a network without weights, and a flow that overflows float64.
     """
     check_batch(images)
@@ -55,8 +55,8 @@ def log_synflow(network: nn.Module, images: Tensor) -> float:
     """sum over weights of |w| log(dR/dw + 1), with SynFlow's R and its network of absolute weights.
 
     The logarithm keeps a few layers with exploding gradients from ruling the sum.
-    Source: Cavagnero et al., FreeREA: Training-Free Evolution-based Architecture Search, WACV 2023, section 3.2.
-    Traps: not conserved layer by layer, unlike SynFlow; |w| makes wide layers count by the scale of their initialisation.
-    The absolute value of the gradient is taken, which matters only for activations that can fall, such as GELU.
+    Source: Cavagnero et al., FreeREA: Training-Free Evolution-based Architecture Search, WACV 2023.
+    Traps: not conserved from layer to layer, unlike SynFlow; depends on the scale of the initialisation. The absolute value of
+    the gradient is taken, which matters only for activation functions that can decrease, such as GELU.
     """
     return sum((weight * gradient.abs().log1p()).sum().item() for weight, gradient in synaptic_flow(network, images))
