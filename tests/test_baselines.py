@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from tenas.search.score import normalised, score
+from tenas.search.seeds import derive_seed
+from tenas.search.table import COLUMNS, Measurement, plan, read_scores, score_rows
 from test_score import CARD, IMAGES, MASK, ROUND, take, tiny
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -30,9 +33,6 @@ from tenas.measures import (
 )
 from tenas.networks import Network, Supernet, count_flops, count_parameters, initialise
 from tenas.search.prune import change, mean_change, rank_round
-from tenas.search.score import normalised, score
-from tenas.search.seeds import derive_seed
-from tenas.search.table import COLUMNS, Measurement, plan, read_scores, score_rows
 from tenas.settings import measure_traits, search_settings
 from tenas.spaces import get_space, load_genotype
 
@@ -240,7 +240,9 @@ def networks():
     torch.manual_seed(0)
     yield "supernet", Supernet(NAS, channels=3, cells=1, classes=4), 8
     yield "network", Network(ARCH, channels=4, cells=1, classes=4), 8
-    yield "resnet18", torchvision.models.resnet18(num_classes=4), 32
+    resnet = torchvision.models.resnet18(num_classes=4)
+    resnet.blocks = [resnet.conv1, *resnet.layer1, *resnet.layer2, *resnet.layer3, *resnet.layer4]
+    yield "resnet18", resnet, 32
 
 
 @pytest.mark.parametrize("name", measure_traits())

@@ -10,6 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tenas.search.draw import draw
+from tenas.search.stages import search
+from tenas.search.table import Measurement
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,10 +23,7 @@ from tenas.errors import TenasError
 from tenas.measures import linear_regions
 from tenas.networks import Network, Supernet, SupernetCells, count_flops, count_parameters, initialise
 from tenas.networks.darts import FactorisedReduce, drop_path
-from tenas.search.draw import draw
 from tenas.search.prune import rank_round
-from tenas.search.stages import search
-from tenas.search.table import Measurement
 from tenas.settings import read_yaml, search_settings
 from tenas.spaces import Mask, Trial, get_space, load_genotype
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from tenas.search.score import draw_crops, draw_images, normalised, score
+from tenas.search.seeds import derive_seed
+from tenas.search.table import Measurement, plan
 
 from tenas.device import choose_device
 from tenas.errors import TenasError
 from tenas.measures import linear_regions, ntk_condition_number
 from tenas.networks import Supernet, SupernetCells, initialise
-from tenas.search.score import draw_crops, draw_images, normalised, score
-from tenas.search.seeds import derive_seed
-from tenas.search.table import Measurement, plan
 from tenas.settings import search_settings
 from tenas.spaces import get_space
 
