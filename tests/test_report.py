@@ -20,6 +20,8 @@ from tenas.search.shortlist import rank_cells
 from tenas.settings import search_settings
 from tenas.spaces import get_space, load_genotype
 
+# An index of a few cells is enough here.
+pytestmark = pytest.mark.filterwarnings("ignore::tenas.benchmark.index.IncompleteTableWarning")
 ARCHS = [genotype.arch for _, genotype in zip(range(12), get_space("nas-bench-201").genotypes(), strict=False)]
 MEASURE = {"naswot": {"repeats": 2, "batch": 4, "channels": 2, "cells": 1, "weights": "kaiming_fan_in", "redraw": True}}
 DECISIONS = [(1, 0.9), (0, 0.1), (1, 0.6), (0, 0.4)]

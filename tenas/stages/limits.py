@@ -11,6 +11,7 @@ def limits(
     out: Annotated[Path, "JSON file of the limits"],
 ) -> None:
     """Turn a run's limits into numbers: what each operator costs in the network that is trained in the end."""
+    from tenas.benchmark.builtin import index_path
     from tenas.files import read_json, write_json
     from tenas.provenance import sealed
     from tenas.search.budget import resolved_limits
@@ -20,6 +21,6 @@ def limits(
     resolved, data = read_settings(settings), read_json(card, "data card")
     value = resolved_limits(resolved, classes=data["classes"], side=data["side"])
     latency = resolved["limits"].get("latency")
-    inputs = [card, *([latency["table"]] if latency else [])]
+    inputs = [card, *([index_path(latency["table"], resolved["space"])] if latency else [])]
     # No decision of a search has its hash where rounds only draw cells: it carries its own.
     write_json(out, sealed(value | {"made_by": made_by("limits", resolved, inputs)}))

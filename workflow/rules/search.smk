@@ -130,7 +130,7 @@ rule prune:
         "../envs/tenas.yaml"
     params:
         limits=lambda wildcards, input: ["--limits", input.limits] if input.limits else [],
-        code=lambda wildcards: stage_code("prune", RUNS[wildcards.run]["settings"], entry_of(wildcards)["measures"]),
+        code=lambda wildcards: ranking_code("prune", RUNS[wildcards.run]["settings"], entry_of(wildcards)),
     shell:
         "tenas prune --settings {input.settings:q} --mask {input.mask:q} --round {wildcards.round} --scores {input.scores:q}"
         " {params.limits:q} --ranking {output.ranking:q} --out {output.mask:q} > {log:q} 2>&1"
@@ -154,7 +154,7 @@ rule shortlist:
     conda:
         "../envs/tenas.yaml"
     params:
-        code=lambda wildcards: stage_code("shortlist", RUNS[wildcards.run]["settings"], entry_of(wildcards)["measures"]),
+        code=lambda wildcards: ranking_code("shortlist", RUNS[wildcards.run]["settings"], entry_of(wildcards)),
     shell:
         "tenas shortlist --settings {input.settings:q} --cells {input.cells:q} --round {wildcards.round}"
         " --scores {input.scores:q} --ranking {output.ranking:q} --out {output.cells:q} > {log:q} 2>&1"
@@ -196,7 +196,7 @@ rule finalists:
         settings=layout.results(layout.SEARCH),
         shortlist=state_before,
         trainings=trainings_of,
-        table=lambda wildcards: (index_of(wildcards.run) or []) if entry_of(wildcards)["column"] else [],
+        table=lambda wildcards: index_file(space_of(wildcards.run)) if entry_of(wildcards)["column"] else [],
     output:
         ranking=layout.results(layout.TRAININGS),
         cells=layout.results(layout.FINALISTS),
@@ -209,7 +209,9 @@ rule finalists:
         "../envs/tenas.yaml"
     params:
         results=lambda wildcards, input: (
-            ["--table", input.table] if entry_of(wildcards)["column"] else ["--trainings", *input.trainings]
+            ["--table", index_of(space_of(wildcards.run))]
+            if entry_of(wildcards)["column"]
+            else ["--trainings", *input.trainings]
         ),
         code=code_of("finalists"),
     shell:
