@@ -44,6 +44,7 @@ def load_config(value: Mapping, where: str = "config") -> dict:
                 retraining=retraining,
                 limits=run["limits"],
                 trainings=run["trainings"],
+                datasets=(run["dataset"], config["datasets"][run["dataset"]]["source"]),
             )
             check_limits(name, run["settings"], run["dataset"], config["datasets"][run["dataset"]])
         except TenasError as error:
