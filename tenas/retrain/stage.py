@@ -21,9 +21,9 @@ from tenas.data import Part, load_splits
 from tenas.data.prepared import channel_statistics
 from tenas.data.sources import split_by_class
 from tenas.errors import TenasError
-from tenas.files import whole, write_csv, write_json
+from tenas.files import sha256, whole, write_csv, write_json
 from tenas.networks import Network, count_flops, count_parameters, initialise
-from tenas.provenance import Stopwatch, provenance
+from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.retrain.distributed import Processes, distribute, joined
 from tenas.retrain.feed import STATISTICS, make_feed
 from tenas.retrain.stored import save_network
@@ -332,8 +332,14 @@ def retrain(
     if processes.first:
         save_network(out / "network.pt", done.network, genotype, done.shape, data.side, *done.constants)
         write_csv(out / "history.csv", HISTORY, state["history"])
+        metrics = _sealed_with(metrics, out, "history.csv", "network.pt")
         write_json(out / "metrics.json", metrics)
     return metrics
+
+
+def _sealed_with(metrics: Mapping, out: Path, *names: str) -> dict:
+    """Metrics with the hashes of the files that were written beside them, and their own."""
+    return sealed({**metrics, "files": {name: sha256(out / name) for name in names}})
 
 
 def _of_training(done: Trained) -> dict:
@@ -371,6 +377,7 @@ def train_finalist(
     if genotype is None:
         metrics = {"arch": None, **facts, "reason": "The shortlist has no cell at this place."}
         write_csv(out / "history.csv", HISTORY, [])
+        metrics = _sealed_with(metrics, out, "history.csv")
         write_json(out / "metrics.json", metrics)
         return metrics
     with joined(device) as (processes, place), torch_set_up(threads, place):
@@ -395,5 +402,6 @@ def train_finalist(
     }
     if processes.first:
         write_csv(out / "history.csv", HISTORY, done.state["history"])
+        metrics = _sealed_with(metrics, out, "history.csv")
         write_json(out / "metrics.json", metrics)
     return metrics
