@@ -1,5 +1,6 @@
 """What the tests of the workflow share: commands run as a user runs them, configurations small enough, and what they lead to."""
 
+import contextlib
 import copy
 import fcntl
 import os
@@ -174,7 +175,7 @@ def changed(config: Mapping = TINY, **changes: object) -> dict:
 
 
 def write_table(folder: Path) -> None:
-    """A table of all cells of NAS-Bench-201 with made-up accuracies, and two claims: of the run ``funnel``, and of none there is."""
+    """A table of all cells of NAS-Bench-201 with made-up accuracies, and two claims: of the run ``funnel`` and of another."""
     archs = [genotype.arch for genotype in get_space("nas-bench-201").genotypes()]
     values = [",".join(str((place * 37 + i) % 1000 / 10) for i in range(len(COLUMNS))) for place in range(len(archs))]
     lines = [",".join(["arch", *COLUMNS]), *(f"{arch},{value}" for arch, value in zip(archs, values, strict=True))]
@@ -272,9 +273,15 @@ def shards_of(config: Mapping, round: object) -> int:
     return min(config["shards"], round.trials + (round.stage in ("operators", "edges")))
 
 
-def expected_files(config: Mapping, name: str) -> set[str]:
-    """The files of a finished run, below its folder."""
-    run = load_config(config)["runs"][name]
+def loaded(config: Mapping, folder: Path) -> dict:
+    """A configuration with all of its settings, as from its folder."""
+    with contextlib.chdir(folder):
+        return load_config(config)
+
+
+def expected_files(config: Mapping, name: str, folder: Path) -> set[str]:
+    """The files of a finished run, below its own folder."""
+    run = loaded(config, folder)["runs"][name]
     found = {layout.SEARCH, layout.SUMMARY, layout.METRICS}
     found |= {layout.LIMITS} if run["settings"]["limits"] else set()
     found |= {layout.RETRAIN} if run["retrain"] else set()
@@ -282,7 +289,9 @@ def expected_files(config: Mapping, name: str) -> set[str]:
     if run["retrain"]:
         seed |= {layout.HISTORY, layout.RETRAIN_METRICS, layout.NETWORK, layout.PROGRAM, layout.ONNX, layout.EXPORT}
         seed |= {layout.NETWORK.replace("network.pt", "checkpoint.pt")}
-    for round in schedule(run["settings"]):
+    with contextlib.chdir(folder):
+        rounds = schedule(run["settings"])
+    for round in rounds:
         of_round = {layout.TABLE[round.stage], layout.STATE[round.stage]}
         if round.stage == "training":
             for place in range(1, round.trials + 1):
@@ -296,12 +305,15 @@ def expected_files(config: Mapping, name: str) -> set[str]:
     return found | {pattern.format(seed=number) for number in run["seeds"] for pattern in seed}
 
 
-def expected_jobs(config: Mapping) -> dict[str, int]:
+def expected_jobs(config: Mapping, folder: Path) -> dict[str, int]:
     """Rule -> jobs of a configuration of which nothing has been made."""
-    loaded = load_config(config)
-    found: Counter = Counter(all=1, prepare=len({part["dataset"] for kind in ("runs", "studies") for part in loaded[kind].values()}))
-    for run in loaded["runs"].values():
-        seeds, rounds = len(run["seeds"]), schedule(run["settings"])
+    checked = loaded(config, folder)
+    datasets = {part["dataset"] for kind in ("runs", "studies") for part in checked[kind].values()}
+    found: Counter = Counter(all=1, prepare=len(datasets))
+    for run in checked["runs"].values():
+        seeds = len(run["seeds"])
+        with contextlib.chdir(folder):
+            rounds = schedule(run["settings"])
         found += Counter(search_settings=1, limits=int(bool(run["settings"]["limits"])), summary=1)
         found += Counter(dict.fromkeys(("mask", "genotype", "draw", "plot_rankings", "lookup"), seeds))
         found += Counter(retrain_settings=1, retrain=seeds, export=seeds) if run["retrain"] else Counter()
@@ -311,9 +323,9 @@ def expected_jobs(config: Mapping) -> dict[str, int]:
             else:
                 ranks = {"sample": seeds, "shortlist": seeds} if round.stage == "cells" else {"prune": seeds}
                 found += Counter(ranks, score=seeds * shards_of(config, round))
-    for study in loaded["studies"].values():
+    for study in checked["studies"].values():
         found += Counter(study_settings=1, study_cells=1, study_score=min(config["shards"], study["cells"]), correlate=1)
-    found += Counter(claims=int(loaded["claims"] is not None), table_search=int(loaded["table_search"] is not None))
+    found += Counter(claims=int(checked["claims"] is not None), table_search=int(checked["table_search"] is not None))
     return dict(+found)
 
 
