@@ -24,7 +24,7 @@ def read_table_of_values(scores: Sequence[str | os.PathLike], measures: Mapping,
 
     Raises TenasError when a file is cut off or damaged, or a measurement is missing or doubled.
     """
-    values = read_scores(scores, measures, cells, "study")
+    values = read_scores(scores, measures, cells, "this study")
     spent: dict[str, list[float]] = {}
     for path in scores:
         costs = read_json(record_of(path), "record of scores").get("costs", {}) if record_of(path).exists() else {}
