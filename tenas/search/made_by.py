@@ -3,10 +3,12 @@
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tenas.code import code_digest
 from tenas.files import sha256
 from tenas.measures.catalogue import get_measure
+from tenas.references import is_reference
 from tenas.spaces import BUILT_IN, Space, get_space
 
 
@@ -23,7 +25,7 @@ def stage_code(stage: str, settings: Mapping, measures: Iterable[str] = (), *, n
     networks.
     """
     modules = [f"tenas.stages.{stage}", *space_modules(get_space(settings["space"]), networks=networks)]
-    references = [name if ":" in name else get_measure(name).module for name in measures]
+    references = [name if is_reference(name) else get_measure(name).module for name in measures]
     return code_digest(*modules, *dict.fromkeys(references))
 
 
@@ -32,10 +34,18 @@ def measuring_code(stage: str, settings: Mapping, entry: Mapping) -> str:
     return stage_code(stage, settings, entry["measures"], networks=True)
 
 
-def made_by(stage: str, settings: Mapping, inputs: Iterable[str | os.PathLike]) -> dict:
-    """What a decision follows from. No time and no place: the same decision is the same bytes wherever it was taken."""
+def ranking_code(stage: str, settings: Mapping, entry: Mapping) -> str:
+    """``stage_code`` of a stage that ranks by measures: which way a measure of one's own is good stands in its own file."""
+    return stage_code(stage, settings, filter(is_reference, entry.get("measures", ())))
+
+
+def made_by(stage: str, settings: Mapping, inputs: Iterable[str | os.PathLike], entry: Mapping = MappingProxyType({})) -> dict:
+    """What a decision follows from. No time and no place: the same decision is the same bytes wherever it was taken.
+
+    ``entry``: the round, where the stage ranks by its measures.
+    """
     return {
         "settings": dict(settings),
-        "code_sha256": stage_code(stage, settings),
+        "code_sha256": ranking_code(stage, settings, entry),
         "inputs": {"/".join(Path(path).parts[-2:]): sha256(path) for path in inputs},
     }

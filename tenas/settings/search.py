@@ -359,6 +359,9 @@ def search_settings(
     if limits:
         given["limits"] = dict(limits)
     model = checked(Preset, given, where)
+    if "exclude" not in (changes or {}):
+        # A preset is for any space; an operator that this one does not have need not be left out.
+        model.exclude = [operator for operator in model.exclude if operator in space.operators]
     shape = retraining or space.trained
     settings = {
         "space": space.reference,
