@@ -23,6 +23,10 @@ NAS, DARTS = get_space("nas-bench-201"), get_space("darts")
 KAPPA, REGIONS = "ntk_condition_number", "linear_regions"
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
 CARD = {"classes": 4, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+# Settings of a measure of a batch.
+ON_A_BATCH = {
+    "repeats": 1, "batch": 4, "channels": 2, "cells": 1, "weights": "kaiming_fan_in", "redraw": True, "inputs": "images"
+}  # fmt: skip
 SHARED = os.environ.get("TENAS_SHARED", "")
 needs_shared = pytest.mark.skipif(not SHARED, reason="TENAS_SHARED (a folder of real tables and images) is not set")
 # A preset whose measurements take milliseconds.

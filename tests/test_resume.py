@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from tenas.search.partial import Partial, origin_of
+from tenas.search.table import Measurement
 
 from tenas.cli import main
 from tenas.files import sha256
 from tenas.provenance import sealed
-from tenas.search.partial import Partial, origin_of
-from tenas.search.table import Measurement
 
 PARTIAL = ".1.partial"
 # 13 trials in a shard, 8 measurements each: a second of work, in pieces of some milliseconds.

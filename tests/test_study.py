@@ -15,6 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, call, snakemake, succeed, write_config
 from scipy import stats
+from tenas.study.table import SCORE_COLUMNS, Cell, draw_cells, plan, read_scores
 from test_workflow import NO_RESULT, TRACER, digested_parts
 
 from tenas.config import load_config
@@ -24,7 +25,6 @@ from tenas.settings import measure_traits, study_settings
 from tenas.spaces import get_space
 from tenas.study import correlate
 from tenas.study.correlate import KAPPA, RANK_SUM, REGIONS, correlations, ndcg, oriented, statistics
-from tenas.study.table import SCORE_COLUMNS, Cell, draw_cells, plan, read_scores
 
 NAS = get_space("nas-bench-201")
 SMALL = {"repeats": 1, "batch": 4, "channels": 2, "cells": 1, "weights": "kaiming_fan_in", "redraw": True}
@@ -286,12 +286,12 @@ def test_a_second_run_has_nothing_to_do_and_a_report_shows_the_study(studied):
 
 def test_a_measurement_is_the_public_measure_of_the_public_network(studied):
     import torch
+    from tenas.search.score import draw_crops, draw_images, draw_indices
+    from tenas.search.seeds import derive_seed
 
     from tenas.data import read_images, read_labels
     from tenas.measures import linear_regions, snip
     from tenas.networks import Network, SupernetCells, initialise
-    from tenas.search.score import draw_crops, draw_images, draw_indices
-    from tenas.search.seeds import derive_seed
     from tenas.spaces import load_genotype
 
     torch.set_num_threads(1)
