@@ -188,20 +188,11 @@ class Space:
 
     def __reduce__(self) -> tuple:
         # Other processes import the space themselves, so that there is one object of it in each.
-        from tenas.spaces import BUILT_IN, get_space
+        from tenas.spaces import get_space
 
-        if self._reference is None and self.name not in BUILT_IN:
-            raise TenasError(
-                f"The space {self.name} was made by a program, and other processes cannot import it: put it into a file of its own "
-                "and name it as path/to/file.py:object."
-            )
         return get_space, (self.reference,)
 
-    def __copy__(self) -> Space:
-        return self
-
     def __deepcopy__(self, memo: dict) -> Space:
-        # It does not change: the copy of a network is one of the same space.
         return self
 
     # --- texts
