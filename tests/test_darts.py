@@ -1,7 +1,6 @@
 """The DARTS space: its texts, its schedule, its networks, and a whole small search."""
 
 import json
-import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -14,6 +13,7 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from tenas.benchmark import read_index
 from tenas.config import load_config
 from tenas.data import prepare
 from tenas.errors import TenasError
@@ -442,9 +442,7 @@ def test_flops_are_those_that_torch_counts_and_leave_the_network_as_it_is():
 
 
 def test_flops_are_those_of_the_benchmark():
-    if "TENAS_SHARED" not in os.environ:
-        pytest.skip("the NAS-Bench-201 table is not here: TENAS_SHARED is not set")
-    table = pd.read_csv(Path(os.environ["TENAS_SHARED"]) / "nb201.csv.gz")
+    table = read_index("builtin")
     largest = table.loc[[table.flops_cifar10.idxmax()]]
     assert largest.flops_cifar10.item() == 220_119_690
     for row in pd.concat([table.sample(6, random_state=0), largest]).itertuples():

@@ -38,7 +38,6 @@ def test_a_measurement_is_the_public_measure_of_the_public_network():
     network = Supernet(NAS, mask, channels=2, cells=1, classes=4)
     initialise(network, "kaiming_fan_out", derive_seed(7, 1, 1, KAPPA, "weights"))
     batch = draw_images(IMAGES, CARD, 4, derive_seed(7, 1, 1, KAPPA, "inputs"))
-    torch.set_num_threads(1)
     assert values[measurements[0]] == ntk_condition_number(network, batch)
 
     network = SupernetCells(NAS, mask, channels=1)

@@ -163,7 +163,8 @@ class Space:
     ``networks`` is the module that builds networks, imported when the first is built: functions ``supernet``, ``cells`` and
     ``network`` (see tenas.networks). ``trained``: what Network takes for the networks that are trained in the end, unless a
     retraining says otherwise. ``stems`` and ``auxiliary``: what those networks may have. ``short_trainings``: data set -> the column
-    of the space's table that has validation accuracies after a few epochs.
+    of the space's table that has validation accuracies after a few epochs. ``listed_cells``: how many cells a whole table of the
+    space lists; None where none lists all.
     """
 
     name: str
@@ -179,6 +180,7 @@ class Space:
     stems: tuple[str, ...] = ("cifar",)
     auxiliary: bool = False
     short_trainings: Mapping[str, str] = MappingProxyType({})
+    listed_cells: int | None = None
     _reference: str | None = None
 
     @property
