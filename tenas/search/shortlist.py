@@ -130,7 +130,7 @@ def read_shortlist(path: str | os.PathLike, space: Space) -> Cells:
         raise TenasError(f"The shortlist {path} is of the space {value.get('space')!r}, not {space.reference}.")
     try:
         cells = tuple(Cell(int(entry["number"]), space.parse(entry["arch"]).arch) for entry in value["cells"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TenasError(f"The shortlist {path} is damaged: it lists something other than cells.") from error
     if not cells or len({cell.number for cell in cells}) < len(cells):
         raise TenasError(f"The shortlist {path} is damaged: it has no cell, or one of them twice.")

@@ -377,7 +377,18 @@ def search_settings(
 
 def read_settings(path: str | os.PathLike) -> dict:
     """The settings of a search from its search.json, checked again: the file may have been edited."""
-    return check_settings(read_json(path, "search settings"), str(path))
+    value = read_json(path, "search settings")
+    if is_of_earlier_version(value):
+        raise TenasError(
+            f"The settings {path} are of an earlier version, whose searches had no list of rounds: read the run with the version "
+            "that made it, or search again."
+        )
+    return check_settings(value, str(path))
+
+
+def is_of_earlier_version(value: Mapping) -> bool:
+    """Whether these are settings from before searches had a list of rounds."""
+    return "measures" in value and "rounds" not in value
 
 
 def check_settings(value: Mapping, where: str) -> dict:
