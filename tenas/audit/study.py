@@ -103,7 +103,7 @@ def _correlations(case: Case, cells: Cells, scores: Scores, table: Path | None) 
         return
     with ledger.damage(path):
         values = read_table_of_values(scores.paths, case.settings["measures"], cells)
-        again = correlations(values, read_accuracies(table, cells), case.settings["seed"], 0)
+        again = correlations(values, read_accuracies(table, cells.cells, case.settings["space"]), case.settings["seed"], 0)
         rows = read_csv(path, COLUMNS, "correlations")
         if len(rows) != len(again):
             ledger.fault(path, f"has {len(rows)} rows, where its scores lead to {len(again)}")

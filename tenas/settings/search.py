@@ -163,6 +163,8 @@ class Preset(Model):
     """Decimals that each repeat's change is rounded to; null for none."""
     ranks: Ranks = "average"
     """Ranks of equal changes: their mean, the same without gaps, or by their place in the list of trials."""
+    aggregate: Aggregate | None = None
+    """How the ranks of several measures become one; null for rank_sum in rounds that prune, log_rank_sum in rounds of cells."""
     order: Literal["together", "edge_by_edge"] = "together"
     """Whether a round of operators prunes all edges at once, or each edge is settled in a round of its own."""
     measures: dict[str, Any] = Field(default={})
@@ -242,6 +244,8 @@ def _rounds(preset: Preset, space: Space, retraining: Mapping | None, datasets: 
             found.append(_training(entry, preset, space, retraining, datasets, here))
             continue
         entry["measures"] = measure_settings(_measures_of_round(entry, shared, here), here)
+        if preset.aggregate is not None:
+            entry.setdefault("aggregate", preset.aggregate)
         if kind == "cells":
             found.append(checked(CellsRound, entry, here).model_dump(mode="json"))
             continue

@@ -194,6 +194,9 @@ class Space:
 
         return get_space, (self.reference,)
 
+    def __deepcopy__(self, memo: dict) -> Space:
+        return self
+
     # --- texts
 
     def parse(self, text: str) -> Genotype:
