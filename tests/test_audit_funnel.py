@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from runs import ROOT
 
 from tenas.audit import audit
 from tenas.cli import main
