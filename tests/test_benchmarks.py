@@ -17,7 +17,7 @@ from tenas.spaces import get_space
 SCRIPTS = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
 # Arguments for a short run, and what it prints.
 SHORT = {
-    "ntk": (("--rounds", 1, "--least", 0.01, "--cases", "nas-bench-201,1,1,4", "darts,1,2,3"), r"\| darts, C=1, n=3 +\|"),
+    "ntk": (("--rounds", 1, "--least", 0.01, "--cases", "nas-bench-201,1,1,4"), r"\| nas-bench-201, C=1, n=4 +\|"),
     "search": (("--data", "images", "--preset", "tiny.yaml", "--trials", 1), r"\| 3 +\| 12 +\|.*\n\nThe usual way, .* Ratio: "),
     "operator_mix": (("builtin", "run"), r"\| run +\| 2 +\| 0\.50 +\| 0\.32 +\|"),
     "dag": (("--runs", 1, "--svg", "dag.svg"), r"\| 1 +\| 111 +\|"),
