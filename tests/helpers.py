@@ -125,12 +125,12 @@ def nothing(inputs: int, outputs: int, stride: int) -> None:
 OPERATORS = {"none": nothing, "pool": pool, "conv1": conv(1), "conv3": conv(3)}
 
 
-def kept_space(nodes: int = 5, kept: int = 2, operators: int = 3) -> CellSpace:
-    """Two cell types with two inputs, whose nodes keep some of their edges: DARTS in small."""
+def kept_space(
+    nodes: int = 5, kept: int = 2, operators: int = 3, cell_types: Sequence[str] = ("normal", "reduction")
+) -> CellSpace:
+    """Cells with two inputs, whose nodes keep some of their edges: DARTS in small."""
     chosen = dict(list(OPERATORS.items())[-operators:])
-    return CellSpace(
-        "kept", chosen, nodes=nodes, inputs=2, cell_types=("normal", "reduction"), edges_of_a_node=kept, channels=4, cells=3
-    )
+    return CellSpace("kept", chosen, nodes=nodes, inputs=2, cell_types=cell_types, edges_of_a_node=kept, channels=4, cells=3)
 
 
 def chain_space(layers: int = 3) -> ChainSpace:

@@ -6,6 +6,7 @@ latencies, is looked through.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -129,10 +130,10 @@ def amount(value: float | str, largest: float, name: str) -> float:
             number = float(text.removesuffix("%"))
         except ValueError:
             number = -1.0
-        if number <= 0 or (text.endswith("%") and number > 100):
+        if not 0 < number < math.inf or (text.endswith("%") and number > 100):
             raise TenasError(f"The limit {name!r} is {value!r}; it must be a number above 0, or a share such as '60%'.")
         return number / 100 * largest if text.endswith("%") else number
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise TenasError(f"The limit {name!r} is {value}; it must be above 0.")
     return float(value)
 
