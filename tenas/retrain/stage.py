@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from tqdm import tqdm
 
-from tenas.code import code_digest
 from tenas.data import Part, load_splits
 from tenas.data.prepared import channel_statistics
 from tenas.data.sources import split_by_class
@@ -28,7 +27,7 @@ from tenas.retrain.distributed import Processes, distribute, joined
 from tenas.retrain.feed import STATISTICS, make_feed
 from tenas.retrain.stored import save_network
 from tenas.retrain.train import evaluate, steps_of_epoch, train_epoch
-from tenas.search.made_by import space_modules
+from tenas.search.made_by import space_code
 from tenas.settings.retrain import check_retraining
 from tenas.spaces import Genotype
 
@@ -262,7 +261,7 @@ def run_training(
         "arch": genotype.arch,
         "seed": seed,
         "data": digests,
-        "code": code_digest("tenas.retrain.stage", *space_modules(genotype.space, networks=True)),
+        "code": space_code(genotype.space, "tenas.retrain.stage", networks=True),
     }
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
     initialise(network, "pytorch", seed)
