@@ -37,6 +37,7 @@ def load_config(value: Mapping, where: str = "config") -> dict:
                 retraining=retraining,
                 limits=run["limits"],
                 trainings=run["trainings"],
+                datasets=(run["dataset"], config["datasets"][run["dataset"]]["source"]),
             )
         except TenasError as error:
             raise TenasError(f"{where}: run {name!r}: {error}") from error

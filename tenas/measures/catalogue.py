@@ -27,7 +27,8 @@ class Measure:
     ``function``: a function of (network, images), with labels where ``needs_labels``; or a reference to one, imported when it is
     first called. ``lower_is_better``: which way it is good. ``signed``: whether it can be negative; one that never is has a
     logarithm. ``inputs``: ``batch``, images (n, 3, h, w) of a network; ``regions``, a sequence of blocks of inputs (linear
-    regions). ``source``: where it is published.
+    regions). ``sums``: the cost (tenas.networks.costs) that it equals for a discrete cell, which is then added up, not counted.
+    ``source``: where it is published.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Measure:
     signed: bool = False
     needs_labels: bool = False
     inputs: Literal["batch", "regions"] = "batch"
+    sums: str | None = None
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -91,8 +93,8 @@ BASELINES = "tenas.measures.baselines"
 BUILT_IN = _shipped(
     Measure("ntk_condition_number", "tenas.measures.ntk:ntk_condition_number", lower_is_better=True),
     Measure("linear_regions", "tenas.measures.regions:linear_regions", inputs="regions"),
-    Measure("parameters", f"{BASELINES}:parameters"),
-    Measure("flops", f"{BASELINES}:flops"),
+    Measure("parameters", f"{BASELINES}:parameters", sums="parameters"),
+    Measure("flops", f"{BASELINES}:flops", sums="flops"),
     Measure("gradient_norm", f"{BASELINES}:gradient_norm", needs_labels=True),
     Measure("snip", f"{BASELINES}:snip", needs_labels=True),
     Measure("grasp", f"{BASELINES}:grasp", needs_labels=True, signed=True),

@@ -15,10 +15,12 @@ from torch import nn
 from tenas.errors import TenasError
 from tenas.measures.catalogue import get_measure
 from tenas.networks import Network, Supernet, SupernetCells, initialise
+from tenas.networks.costs import operator_costs
 from tenas.scoring.checkpoint import Taken
 from tenas.scoring.inputs import draw_inputs
 from tenas.scoring.subjects import Cells, Measurement, Subjects, Trials
 from tenas.seeds import derive_seed
+from tenas.spaces.sums import Sums
 
 
 class Task(NamedTuple):
@@ -48,11 +50,16 @@ class Scorer:
             self.measures[measure.name] = (measure, settings)
         self.drawn: tuple[str, int] | None = None
         self.supernets: dict[str, nn.Module] = {}
+        self.sums: dict[str, Sums] = {}
 
     def __call__(self, measurement: Measurement) -> Taken:
         """The value and what it cost: seconds of the processor, or of the clock on a GPU, without making the network."""
         subject, name, repeat = measurement
         measure, settings = self.measures[name]
+        if measure.sums is not None and isinstance(self.task.subjects, Cells):
+            start = time.process_time()
+            value = self.costs(name).of(self.task.subjects.genotype(subject))
+            return Taken(measurement, value, time.process_time() - start)
         if self.drawn != (name, repeat):
             self.inputs = draw_inputs(measure, settings, self.images, self.card, self.seed(name, repeat, "inputs"), self.device)
             if isinstance(self.task.subjects, Trials):
@@ -63,6 +70,14 @@ class Scorer:
         start = clock()
         value = measure(network, *self.inputs)
         return Taken(measurement, value, clock() - start)
+
+    def costs(self, name: str) -> Sums:
+        """What operators cost in the networks of a measure that is a sum over them."""
+        if name not in self.sums:
+            measure, settings = self.measures[name]
+            shape = {"channels": settings["channels"], "cells": settings["cells"], "classes": self.card["classes"]}
+            self.sums[name] = operator_costs(self.task.subjects.space, side=self.images.shape[1], **shape)[measure.sums]
+        return self.sums[name]
 
     def seed(self, name: str, repeat: int, purpose: str) -> int:
         if purpose == "weights" and not self.measures[name][1]["redraw"]:

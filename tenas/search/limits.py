@@ -104,7 +104,7 @@ def _node_front(space: Space, rows: Any, tables: list, target: int) -> list[tupl
         if any(rows[index])
     }
     found: list[tuple[float, ...]] = []
-    for subset in combinations(options, space._kept(len(edges))):
+    for subset in combinations(options, space.kept_edges(len(edges))):
         sums: list[tuple[float, ...]] = [(0,) * len(tables)]
         for index in subset:
             sums = _smallest(tuple(a + b for a, b in zip(s, o, strict=True)) for s in sums for o in options[index])

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tenas.code import code_digest
 from tenas.files import sha256, sha256_of
@@ -48,10 +49,18 @@ def measuring_code(stage: str, settings: Mapping, entry: Mapping) -> str:
     return stage_code(stage, settings, entry["measures"], networks=True)
 
 
-def made_by(stage: str, settings: Mapping, inputs: Iterable[str | os.PathLike]) -> dict:
-    """What a decision follows from. No time and no place: the same decision is the same bytes wherever it was taken."""
+def ranking_code(stage: str, settings: Mapping, entry: Mapping) -> str:
+    """``stage_code`` of a stage that ranks by measures: which way a measure of one's own is good stands in its own file."""
+    return stage_code(stage, settings, filter(is_reference, entry.get("measures", ())))
+
+
+def made_by(stage: str, settings: Mapping, inputs: Iterable[str | os.PathLike], entry: Mapping = MappingProxyType({})) -> dict:
+    """What a decision follows from. No time and no place: the same decision is the same bytes wherever it was taken.
+
+    ``entry``: the round, where the stage ranks by its measures.
+    """
     return {
         "settings": dict(settings),
-        "code_sha256": stage_code(stage, settings),
+        "code_sha256": ranking_code(stage, settings, entry),
         "inputs": {"/".join(Path(path).parts[-2:]): sha256(path) for path in inputs},
     }

@@ -1,7 +1,7 @@
 """Settings of a search: what a preset says, and what search.json holds once it is resolved. No torch."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -225,7 +225,7 @@ def _measures_of_round(entry: Mapping, shared: Mapping, where: str) -> dict:
     return {name: merged(shared.get(name) or {}, value or {}) for name, value in own.items()}
 
 
-def _rounds(preset: Preset, space: Space, retraining: Mapping | None, where: str) -> list[dict]:
+def _rounds(preset: Preset, space: Space, retraining: Mapping | None, datasets: Sequence[str], where: str) -> list[dict]:
     """The preset's rounds, each with all of its keys, as many as the space needs."""
     shared = {name: value for name, value in preset.measures.items() if value is not None}
     left = operators_left(space.full_mask(preset.exclude))
@@ -239,7 +239,7 @@ def _rounds(preset: Preset, space: Space, retraining: Mapping | None, where: str
         if kind == "training":
             if preset.trainings == "none":
                 continue
-            found.append(_training(entry, preset, space, retraining, here))
+            found.append(_training(entry, preset, space, retraining, datasets, here))
             continue
         entry["measures"] = measure_settings(_measures_of_round(entry, shared, here), here)
         if kind == "cells":
@@ -261,13 +261,18 @@ def _rounds(preset: Preset, space: Space, retraining: Mapping | None, where: str
     return found
 
 
-def _training(entry: dict, preset: Preset, space: Space, retraining: Mapping | None, where: str) -> dict:
+def _training(entry: dict, preset: Preset, space: Space, retraining: Mapping | None, datasets: Sequence[str], where: str) -> dict:
     source, _, column = preset.trainings.partition(":")
     if source not in ("real", "table") or (source == "real" and column):
         raise TenasError(f"{where}: 'trainings' is {preset.trainings!r}; allowed: real, table, table:COLUMN, none.")
     if source == "table":
-        if not column:
-            raise TenasError(f"{where}: 'trainings' is 'table', without the column to look up: table:COLUMN.")
+        known = [space.short_trainings[name] for name in datasets if name in space.short_trainings]
+        if not column and not known:
+            raise TenasError(
+                f"{where}: 'trainings' is 'table', but which column of the table of {space.name} has short trainings on this data "
+                "set is not known: say table:COLUMN."
+            )
+        column = column or known[0]
         entry = entry | {"column": column, "training": {}}
     model = checked(TrainingRound, entry, where)
     if source == "real":
@@ -334,12 +339,13 @@ def search_settings(
     retraining: Mapping | None = None,
     limits: Mapping | None = None,
     trainings: str | None = None,
+    datasets: Sequence[str] = (),
 ) -> dict:
     """The resolved settings of a search, what search.json holds.
 
     ``preset``: a name, or the path of a YAML file; ``changes``: keys that are different (a measure that is null is left out).
     ``retraining``: resolved settings of the run's retraining, which limits and short trainings are about. ``limits`` and
-    ``trainings``: of the run. Raises TenasError for whatever would stop the search later.
+    ``trainings``: of the run. ``datasets``: names that its data set goes by, for a table of trainings. Raises TenasError for whatever would stop the search later.
     """
     space = get_space(space)
     where = f"preset {preset}" if not changes else f"preset {preset} with the run's changes"
@@ -349,12 +355,15 @@ def search_settings(
     if limits:
         given["limits"] = dict(limits)
     model = checked(Preset, given, where)
+    if "exclude" not in (changes or {}):
+        # A preset is for any space; an operator that this one does not have need not be left out.
+        model.exclude = [operator for operator in model.exclude if operator in space.operators]
     shape = retraining or space.trained
     settings = {
         "space": space.reference,
         "preset": str(preset),
         "exclude": model.exclude,
-        "rounds": _rounds(model, space, retraining, where),
+        "rounds": _rounds(model, space, retraining, datasets, where),
         "limits": {k: v for k, v in checked(Limits, model.limits, where, "limits").model_dump().items() if v is not None},
         "network": {key: shape.get(key) for key in ("channels", "cells", "stem", "side")},
     }

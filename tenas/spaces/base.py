@@ -162,7 +162,8 @@ class Space:
 
     ``networks`` is the module that builds networks, imported when the first is built: functions ``supernet``, ``cells`` and
     ``network`` (see tenas.networks). ``trained``: what Network takes for the networks that are trained in the end, unless a
-    retraining says otherwise. ``stems`` and ``auxiliary``: what those networks may have.
+    retraining says otherwise. ``stems`` and ``auxiliary``: what those networks may have. ``short_trainings``: data set -> the column
+    of the space's table that has validation accuracies after a few epochs.
     """
 
     name: str
@@ -177,6 +178,7 @@ class Space:
     trained: Mapping[str, Any] = MappingProxyType({"channels": 16, "cells": 5})
     stems: tuple[str, ...] = ("cifar",)
     auxiliary: bool = False
+    short_trainings: Mapping[str, str] = MappingProxyType({})
     _reference: str | None = None
     # What stands in the code digest for the code of a space that no file holds: nothing is taken for made by the same.
     _token: str | None = None
@@ -245,15 +247,15 @@ class Space:
         incoming = Counter(edge.target for edge in self.edges)
         for choices in genotype.cells:
             found = Counter(choice.target for choice in choices)
-            if sum(found.values()) != (wanted := sum(min(count, self._kept(count)) for count in incoming.values())):
+            if sum(found.values()) != (wanted := sum(min(count, self.kept_edges(count)) for count in incoming.values())):
                 raise TenasError(f"{text!r} has {sum(found.values())} operators; a cell of {self.name} has {wanted}.")
             for target, count in incoming.items():
-                if found[target] != self._kept(count):
+                if found[target] != self.kept_edges(count):
                     raise TenasError(
-                        f"Node {target} has {found[target]} edges, not {self._kept(count)}, in the genotype {text!r}."
+                        f"Node {target} has {found[target]} edges, not {self.kept_edges(count)}, in the genotype {text!r}."
                     )
 
-    def _kept(self, incoming: int) -> int:
+    def kept_edges(self, incoming: int) -> int:
         """How many of its incoming edges a node of a genotype keeps."""
         return incoming if self.edges_of_a_node is None else min(incoming, self.edges_of_a_node)
 
@@ -290,10 +292,10 @@ class Space:
                         )
         incoming = Counter(edge.target for edge in self.edges)
         for (cell, target), left in edges_left(mask).items():
-            if left < self._kept(incoming[target]):
+            if left < self.kept_edges(incoming[target]):
                 raise TenasError(
                     f"The mask leaves {left} edges into node {target} of the {self.name} cell type {cell!r}; "
-                    f"it needs {self._kept(incoming[target])}."
+                    f"it needs {self.kept_edges(incoming[target])}."
                 )
 
     def full_mask(self, exclude: Sequence[str] = ()) -> Mask:
@@ -318,7 +320,7 @@ class Space:
         for rows in mask.active:
             for target in range(self.inputs, self.nodes):
                 counts = [sum(row) for edge, row in zip(self.edges, rows, strict=True) if edge.target == target and any(row)]
-                kept = self._kept(sum(edge.target == target for edge in self.edges))
+                kept = self.kept_edges(sum(edge.target == target for edge in self.edges))
                 # The sum over all subsets of ``kept`` edges of the product of their operators: an elementary symmetric polynomial.
                 sums = [1] + [0] * kept
                 for count in counts:
@@ -338,7 +340,7 @@ class Space:
                 nodes.append(
                     [
                         tuple(Choice(*self.edges[index], operator) for index, operator in zip(subset, operators, strict=True))
-                        for subset in combinations(incoming, self._kept(len(incoming)))
+                        for subset in combinations(incoming, self.kept_edges(len(incoming)))
                         for operators in product(*(mask.operators(cell, index) for index in subset))
                     ]
                 )
@@ -355,7 +357,7 @@ class Space:
             for target in range(self.inputs, self.nodes):
                 incoming = [index for index, edge in enumerate(self.edges) if edge.target == target]
                 active = [index for index in incoming if mask.operators(cell, index)]
-                subsets = list(combinations(active, self._kept(len(incoming))))
+                subsets = list(combinations(active, self.kept_edges(len(incoming))))
                 # A subset of edges is as likely as it has ways to choose their operators.
                 ways = list(accumulate(math.prod(len(mask.operators(cell, index)) for index in subset) for subset in subsets))
                 subset = subsets[bisect_right(ways, int(generator.integers(ways[-1])))]
@@ -387,7 +389,7 @@ class Space:
     def edges_rounds(self, number: int) -> list[Round]:
         """The round of edges, for the nodes that have more incoming edges than they keep; none where all are kept."""
         incoming = Counter(edge.target for edge in self.edges).values()
-        trials = len(self.cell_types) * sum(count for count in incoming if count > self._kept(count))
+        trials = len(self.cell_types) * sum(count for count in incoming if count > self.kept_edges(count))
         return [Round(number, "edges", 1, trials)] if trials else []
 
     def candidates(self, mask: Mask, round: Round) -> Iterator[Trial]:
@@ -398,7 +400,7 @@ class Space:
             for edge in range(len(self.edges)):
                 operators, target = mask.operators(cell, edge), self.edges[edge].target
                 if round.stage == "edges":
-                    competes = left[cell, target] > self._kept(incoming[target])
+                    competes = left[cell, target] > self.kept_edges(incoming[target])
                 else:
                     competes = len(operators) > 1 and round.edge in (None, (cell, edge))
                 if competes:
@@ -422,7 +424,7 @@ class Space:
             groups.setdefault((trial.cell, place), []).append(index)
         if round.stage == "edges":
             incoming = Counter(edge.target for edge in self.edges)
-            return [(group, len(group) - self._kept(incoming[target])) for (_, target), group in groups.items()]
+            return [(group, len(group) - self.kept_edges(incoming[target])) for (_, target), group in groups.items()]
         return [(group, min(round.prune, len(group) - 1)) for group in groups.values()]
 
     # --- genotypes
@@ -444,7 +446,7 @@ class Space:
         incoming = Counter(edge.target for edge in self.edges)
         for cell, choices in zip(self.cell_types, cells, strict=True):
             for target, left in Counter(choice.target for choice in choices).items():
-                if left > self._kept(incoming[target]):
+                if left > self.kept_edges(incoming[target]):
                     raise TenasError(f"The search has not ended: node {target} of the cell type {cell!r} still has {left} edges.")
         return Genotype(self, tuple(cells))
 

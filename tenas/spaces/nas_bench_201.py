@@ -1,5 +1,6 @@
 """The topology space of NAS-Bench-201 (Dong and Yang, ICLR 2020; NATS-Bench "tss"): one cell, 4 nodes, 6 edges, 5 operators."""
 
+from types import MappingProxyType
 from typing import Any
 
 from tenas.spaces.base import Edge, Genotype, Space
@@ -14,6 +15,14 @@ class NasBench201(Space):
     inputs = 1
     nodes = 4
     edges = tuple(Edge(target, source) for target in range(1, 4) for source in range(target))
+
+    short_trainings = MappingProxyType(
+        {
+            "cifar10": "cifar10_valid_e12",
+            "cifar100": "cifar100_valid_e12",
+            "imagenet16-120": "imagenet16_valid_e12",
+        }
+    )
 
     def operation(self, name: str, inputs: int, outputs: int, stride: int) -> Any:
         from tenas.networks.nas_bench_201 import make_operator

@@ -32,6 +32,6 @@ class Sums:
                     for index, edge in enumerate(self.space.edges)
                     if edge.target == target and any(rows[index])
                 ]
-                kept = self.space._kept(sum(edge.target == target for edge in self.space.edges))
+                kept = self.space.kept_edges(sum(edge.target == target for edge in self.space.edges))
                 total += sum(sorted(edges, reverse=largest)[:kept])
         return total

@@ -36,4 +36,4 @@ def prune(
     # The ranking holds the decision and follows from the scores: its hash ties the mask to both, however they were
     # split.
     inputs = [mask, ranking, *([limits] if limits else [])]
-    write_json(out, after.to_json() | {"made_by": made_by("prune", resolved, inputs)})
+    write_json(out, after.to_json() | {"made_by": made_by("prune", resolved, inputs, entry)})

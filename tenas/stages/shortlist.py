@@ -31,4 +31,4 @@ def shortlist(
     values = read_scores(scores, entry["measures"], subjects, f"round {round}")
     columns, rows, kept = rank_cells(entry, subjects, values)
     write_csv(ranking, columns, rows)
-    write_json(out, shortlist_json(space, kept) | {"made_by": made_by("shortlist", resolved, [cells, ranking])})
+    write_json(out, shortlist_json(space, kept) | {"made_by": made_by("shortlist", resolved, [cells, ranking], entry)})

@@ -13,7 +13,7 @@ from tenas.code import code_digest
 from tenas.config import load_config
 from tenas.errors import TenasError
 from tenas.report.claims import read_claims, runs_of
-from tenas.search.made_by import measuring_code, stage_code
+from tenas.search.made_by import measuring_code, ranking_code, stage_code
 from tenas.settings.search import schedule
 
 try:

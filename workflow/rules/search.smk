@@ -130,7 +130,7 @@ rule prune:
         "../envs/tenas.yaml"
     params:
         limits=lambda wildcards, input: ["--limits", input.limits] if input.limits else [],
-        code=lambda wildcards: stage_code("prune", RUNS[wildcards.run]["settings"], entry_of(wildcards)["measures"]),
+        code=lambda wildcards: ranking_code("prune", RUNS[wildcards.run]["settings"], entry_of(wildcards)),
     shell:
         "tenas prune --settings {input.settings:q} --mask {input.mask:q} --round {wildcards.round} --scores {input.scores:q}"
         " {params.limits:q} --ranking {output.ranking:q} --out {output.mask:q} > {log:q} 2>&1"
@@ -154,7 +154,7 @@ rule shortlist:
     conda:
         "../envs/tenas.yaml"
     params:
-        code=lambda wildcards: stage_code("shortlist", RUNS[wildcards.run]["settings"], entry_of(wildcards)["measures"]),
+        code=lambda wildcards: ranking_code("shortlist", RUNS[wildcards.run]["settings"], entry_of(wildcards)),
     shell:
         "tenas shortlist --settings {input.settings:q} --cells {input.cells:q} --round {wildcards.round}"
         " --scores {input.scores:q} --ranking {output.ranking:q} --out {output.cells:q} > {log:q} 2>&1"

@@ -99,9 +99,7 @@ rule correlate:
         "../envs/tenas.yaml"
     params:
         folder=lambda wildcards, output: str(Path(output.table).parent),
-        code=lambda wildcards: stage_code(
-            "study_correlate", STUDIES[wildcards.study], STUDIES[wildcards.study]["measures"]
-        ),
+        code=lambda wildcards: ranking_code("study_correlate", STUDIES[wildcards.study], STUDIES[wildcards.study]),
     shell:
         "tenas study correlate --settings {input.settings:q} --cells {input.cells:q} --index {input.index:q}"
         " --scores {input.scores:q} --out {params.folder:q} > {log:q} 2>&1"
