@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from tenas.errors import TenasError, one_of
 from tenas.networks.flops import count_flops, count_parameters
-from tenas.networks.initialise import INITIALISERS, initialise
+from tenas.networks.initialise import INITIALISERS, initialise, seeded
 from tenas.references import load_module
 from tenas.spaces import Genotype, Mask, Space, get_space, load_genotype
 
 __all__ = [
-    "INITIALISERS", "Network", "Supernet", "SupernetCells", "count_flops", "count_parameters", "initialise",
+    "INITIALISERS", "Network", "Supernet", "SupernetCells", "count_flops", "count_parameters", "initialise", "seeded",
 ]  # fmt: skip
 
 
