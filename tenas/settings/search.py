@@ -245,6 +245,9 @@ def _rounds(preset: Preset, space: Space, retraining: Mapping | None, datasets: 
         if kind == "cells":
             found.append(checked(CellsRound, entry, here).model_dump(mode="json"))
             continue
+        for value in entry["measures"].values():
+            # In a smaller network a cell type does not stand, and its trials would change nothing.
+            value["cells"] = max(value["cells"], space.least_cells)
         entry = {key: getattr(preset, key) for key in ("change", "decimals", "ranks")} | entry
         if kind == "edges":
             if space.edges_rounds(1):

@@ -160,10 +160,11 @@ class Space:
     them. ``output`` are the nodes whose concatenation is the cell's output; by default that is the last node.
     ``edges_of_a_node``: how many incoming edges a node of a genotype keeps; None for all.
 
-    ``networks`` is the module that builds networks, imported when the first is built: functions ``supernet``, ``cells`` and
-    ``network`` (see tenas.networks). ``trained``: what Network takes for the networks that are trained in the end, unless a
-    retraining says otherwise. ``stems`` and ``auxiliary``: what those networks may have. ``short_trainings``: data set -> the column
-    of the space's table that has validation accuracies after a few epochs.
+    ``networks``: what builds networks, by default a module's name, imported when the first is built: functions ``supernet``,
+    ``cells`` and ``network`` (tenas.networks.builders). ``trained``: what Network takes for the networks that are trained in the end, unless a
+    retraining says otherwise. ``stems`` and ``auxiliary``: what those networks may have. ``least_cells``: of a supernet in which
+    each cell type stands. ``short_trainings``: data set -> the column of the space's table that has validation accuracies after a
+    few epochs.
     """
 
     name: str
@@ -174,10 +175,11 @@ class Space:
     edges: tuple[Edge, ...]
     output: tuple[int, ...] = ()
     edges_of_a_node: int | None = None
-    networks: str = "tenas.networks.single"
+    networks: Any = "tenas.networks.single"
     trained: Mapping[str, Any] = MappingProxyType({"channels": 16, "cells": 5})
     stems: tuple[str, ...] = ("cifar",)
     auxiliary: bool = False
+    least_cells: int = 1
     short_trainings: Mapping[str, str] = MappingProxyType({})
     _reference: str | None = None
     # What stands in the code digest for the code of a space that no file holds: nothing is taken for made by the same.

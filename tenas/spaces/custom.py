@@ -143,7 +143,7 @@ class CellSpace(_FromFactories):
         if edges_of_a_node is not None and edges_of_a_node < 1:
             raise TenasError(f"A node of {name} keeps at least one edge, not {edges_of_a_node}.")
         if inputs == 2 and networks is None:
-            self.stems, self.auxiliary = ("cifar", "imagenet"), True
+            self.stems, self.auxiliary, self.least_cells = ("cifar", "imagenet"), True, len(cell_types)
         self.inputs, self.nodes, self.cell_types, self.output = inputs, nodes, tuple(cell_types), tuple(output)
         pairs = [(t, s) for t in range(inputs, nodes) for s in range(t)] if edges is None else edges
         self.edges = tuple(sorted(Edge(target, source) for target, source in pairs))
