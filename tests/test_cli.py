@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tenas.cli import main
 from tenas.files import sha256
@@ -118,6 +120,10 @@ def test_what_made_a_score_is_beside_it(found):
     assert made["settings"]["measures"]["linear_regions"]["repeats"] == 2
     assert set(made["packages"]) >= {"python", "torch", "numpy"}
     assert made["machine"]["device"] in {"cpu", "cuda"}
+    assert made["machine"]["instructions"] == torch.backends.cpu.get_cpu_capability()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file() and "model name" in (models := cpuinfo.read_text()):
+        assert f": {made['machine']['processor']}\n" in models
     assert made["wall_seconds"] > 0
     assert len(made["code_sha256"]) == 64
     assert [path.rpartition("/")[2] for path in made["inputs"]] == ["images.npy", "card.json", "mask.json"]

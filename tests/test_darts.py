@@ -1,7 +1,6 @@
 """The DARTS space: its texts, its schedule, its networks, and a whole small search."""
 
 import json
-import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -11,19 +10,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tenas.search.draw import draw
+from tenas.search.stages import search
+from tenas.search.table import Measurement
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from tenas.benchmark import read_index
 from tenas.config import load_config
 from tenas.data import prepare
 from tenas.errors import TenasError
 from tenas.measures import linear_regions
 from tenas.networks import Network, Supernet, SupernetCells, count_flops, count_parameters, initialise
 from tenas.networks.darts import FactorisedReduce, drop_path
-from tenas.search.draw import draw
 from tenas.search.prune import rank_round
-from tenas.search.stages import search
-from tenas.search.table import Measurement
 from tenas.settings import read_yaml, search_settings
 from tenas.spaces import Mask, Trial, get_space, load_genotype
 
@@ -442,9 +442,7 @@ def test_flops_are_those_that_torch_counts_and_leave_the_network_as_it_is():
 
 
 def test_flops_are_those_of_the_benchmark():
-    if "TENAS_SHARED" not in os.environ:
-        pytest.skip("the NAS-Bench-201 table is not here: TENAS_SHARED is not set")
-    table = pd.read_csv(Path(os.environ["TENAS_SHARED"]) / "nb201.csv.gz")
+    table = read_index("builtin")
     largest = table.loc[[table.flops_cifar10.idxmax()]]
     assert largest.flops_cifar10.item() == 220_119_690
     for row in pd.concat([table.sample(6, random_state=0), largest]).itertuples():

@@ -1,13 +1,10 @@
 """Operators, supernets and discrete networks."""
 
-import os
-from pathlib import Path
-
-import pandas as pd
 import pytest
 import torch
 from torch.nn import functional
 
+from tenas.benchmark import read_index
 from tenas.errors import TenasError
 from tenas.networks import INITIALISERS, Network, Supernet, SupernetCells, initialise
 from tenas.spaces import Trial, get_space
@@ -25,9 +22,7 @@ def test_the_search_network_has_the_released_codes_parameters():
 
 
 def test_parameters_are_those_of_the_benchmark():
-    if "TENAS_SHARED" not in os.environ:
-        pytest.skip("the NAS-Bench-201 table is not here: TENAS_SHARED is not set")
-    table = pd.read_csv(Path(os.environ["TENAS_SHARED"]) / "nb201.csv.gz").sample(12, random_state=0)
+    table = read_index("builtin").sample(12, random_state=0)
     for row in table.itertuples():
         for classes, expected in ((10, row.params_cifar10), (100, row.params_cifar100), (120, row.params_imagenet16)):
             assert parameters(Network(row.arch, channels=16, cells=5, classes=classes)) == expected

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tenas.search.table import COLUMNS, Measurement, plan, read_scores, score_rows
 
 from tenas.errors import TenasError
 from tenas.files import write_csv
 from tenas.search.prune import change, mean_change, rank_round, ranks
-from tenas.search.table import COLUMNS, Measurement, plan, read_scores, score_rows
 from tenas.settings import search_settings
 from tenas.spaces import get_space
 

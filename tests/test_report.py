@@ -15,6 +15,8 @@ from tenas.files import format_csv, write_csv, write_json
 from tenas.report import accuracies, plot_rankings, show, summarise
 from tenas.spaces import get_space, load_genotype
 
+# An index of a few cells is enough here.
+pytestmark = pytest.mark.filterwarnings("ignore::tenas.benchmark.index.IncompleteTableWarning")
 ARCHS = [genotype.arch for _, genotype in zip(range(12), get_space("nas-bench-201").genotypes(), strict=False)]
 
 

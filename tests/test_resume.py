@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
+from tenas.search.partial import Partial, origin_of
+from tenas.search.table import Measurement
 
 from tenas.cli import main
 from tenas.files import sha256
 from tenas.provenance import sealed
-from tenas.search.partial import Partial, origin_of
-from tenas.search.table import Measurement
 
 PARTIAL = ".1.partial"
 # 13 trials in a shard, 8 measurements each: a second of work, in pieces of some milliseconds.
@@ -171,6 +172,20 @@ def test_measurements_of_something_else_are_not_used(inputs, left, tmp_path):
         assert main(command(inputs, out, **options)) == 0
         assert record(out)["resumed"] == 0, options
         assert not (out / PARTIAL).exists()
+
+
+def test_another_kind_of_processor_starts_from_the_start(inputs, left, tmp_path):
+    """One record names one processor: scores of two kinds would not be what it says."""
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("torch has no other instructions to do without here")
+    (tmp_path / PARTIAL).write_bytes(left)
+    environment = {"PYTHONPATH": str(ROOT), "ATEN_CPU_CAPABILITY": "default"}
+    subprocess.run(
+        [sys.executable, "-m", "tenas.cli", *command(inputs, tmp_path)],
+        env=os.environ | environment, check=True, capture_output=True,
+    )  # fmt: skip
+    assert record(tmp_path)["resumed"] == 0
+    assert record(tmp_path)["machine"]["instructions"] == "DEFAULT"
 
 
 def test_whatever_the_values_follow_from_is_in_the_first_line():

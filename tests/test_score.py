@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from tenas.search.score import draw_crops, draw_images, normalised, score
+from tenas.search.seeds import derive_seed
+from tenas.search.table import Measurement, plan
 
 from tenas.device import choose_device
 from tenas.errors import TenasError
 from tenas.measures import linear_regions, ntk_condition_number
 from tenas.networks import Supernet, SupernetCells, initialise
-from tenas.search.score import draw_crops, draw_images, normalised, score
-from tenas.search.seeds import derive_seed
-from tenas.search.table import Measurement, plan
 from tenas.settings import search_settings
 from tenas.spaces import get_space
 
@@ -41,7 +41,6 @@ def test_a_measurement_is_the_public_measure_of_the_public_network():
     network = Supernet(NAS, mask, channels=2, cells=1, classes=4)
     initialise(network, "kaiming_fan_out", derive_seed(7, 1, 1, KAPPA, "weights"))
     batch = draw_images(IMAGES, CARD, 4, derive_seed(7, 1, 1, KAPPA, "inputs"))
-    torch.set_num_threads(1)
     assert values[measurements[0]] == ntk_condition_number(network, batch)
 
     network = SupernetCells(NAS, mask, channels=1)

@@ -371,7 +371,7 @@ def test_searches_on_the_table_are_made_when_the_configuration_asks_for_them(fin
     counts = job_counts(succeed(snakemake(folder, "--dry-run")))
     # The index is new, so what was found is looked up.
     assert counts == {"all": 1, "benchmark": 1, "summary": 1}
-    write_config(folder, TINY | {"table_search": {}})
+    write_config(folder, TINY | {"table_search": {}, "benchmark": {"nas-bench-201": None}})
     output = snakemake(folder, "--dry-run")
     assert output.returncode != 0
     assert "'table_search' needs an index file under 'benchmark.nas-bench-201'." in output.stdout

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tenas.audit.ledger import Ledger, mapping
 from tenas.errors import TenasError
 from tenas.files import format_csv, read_csv, read_table
-from tenas.provenance import code_digest, sealed
+from tenas.provenance import code_digest, input_path, sealed
 from tenas.report import summarise
 from tenas.search.draw import draw
 from tenas.search.prune import rank_round
@@ -283,7 +283,7 @@ class _Run:
             "network.pt": folder / "retrain" / "network.pt",
         }
         for name, digest in mapping(mapping(value.get("provenance")).get("inputs")).items():
-            place = places.get(Path(name).name, Path(name))
+            place = places.get(Path(name).name, input_path(name))
             if Path(name).name in places or place.exists():
                 self.ledger.recorded(place, digest, path)
             else:

@@ -62,13 +62,16 @@ class Measure:
         return self.function.__module__
 
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor | None = None) -> float:
-        """The measure of a batch, as a Python number.
+        """The measure of a batch, as a plain number, on one thread: its bits follow from the processor, not from its threads.
 
         Raises TenasError for labels that are missing, and for a value that is not a number, or negative against the record.
         """
         if self.needs_labels and labels is None:
             raise TenasError(f"The measure {self.name} is one of a loss: it needs the labels of the images.")
-        value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
+        from tenas.measures.threads import one_thread
+
+        with one_thread():
+            value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
         try:
             # A number of numpy or torch, on whatever device, becomes a plain one.
             value = value.item() if hasattr(value, "item") else value
@@ -93,15 +96,22 @@ BASELINES = "tenas.measures.baselines"
 BUILT_IN = _shipped(
     Measure("ntk_condition_number", "tenas.measures.ntk:ntk_condition_number", lower_is_better=True),
     Measure("linear_regions", "tenas.measures.regions:linear_regions", inputs="regions"),
-    Measure("parameters", f"{BASELINES}:parameters", sums="parameters"),
-    Measure("flops", f"{BASELINES}:flops", sums="flops"),
+    Measure("parameters", "tenas.measures.costs:parameters", sums="parameters"),
+    Measure("flops", "tenas.measures.costs:flops", sums="flops"),
+    Measure("layers", "tenas.measures.costs:layers"),
     Measure("gradient_norm", f"{BASELINES}:gradient_norm", needs_labels=True),
     Measure("snip", f"{BASELINES}:snip", needs_labels=True),
     Measure("grasp", f"{BASELINES}:grasp", needs_labels=True, signed=True),
-    Measure("synflow", f"{BASELINES}:synflow"),
+    Measure("synflow", "tenas.measures.synaptic_flow:synflow"),
+    Measure("log_synflow", "tenas.measures.synaptic_flow:log_synflow"),
     Measure("fisher", f"{BASELINES}:fisher", needs_labels=True),
     Measure("jacobian_covariance", f"{BASELINES}:jacobian_covariance", signed=True),
     Measure("naswot", f"{BASELINES}:naswot", signed=True),
+    Measure("swap", "tenas.measures.activations:swap"),
+    Measure("near", "tenas.measures.activations:near"),
+    Measure("az_expressivity", "tenas.measures.az_nas:az_expressivity", signed=True),
+    Measure("az_progressivity", "tenas.measures.az_nas:az_progressivity", signed=True),
+    Measure("az_trainability", "tenas.measures.az_nas:az_trainability", signed=True),
     Measure("zen", f"{BASELINES}:zen", signed=True),
     Measure("zico", f"{BASELINES}:zico", needs_labels=True, signed=True),
 )

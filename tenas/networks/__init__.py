@@ -59,6 +59,11 @@ class _Masked(nn.Module):
         self.mask = mask
         self.body.set_mask(mask)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The modules that make the feature maps, in order: stem (if any), cells and reduction blocks."""
+        return self.body.blocks
+
     def forward(self, images: Tensor) -> Tensor:
         return self.body(images)
 
@@ -127,6 +132,11 @@ class Network(nn.Module):
         mask = space.mask(self.genotype)
         self.body = builders(space).network(space, _operators(mask), channels=channels, cells=cells, classes=classes, **options)
         self.body.set_mask(mask)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The modules that make the feature maps, in order: stem, cells and reduction blocks."""
+        return self.body.blocks
 
     def set_drop_path(self, probability: float) -> None:
         """Zero each operator but identities, for each sample by itself, with ``probability`` while in training mode.

@@ -54,6 +54,10 @@ class Features(nn.Module):
         self.chain = Chain(space, operators, inputs, channels, repeats)
         self.bn = nn.BatchNorm2d(self.chain.channels)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [*self.chain.layers]
+
     def set_mask(self, mask: Mask) -> None:
         self.chain.set_mask(mask)
 
@@ -69,6 +73,10 @@ class Skeleton(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
         self.features = Features(space, operators, channels, channels, cells)
         self.classifier = nn.Linear(self.features.chain.channels, classes)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [self.stem, *self.features.blocks]
 
     def set_mask(self, mask: Mask) -> None:
         self.features.set_mask(mask)

@@ -129,7 +129,7 @@ def show(run_dir: str | os.PathLike) -> str:
         if "reason" in benchmark:
             lines.append(f"  benchmark  {benchmark['reason']}")
         for name, standing in benchmark.get("accuracies", {}).items():
-            if standing is not None and name.endswith("_test"):
+            if standing is not None and name.endswith(("_test", "accuracy")):
                 lines.append(
                     f"  benchmark  {name} {standing['accuracy']:.2f} %, rank {standing['rank']:,} of "
                     f"{benchmark['cells']:,}, {standing['regret']:.2f} below the best"

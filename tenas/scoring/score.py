@@ -2,10 +2,9 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import nn
 
 from tenas.errors import TenasError
 from tenas.measures.catalogue import get_measure
+from tenas.measures.threads import one_thread
 from tenas.networks import Network, Supernet, SupernetCells, initialise, seeded
 from tenas.networks.costs import operator_costs
 from tenas.scoring.checkpoint import Taken
@@ -116,17 +116,6 @@ def cell_network(cells: Cells, subject: int, settings: Mapping, classes: int) ->
     if settings["inputs"] == "crops":
         return SupernetCells(cells.space, cells.space.mask(genotype), channels=settings["channels"])
     return Network(genotype, channels=settings["channels"], cells=settings["cells"], classes=classes)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: sums then run in one order, so that a measurement has the same bits in every kind of job."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 _scorer: Scorer

@@ -11,7 +11,7 @@ from tenas.files import format_csv, read_json, sha256, sha256_of, write_json, wr
 from tenas.layout import record_of
 from tenas.measures.catalogue import get_measure
 from tenas.progress import Progress
-from tenas.provenance import Stopwatch, package_versions, provenance, sealed
+from tenas.provenance import Stopwatch, package_versions, processor, provenance, sealed
 from tenas.scoring.checkpoint import Checkpoint, Taken, origin_of
 from tenas.scoring.subjects import Measurement, Subjects, plan
 from tenas.scoring.table import score_columns, score_rows
@@ -70,6 +70,7 @@ def score_shard(
             **facts,
             "shard": shard,
             "device": device,
+            "processor": processor(device),
             "code": code,
             "packages": package_versions(),
         }

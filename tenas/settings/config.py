@@ -102,7 +102,8 @@ class Config(Model):
     threads: Threads = Threads()
     """Processor threads of a job."""
     benchmark: dict[str, str | None] = {}
-    """Table of a space: CSV, CSV.gz or Parquet, one row per cell; null for none."""
+    """Table of a space: CSV, CSV.gz or Parquet, one row per cell; ``builtin`` for the one that comes with the project, which is also
+    what a space has that is not named here; null for none."""
     claims: str | None = None
     """File of published figures, to be set beside the results of the runs that it names."""
     table_search: TableSearch | None = None

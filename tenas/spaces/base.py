@@ -161,10 +161,10 @@ class Space:
     ``edges_of_a_node``: how many incoming edges a node of a genotype keeps; None for all.
 
     ``networks``: what builds networks, by default a module's name, imported when the first is built: functions ``supernet``,
-    ``cells`` and ``network`` (tenas.networks.builders). ``trained``: what Network takes for the networks that are trained in the end, unless a
-    retraining says otherwise. ``stems`` and ``auxiliary``: what those networks may have. ``least_cells``: of a supernet in which
-    each cell type stands. ``short_trainings``: data set -> the column of the space's table that has validation accuracies after a
-    few epochs.
+    ``cells`` and ``network`` (tenas.networks.builders). ``trained``: what Network takes for the networks that are trained in the
+    end, unless a retraining says otherwise. ``stems`` and ``auxiliary``: what those networks may have. ``least_cells``: of a
+    supernet in which each cell type stands. ``short_trainings``: data set -> the column of the space's table that has validation
+    accuracies after a few epochs. ``listed_cells``: how many cells a whole table of the space lists; None where none lists all.
     """
 
     name: str
@@ -181,6 +181,7 @@ class Space:
     auxiliary: bool = False
     least_cells: int = 1
     short_trainings: Mapping[str, str] = MappingProxyType({})
+    listed_cells: int | None = None
     _reference: str | None = None
     # What stands in the code digest for the code of a space that no file holds: nothing is taken for made by the same.
     _token: str | None = None

@@ -16,6 +16,7 @@ class NasBench201(Space):
     nodes = 4
     edges = tuple(Edge(target, source) for target in range(1, 4) for source in range(target))
 
+    listed_cells = len(operators) ** len(edges)
     short_trainings = MappingProxyType(
         {
             "cifar10": "cifar10_valid_e12",

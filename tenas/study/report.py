@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tenas.benchmark.index import read_index
+from tenas.benchmark.builtin import index_path
+from tenas.benchmark.index import accuracies_of, read_index
 from tenas.errors import TenasError
 from tenas.files import read_json, write_csv, write_json
 from tenas.layout import record_of
@@ -16,7 +17,7 @@ from tenas.provenance import Stopwatch, provenance
 from tenas.scoring.subjects import Cells, read_cells
 from tenas.scoring.table import read_scores
 from tenas.spaces import get_space
-from tenas.study.correlate import ACCURACY_NAMES, COLUMNS, FEWEST, Scores, correlations, oriented
+from tenas.study.correlate import COLUMNS, FEWEST, TESTS, Scores, correlations, oriented
 
 
 def read_table_of_values(scores: Sequence[str | os.PathLike], measures: Mapping, cells: Cells) -> dict[str, Scores]:
@@ -57,13 +58,13 @@ def correlate(
     chosen = read_cells(cells, get_space(settings["space"])).cells
     if len(chosen) < FEWEST:
         raise TenasError(f"A study needs at least {FEWEST} cells; {cells} has {len(chosen)}.")
-    table = read_index(index).set_index("arch")
+    table = read_index(index, settings["space"]).set_index("arch")
     missing = [cell.arch for cell in chosen if cell.arch not in table.index]
     if missing:
         raise TenasError(f"The benchmark index {index} has no cell {missing[0]}.")
-    names = [name for name in ACCURACY_NAMES if name in table.columns]
+    names = [name for name in accuracies_of(table) if name.endswith(TESTS)]
     if not names:
-        raise TenasError(f"The benchmark index {index} has none of the test accuracies {', '.join(ACCURACY_NAMES)}.")
+        raise TenasError(f"The benchmark index {index} has no test accuracies, whose names end in {' or '.join(TESTS)}.")
     accuracies = {name: table.loc[[cell.arch for cell in chosen], name].to_numpy(float) for name in names}
     for name, values in accuracies.items():
         if (values != values).any():
@@ -72,6 +73,7 @@ def correlate(
     rows = correlations(values, accuracies, settings["seed"])
     plot_forest(rows, out / "forest.svg")
     plot_scatter(oriented(values), names[0], accuracies[names[0]], out / "scatter.svg")
-    made = provenance(settings=settings, inputs=[cells, index, *scores], stopwatch=stopwatch, cells=len(chosen))
+    inputs = [cells, index_path(index, settings["space"]), *scores]
+    made = provenance(settings=settings, inputs=inputs, stopwatch=stopwatch, cells=len(chosen))
     write_json(out / "correlations.json", made)
     write_csv(out / "correlations.csv", COLUMNS, rows)
