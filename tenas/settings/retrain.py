@@ -16,9 +16,13 @@ class ColourJitter(Model):
     """Largest random changes; shares, and for the hue a share of the whole circle."""
 
     brightness: Share = 0
+    """Largest change of the brightness, as a share."""
     contrast: Share = 0
+    """Largest change of the contrast, as a share."""
     saturation: Share = 0
+    """Largest change of the saturation, as a share."""
     hue: Annotated[Real, Field(ge=0, le=0.5)] = 0
+    """Largest change of the hue, as a share of the whole circle."""
 
 
 class Retraining(Model):

@@ -88,6 +88,15 @@ class OperatorsRound(_Pruning):
     """Cell type and number of the one edge that the round settles; null for all edges at once."""
 
 
+class OperatorsEntry(OperatorsRound):
+    """A round of operators in a preset, which stands for as many as leave one operator on each edge."""
+
+    times: Positive | None = None
+    """How many such rounds there are at most; null for as many as leave one operator on each edge."""
+    order: Literal["together", "edge_by_edge"] = "together"
+    """Whether a round prunes all edges at once, or each edge is settled in a round of its own."""
+
+
 class EdgesRound(_Pruning):
     """A round that prunes edges: a node keeps as many as its space says (DARTS)."""
 
@@ -249,15 +258,22 @@ def _rounds(preset: Preset, space: Space, retraining: Mapping | None, datasets: 
         if kind == "cells":
             found.append(checked(CellsRound, entry, here).model_dump(mode="json"))
             continue
+        for value in entry["measures"].values():
+            # In a smaller network a cell type does not stand, and its trials would change nothing.
+            value["cells"] = max(value["cells"], space.least_cells)
         entry = {key: getattr(preset, key) for key in ("change", "decimals", "ranks")} | entry
         if kind == "edges":
             if space.edges_rounds(1):
                 found.append(checked(EdgesRound, entry, here).model_dump())
             continue
-        order, times = entry.pop("order", preset.order), entry.pop("times", None)
-        model = checked(OperatorsRound, {"prune": preset.prune} | entry, here).model_dump()
-        edges = [key for key in left if left[key] > 1] if order == "edge_by_edge" else [None] * (times or len(space.operators))
-        for edge in edges:
+        model = checked(OperatorsEntry, {"prune": preset.prune, "order": preset.order} | entry, here).model_dump()
+        order, times, own = model.pop("order"), model.pop("times"), model.pop("edge")
+        edges = [key for key in left if left[key] > 1] if order == "edge_by_edge" else [None] * len(space.operators)
+        if own is not None:
+            edges = [key for key in left if key == own]
+            if not edges:
+                raise TenasError(f"{here}: 'edge' is {list(own)!r}; {space.name} has no such cell type and edge.")
+        for edge in edges[:times]:
             round = space.operators_round(1, left, model["prune"], edge)
             if round.trials:
                 found.append(model | {"prune": round.prune, "edge": None if edge is None else list(edge)})
