@@ -29,8 +29,7 @@ def look_at_limits(case: Case) -> Limits | None:
     table_is_here = table_file is not None and table_file.is_file()
     if table_file is not None and not table_is_here:
         case.ledger.note(f"The table {table_file} of the latency limit is not here: its figures were taken as they are.")
-    inputs: list[Path | None] = [case.prepared(layout.CARD)]
-    inputs += [] if table_file is None else [table_file if table_is_here else None]
+    inputs: list[Path | None] = [] if table_file is None else [table_file if table_is_here else None]
     case.made_by(path, "limits", mapping(value.get("made_by")), inputs)
     with case.ledger.damage(path):
         found = from_json(value)

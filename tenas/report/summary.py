@@ -62,14 +62,22 @@ def _number(path: Path, row: Mapping[str, str], column: str) -> float | None:
         raise TenasError(f"The table {path} has {row[column]!r} for {column!r}, which is no number.") from error
 
 
-def summarise_round(run_dir: Path, seed: int, number: int, kind: str) -> RoundSummary:
-    """Read the table and the records of a round. Raises TenasError where one is missing or damaged."""
+def training_seconds(run_dir: Path, seed: int, number: int, trainings: int) -> float:
+    """Time of a round's short trainings, one after another. Raises TenasError where the metrics of one are missing or damaged."""
+    places = [{"seed": seed, "round": number, "place": place} for place in range(1, trainings + 1)]
+    paths = [layout.path(layout.TRAINING_METRICS, run_dir, **place) for place in places]
+    return sum(_seconds(path, read_json(path, "training's metrics").get("training_seconds")) for path in paths)
+
+
+def summarise_round(run_dir: Path, seed: int, number: int, entry: Mapping[str, Any]) -> RoundSummary:
+    """Read the table and the records of a round; ``entry``: its settings. Raises TenasError where one is missing or damaged."""
+    kind = entry["kind"]
     path = layout.path(layout.TABLE[kind], run_dir, seed=seed, round=number)
     if kind == "training":
-        rows = read_table(path, ("arch", "valid_accuracy", "seconds", "place", "kept"), "ranking")
+        rows = read_table(path, ("arch", "valid_accuracy", "place", "kept"), "ranking")
         shares: list[float] = []
         # Trainings that were looked up took no time.
-        seconds = sum(_number(path, row, "seconds") or 0.0 for row in rows)
+        seconds = training_seconds(run_dir, seed, number, len(rows)) if entry["column"] is None else 0.0
     else:
         decision, share = ("kept", "kept_share") if kind == "cells" else ("pruned", "pruned_share")
         rows = read_table(path, (decision, share, *(("arch", "place") if kind == "cells" else ())), "ranking")
@@ -90,9 +98,7 @@ def summarise_round(run_dir: Path, seed: int, number: int, kind: str) -> RoundSu
 
 def summarise_rounds(run_dir: str | os.PathLike, seed: int, settings: Mapping[str, Any]) -> list[RoundSummary]:
     """The rounds of a seed, in their order."""
-    return [
-        summarise_round(Path(run_dir), seed, number, entry["kind"]) for number, entry in enumerate(settings["rounds"], start=1)
-    ]
+    return [summarise_round(Path(run_dir), seed, number, entry) for number, entry in enumerate(settings["rounds"], start=1)]
 
 
 def _of_search(rounds: Sequence[RoundSummary]) -> dict[str, float | None]:

@@ -20,6 +20,7 @@ def limits(
     resolved, data = read_settings(settings), read_json(card, "data card")
     value = resolved_limits(resolved, classes=data["classes"], side=data["side"])
     latency = resolved["limits"].get("latency")
-    inputs = [card, *([latency["table"]] if latency else [])]
+    # Of the card it takes two numbers, which it records: the rest of the card says when it was written, and where.
+    inputs = [latency["table"]] if latency else []
     # No decision of a search has its hash where rounds only draw cells: it carries its own.
     write_json(out, sealed(value | {"made_by": made_by("limits", resolved, inputs)}))
