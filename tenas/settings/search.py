@@ -230,7 +230,7 @@ def _measures_of_round(entry: Mapping, shared: Mapping, where: str) -> dict:
     if own is None:
         return dict(shared)
     if isinstance(own, list):
-        own = dict.fromkeys(own, {})
+        own = {name: {} for name in own}
     if not isinstance(own, Mapping):
         raise TenasError(f"{where}: 'measures' is {own!r}; it must be a mapping, or an array (list) of names.")
     return {name: merged(shared.get(name) or {}, value or {}) for name, value in own.items()}
@@ -289,8 +289,8 @@ def _training(entry: dict, preset: Preset, space: Space, retraining: Mapping | N
         known = [space.short_trainings[name] for name in datasets if name in space.short_trainings]
         if not column and not known:
             raise TenasError(
-                f"{where}: 'trainings' is 'table', but which column of the table of {space.name} has short trainings on this data "
-                "set is not known: say table:COLUMN."
+                f"{where}: 'trainings' is 'table', but which column of the table of {space.name} has short trainings on this "
+                "data set is not known: say table:COLUMN."
             )
         column = column or known[0]
         entry = entry | {"column": column, "training": {}}
@@ -311,7 +311,8 @@ SHORT = {
 
 
 def with_changes(preset: Mapping, changes: Mapping, where: str) -> dict:
-    """A preset with changes merged in. Those of ``rounds`` may be a mapping from the number of a round, from 1, to its changes."""
+    """A preset with changes merged in. Those of ``rounds`` may be a mapping from the number of a round, from 1, to its
+    changes."""
     changes = dict(changes)
     by_number = changes.pop("rounds", None)
     result = merged(preset, changes)
@@ -365,7 +366,8 @@ def search_settings(
 
     ``preset``: a name, or the path of a YAML file; ``changes``: keys that are different (a measure that is null is left out).
     ``retraining``: resolved settings of the run's retraining, which limits and short trainings are about. ``limits`` and
-    ``trainings``: of the run. ``datasets``: names that its data set goes by, for a table of trainings. Raises TenasError for whatever would stop the search later.
+    ``trainings``: of the run. ``datasets``: names that its data set goes by, for a table of trainings. Raises TenasError for
+    whatever would stop the search later.
     """
     space = get_space(space)
     where = f"preset {preset}" if not changes else f"preset {preset} with the run's changes"
