@@ -35,7 +35,7 @@ def by_definition(network: Supernet, x: torch.Tensor) -> torch.Tensor:
         mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
         return (x - mean) / (var + bn.eps).sqrt() * bn.weight[:, None, None] + bn.bias[:, None, None]
 
-    def run(name, operator, x):
+    def run(name, operators, x):
         if name == "none":
             return 0 * x
         if name == "skip_connect":
@@ -44,7 +44,8 @@ def by_definition(network: Supernet, x: torch.Tensor) -> torch.Tensor:
             sums = functional.conv2d(x.flatten(0, 1)[:, None], torch.ones(1, 1, 3, 3, dtype=x.dtype), padding=1)
             counts = functional.conv2d(torch.ones_like(x[:1, :1]), torch.ones(1, 1, 3, 3, dtype=x.dtype), padding=1)
             return sums.view_as(x) / counts
-        return norm(functional.conv2d(x.clamp(min=0), operator.conv.weight, padding=int(name[-1]) // 2), operator.bn)
+        convolution = operators[name]
+        return norm(functional.conv2d(x.clamp(min=0), convolution.conv.weight, padding=int(name[-1]) // 2), convolution.bn)
 
     body = network.body
     x = norm(functional.conv2d(x, body.stem[0].weight, padding=1), body.stem[1])
@@ -56,7 +57,7 @@ def by_definition(network: Supernet, x: torch.Tensor) -> torch.Tensor:
                 for source in range(target):
                     index = NAS.edges.index((target, source))
                     names = network.mask.operators("cell", index)
-                    total = total + sum(run(name, layer.edges[index][name], nodes[source]) for name in names) / len(names)
+                    total = total + sum(run(name, layer.edges[index], nodes[source]) for name in names) / len(names)
                 nodes.append(total)
             x = nodes[3]
         else:

@@ -74,5 +74,7 @@ def load_network(path: str | os.PathLike, space: str | None = None) -> tuple[Net
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise TenasError(f"The weights in {path} do not fit the networks of {genotype.space.reference}: it has changed.") from error
+        raise TenasError(
+            f"The weights in {path} do not fit the networks of {genotype.space.reference}: it has changed."
+        ) from error
     return network.eval(), content

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -50,15 +51,15 @@ class Scorer:
             self.measures[measure.name] = (measure, settings)
         self.drawn: tuple[str, int] | None = None
         self.supernets: dict[str, nn.Module] = {}
-        self.sums: dict[str, Sums] = {}
+        self.sums: dict[str, Sums | None] = {}
 
     def __call__(self, measurement: Measurement) -> Taken:
         """The value and what it cost: seconds of the processor, or of the clock on a GPU, without making the network."""
         subject, name, repeat = measurement
         measure, settings = self.measures[name]
-        if measure.sums is not None and isinstance(self.task.subjects, Cells):
+        if measure.sums is not None and isinstance(self.task.subjects, Cells) and (costs := self.costs(name)) is not None:
             start = time.process_time()
-            value = self.costs(name).of(self.task.subjects.genotype(subject))
+            value = costs.of(self.task.subjects.genotype(subject))
             return Taken(measurement, value, time.process_time() - start)
         if self.drawn != (name, repeat):
             self.inputs = draw_inputs(measure, settings, self.images, self.card, self.seed(name, repeat, "inputs"), self.device)
@@ -72,12 +73,15 @@ class Scorer:
             value = measure(network, *self.inputs)
         return Taken(measurement, value, clock() - start)
 
-    def costs(self, name: str) -> Sums:
-        """What operators cost in the networks of a measure that is a sum over them."""
+    def costs(self, name: str) -> Sums | None:
+        """What operators cost in the networks of a measure that is a sum over them; None where it is no sum."""
         if name not in self.sums:
             measure, settings = self.measures[name]
             shape = {"channels": settings["channels"], "cells": settings["cells"], "classes": self.card["classes"]}
-            self.sums[name] = operator_costs(self.task.subjects.space, side=self.images.shape[1], **shape)[measure.sums]
+            self.sums[name] = None
+            # Networks of one's own may cost what no sum tells: they are counted one by one.
+            with suppress(TenasError):
+                self.sums[name] = operator_costs(self.task.subjects.space, side=self.images.shape[1], **shape)[measure.sums]
         return self.sums[name]
 
     def seed(self, name: str, repeat: int, purpose: str) -> int:

@@ -49,6 +49,11 @@ def measuring_code(stage: str, settings: Mapping, entry: Mapping) -> str:
     return stage_code(stage, settings, entry["measures"], networks=True)
 
 
+def training_code(space: Space) -> str:
+    """The digest of the code that a training runs, short or long."""
+    return space_code(space, "tenas.retrain.stage", networks=True)
+
+
 def ranking_code(stage: str, settings: Mapping, entry: Mapping) -> str:
     """``stage_code`` of a stage that ranks by measures: which way a measure of one's own is good stands in its own file."""
     return stage_code(stage, settings, filter(is_reference, entry.get("measures", ())))

@@ -98,12 +98,13 @@ class Config(Model):
     shards: Annotated[Whole, Field(ge=1)] = 2
     """Jobs that a round of a search is split into, at most one per subject; the result does not depend on it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where jobs score and train: cpu, cuda, or auto, a GPU where there is one. On a cluster whose login node has none say cuda."""
+    """Where jobs score and train: cpu, cuda, or auto, a GPU where there is one. On a cluster whose login node has none say
+    cuda."""
     threads: Threads = Threads()
     """Processor threads of a job."""
     benchmark: dict[str, str | None] = {}
-    """Table of a space: CSV, CSV.gz or Parquet, one row per cell; ``builtin`` for the one that comes with the project, which is also
-    what a space has that is not named here; null for none."""
+    """Table of a space: CSV, CSV.gz or Parquet, one row per cell; ``builtin`` for the one that comes with the project, which
+    is also what a space has that is not named here; null for none."""
     claims: str | None = None
     """File of published figures, to be set beside the results of the runs that it names: ``results/claims.json`` and ``.md``."""
     table_search: TableSearch | None = None

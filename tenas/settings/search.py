@@ -172,6 +172,8 @@ class Preset(Model):
     """Decimals that each repeat's change is rounded to; null for none."""
     ranks: Ranks = "average"
     """Ranks of equal changes: their mean, the same without gaps, or by their place in the list of trials."""
+    aggregate: Aggregate | None = None
+    """How the ranks of several measures become one; null for rank_sum in rounds that prune, log_rank_sum in rounds of cells."""
     order: Literal["together", "edge_by_edge"] = "together"
     """Whether a round of operators prunes all edges at once, or each edge is settled in a round of its own."""
     measures: dict[str, Any] = Field(default={})
@@ -228,7 +230,7 @@ def _measures_of_round(entry: Mapping, shared: Mapping, where: str) -> dict:
     if own is None:
         return dict(shared)
     if isinstance(own, list):
-        own = dict.fromkeys(own, {})
+        own = {name: {} for name in own}
     if not isinstance(own, Mapping):
         raise TenasError(f"{where}: 'measures' is {own!r}; it must be a mapping, or an array (list) of names.")
     return {name: merged(shared.get(name) or {}, value or {}) for name, value in own.items()}
@@ -251,6 +253,8 @@ def _rounds(preset: Preset, space: Space, retraining: Mapping | None, datasets: 
             found.append(_training(entry, preset, space, retraining, datasets, here))
             continue
         entry["measures"] = measure_settings(_measures_of_round(entry, shared, here), here)
+        if preset.aggregate is not None:
+            entry.setdefault("aggregate", preset.aggregate)
         if kind == "cells":
             found.append(checked(CellsRound, entry, here).model_dump(mode="json"))
             continue
@@ -285,8 +289,8 @@ def _training(entry: dict, preset: Preset, space: Space, retraining: Mapping | N
         known = [space.short_trainings[name] for name in datasets if name in space.short_trainings]
         if not column and not known:
             raise TenasError(
-                f"{where}: 'trainings' is 'table', but which column of the table of {space.name} has short trainings on this data "
-                "set is not known: say table:COLUMN."
+                f"{where}: 'trainings' is 'table', but which column of the table of {space.name} has short trainings on this "
+                "data set is not known: say table:COLUMN."
             )
         column = column or known[0]
         entry = entry | {"column": column, "training": {}}
@@ -307,7 +311,8 @@ SHORT = {
 
 
 def with_changes(preset: Mapping, changes: Mapping, where: str) -> dict:
-    """A preset with changes merged in. Those of ``rounds`` may be a mapping from the number of a round, from 1, to its changes."""
+    """A preset with changes merged in. Those of ``rounds`` may be a mapping from the number of a round, from 1, to its
+    changes."""
     changes = dict(changes)
     by_number = changes.pop("rounds", None)
     result = merged(preset, changes)
@@ -361,7 +366,8 @@ def search_settings(
 
     ``preset``: a name, or the path of a YAML file; ``changes``: keys that are different (a measure that is null is left out).
     ``retraining``: resolved settings of the run's retraining, which limits and short trainings are about. ``limits`` and
-    ``trainings``: of the run. ``datasets``: names that its data set goes by, for a table of trainings. Raises TenasError for whatever would stop the search later.
+    ``trainings``: of the run. ``datasets``: names that its data set goes by, for a table of trainings. Raises TenasError for
+    whatever would stop the search later.
     """
     space = get_space(space)
     where = f"preset {preset}" if not changes else f"preset {preset} with the run's changes"
@@ -389,7 +395,18 @@ def search_settings(
 
 def read_settings(path: str | os.PathLike) -> dict:
     """The settings of a search from its search.json, checked again: the file may have been edited."""
-    return check_settings(read_json(path, "search settings"), str(path))
+    value = read_json(path, "search settings")
+    if is_of_earlier_version(value):
+        raise TenasError(
+            f"The settings {path} are of an earlier version, whose searches had no list of rounds: read the run with the version "
+            "that made it, or search again."
+        )
+    return check_settings(value, str(path))
+
+
+def is_of_earlier_version(value: Mapping) -> bool:
+    """Whether these are settings from before searches had a list of rounds."""
+    return "measures" in value and "rounds" not in value
 
 
 def check_settings(value: Mapping, where: str) -> dict:

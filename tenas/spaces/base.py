@@ -273,7 +273,8 @@ class Space:
         return self.operators
 
     def operation(self, name: str, inputs: int, outputs: int, stride: int) -> Any:
-        """The module of an operator, (n, inputs, h, w) to (n, outputs, h / stride, w / stride); None for one that gives nothing."""
+        """The module of an operator, (n, inputs, h, w) to (n, outputs, h / stride, w / stride); None for one that gives
+        nothing."""
         raise NotImplementedError(f"the space {self.name} does not say how its operators are built")
 
     # --- masks
@@ -324,7 +325,8 @@ class Space:
             for target in range(self.inputs, self.nodes):
                 counts = [sum(row) for edge, row in zip(self.edges, rows, strict=True) if edge.target == target and any(row)]
                 kept = self.kept_edges(sum(edge.target == target for edge in self.edges))
-                # The sum over all subsets of ``kept`` edges of the product of their operators: an elementary symmetric polynomial.
+                # The sum over all subsets of ``kept`` edges of the product of their operators: an elementary symmetric
+                # polynomial.
                 sums = [1] + [0] * kept
                 for count in counts:
                     for size in range(kept, 0, -1):
