@@ -5,7 +5,7 @@ For each run (a folder of NAS-Bench-201 searches with several seeds, e.g. result
 - how often two seeds agree in the operator of an edge, and how often they would if each edge's operator were drawn from the run's
   mix of operators, whatever the edge;
 - the mean accuracies of the cells that were found, and those that all 15,625 cells have on average when each is weighted with
-  its probability under such draws: what a random cell of the same mix is worth. INDEX is a benchmark index (docs/benchmark.md).
+  its probability under such draws: what a random cell of the same mix is worth. INDEX is a benchmark index, or builtin.
 """
 
 import argparse

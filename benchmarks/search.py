@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 
 import torch
+from tenas.search.score import Scorer
+from tenas.search.stages import measurement_count, search, search_rounds
+from tenas.search.table import Measurement
 
 from benchmarks.side_by_side import table
 from tenas.data import read_images
 from tenas.measures import condition_number
 from tenas.measures.ntk import ntk_gram_by_loop
-from tenas.search.score import Scorer
-from tenas.search.stages import measurement_count, search, search_rounds
-from tenas.search.table import Measurement
 from tenas.settings import search_settings
 from tenas.spaces import get_space
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from tenas import layout
+from tenas.benchmark.builtin import BUILTIN, CHECKSUMS, builtin_table
 from tenas.data.sources import check_source, get_source
 from tenas.errors import TenasError, one_of
 from tenas.files import read_json
@@ -13,6 +14,7 @@ from tenas.settings.config import Config
 from tenas.settings.retrain import retrain_settings
 from tenas.settings.search import search_settings
 from tenas.settings.study import study_settings
+from tenas.spaces import get_space
 
 # Of a data set that has not been looked at: parameters grow with the classes, multiply-adds with the side too.
 FEWEST_CLASSES, SMALLEST_SIDE = 2, 8
@@ -20,12 +22,21 @@ FEWEST_CLASSES, SMALLEST_SIDE = 2, 8
 
 def load_config(value: Mapping, where: str = "config") -> dict:
     """A configuration with defaults filled in and presets resolved: ``runs.<name>.settings`` and ``.retrain_settings``.
-    The entries of ``studies`` are their settings.
+    The entries of ``studies`` are their settings. ``benchmark`` has ``builtin`` for spaces of which it says nothing and of which
+    a table comes with the project.
 
     Raises TenasError for anything that would stop a run later: unknown keys, spaces, data sets, sources, presets, faulty claims,
     limits that no cell meets.
     """
     config = checked(Config, dict(value), where).model_dump()
+    config["benchmark"] = dict.fromkeys(CHECKSUMS, BUILTIN) | config["benchmark"]
+    for space, index in config["benchmark"].items():
+        try:
+            known = get_space(space)
+            if index == BUILTIN:
+                builtin_table(known)
+        except TenasError as error:
+            raise TenasError(f"{where}: 'benchmark': {error}") from error
     for name, dataset in config["datasets"].items():
         try:
             check_source(dataset)

@@ -3,15 +3,16 @@
 import json
 import os
 import platform
+import re
+import sys
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 from tenas import __version__
-from tenas.code import code_digest
+from tenas.code import PACKAGE, code_digest
 from tenas.files import sha256, sha256_of
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "dvc", "nas-bench-201")
@@ -29,18 +30,38 @@ def package_versions() -> dict[str, str]:
 
 
 @cache
-def processor(device: str = "cpu") -> str:
-    """The kind of processor, or of GPU, that computes on ``device``: the last bits of a measurement follow from it."""
-    if device.startswith("cuda"):
-        import torch
+def processor_model() -> str:
+    """The processor's model, by Linux's name for it; elsewhere its architecture."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
-        return torch.cuda.get_device_name(device)
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip().lower() in ("model name", "cpu model"):
-                return value.strip()
-    return platform.processor() or platform.machine()
+
+def processor(device: str = "cpu") -> dict[str, str]:
+    """The kind of processor, which a number's last digits follow from (docs/measures.md): its model, under ``processor``.
+
+    Where torch is loaded also the ``instructions`` that it uses (AVX2, AVX512, ...) and, for ``cuda``, the ``gpu``.
+    """
+    found = {"processor": processor_model()}
+    if torch := sys.modules.get("torch"):
+        found["instructions"] = torch.backends.cpu.get_cpu_capability()
+        if device == "cuda":
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def input_name(path: str | os.PathLike) -> str:
+    """What a record calls an input: its path as given; a file of the package by its place there, which is the same everywhere."""
+    path = Path(path)
+    return (Path(PACKAGE.name) / path.relative_to(PACKAGE)).as_posix() if path.is_relative_to(PACKAGE) else str(path)
+
+
+def input_path(name: str) -> Path:
+    """The file that a record calls so (``input_name``)."""
+    path = Path(name)
+    return PACKAGE.parent / path if not path.exists() and path.parts[:1] == (PACKAGE.name,) else path
 
 
 class Stopwatch:
@@ -72,14 +93,9 @@ def provenance(
         "tenas": __version__,
         "code_sha256": code_digest(),
         "packages": package_versions(),
-        "machine": {
-            "host": platform.node(),
-            "platform": platform.platform(),
-            "processor": processor(device),
-            "device": device,
-        },
+        "machine": {"host": platform.node(), "platform": platform.platform(), "device": device, **processor(device)},
         "wall_seconds": stopwatch.seconds(),
-        "inputs": dict(inputs) if isinstance(inputs, Mapping) else {str(path): sha256(path) for path in inputs},
+        "inputs": dict(inputs) if isinstance(inputs, Mapping) else {input_name(path): sha256(path) for path in inputs},
     }
 
 

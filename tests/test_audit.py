@@ -13,6 +13,7 @@ from conftest import TINY, call, snakemake, succeed, write_config
 from tenas.audit import audit
 from tenas.cli import main
 from tenas.files import read_json, write_json
+from tenas.provenance import sealed
 
 RUN = Path("results/digits")
 SEED = RUN / "seed0"
@@ -40,9 +41,9 @@ def test_a_finished_run_is_clean(copy, capsys):
     assert main(["audit", str(RUN)]) == 0
     printed = capsys.readouterr().out
     assert files_below(copy) == before
-    # settings, four masks, three rankings, six scores with their records, genotype, drawing, benchmark, retraining's settings
-    # and metrics, network, export's record, summary; images, labels, card.
-    assert printed.splitlines()[-1] == f"{1 + 4 + 3 + 12 + 2 + 1 + 3 + 1 + 1 + 3} files, all as recorded"
+    # settings, four masks, three rankings, six scores with their records, genotype, drawing, benchmark, retraining's settings,
+    # metrics, history and network, export's record and its two files, summary and metrics; images, labels, card.
+    assert printed.splitlines()[-1] == f"{1 + 4 + 3 + 12 + 2 + 1 + 4 + 3 + 2 + 3} files, all as recorded"
     assert "note" not in printed
     assert f"genotype {read_json(SEED / 'genotype.json', 'genotype')['arch']}" in printed
     assert str(read_json("data/digits/card.json", "card")["sha256"]) in printed
@@ -77,7 +78,9 @@ EDITED = [
     RUN / "search.json", RUN / "retrain.json", RUN / "summary.csv", SEED / "round0/mask.json", SEED / "round1/scores/2.csv",
     SEED / "round3/scores/1.csv", SEED / "round2/scores/1.json", SEED / "round1/ranking.csv", SEED / "round3/ranking.csv",
     SEED / "round2/mask.json", SEED / "round3/mask.json", SEED / "genotype.json", SEED / "genotype.svg",
-    SEED / "retrain/network.pt", "data/digits/images.npy", "data/digits/labels.npy", "data/digits/card.json",
+    SEED / "retrain/network.pt", SEED / "retrain/history.csv", SEED / "retrain/metrics.json", SEED / "export/network.pt2",
+    SEED / "export/network.onnx", SEED / "export/export.json", RUN / "metrics.json", "data/digits/images.npy",
+    "data/digits/labels.npy", "data/digits/card.json",
 ]  # fmt: skip
 
 
@@ -149,7 +152,8 @@ def test_scores_of_another_seed_are_found(copy):
     """Whole files of another search, each as it was recorded, but not here."""
     shutil.copytree(SEED, RUN / "seed1")
     found = faults()
-    assert set(found) == {f"{RUN}/seed1/round{r}/scores/{s}.json" for r in (1, 2, 3) for s in (1, 2)}
+    records = {f"{RUN}/seed1/round{r}/scores/{s}.json" for r in (1, 2, 3) for s in (1, 2)}
+    assert set(found) == {*records, f"{RUN}/seed1/retrain/metrics.json"}
     assert all(what == ["has 0 for 'seed', where 1 belongs"] for what in found.values())
 
 
@@ -180,6 +184,21 @@ def test_other_code_is_a_note_and_no_fault(copy, capsys):
     assert "note: 1 file of decisions made by another version of the code (000000000000)." in capsys.readouterr().out
 
 
+def test_another_processor_is_no_fault(copy, capsys):
+    """Shards of a round may have been measured on machines of different kinds, and records of earlier versions name none."""
+    for number, path in enumerate(sorted(SEED.glob("round*/scores/*.json"))):
+        record = read_json(path, "record")
+        assert record.pop("record_sha256")
+        assert record["machine"]["processor"]
+        if number % 2:
+            record["machine"] |= {"processor": "Another", "instructions": "DEFAULT"}
+        else:
+            del record["machine"]["processor"], record["machine"]["instructions"]
+        write_json(path, sealed(record))
+    assert main(["audit", str(RUN)]) == 0
+    assert "note" not in capsys.readouterr().out
+
+
 def test_a_run_of_other_shards_and_what_an_earlier_split_left(finished, tmp_path, monkeypatch, capsys):
     write_config(tmp_path, TINY | {"shards": 3})
     shutil.copytree(finished / "data", tmp_path / "data")
@@ -189,12 +208,12 @@ def test_a_run_of_other_shards_and_what_an_earlier_split_left(finished, tmp_path
     assert "1.csv (36), 2.csv (32), 3.csv (32)" in capsys.readouterr().out
     (SEED / "round1/scores/4.csv").write_text("left over")
     assert main(["audit", str(RUN)]) == 0
-    assert f"note: {SEED}/round1/scores/4.csv is no part of the round" in capsys.readouterr().out
+    assert f"note: {SEED}/round1/scores/4.csv is no part of the scores" in capsys.readouterr().out
 
 
 def test_a_search_in_one_process_is_clean_too(copy, capsys):
     settings = read_json(RUN / "search.json", "settings")
-    preset = {key: value for key, value in settings.items() if key not in ("space", "preset")}
+    preset = {key: settings[key] for key in ("exclude", "rounds")}
     Path("tiny.yaml").write_text(yaml.safe_dump(preset, sort_keys=False))
     arguments = ("--preset", "tiny.yaml", "--data", copy / "data/digits", "--device", "cpu", "--seeds", "0", "--out", "found")
     succeed(call("tenas", "search", *arguments, cwd=copy))
@@ -210,7 +229,10 @@ def test_a_search_in_one_process_is_clean_too(copy, capsys):
 def test_what_cannot_be_audited_is_a_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["audit", "nowhere"]) == 2
-    assert capsys.readouterr().err == "tenas: There is nothing to audit in nowhere: it has no folder of a seed.\n"
+    assert (
+        capsys.readouterr().err
+        == "tenas: There is nothing to audit in nowhere: it has no folder of a seed, and it is no study.\n"
+    )
     Path("run/seed0").mkdir(parents=True)
     assert main(["audit", "run"]) == 2
     error = capsys.readouterr().err

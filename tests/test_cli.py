@@ -3,35 +3,22 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
+from helpers import TINY, files, prepared, refused
 
 from tenas.cli import main
 from tenas.files import sha256
-
-TINY = """
-exclude: [none]
-prune: 1
-change: log
-ranks: average
-measures:
-  ntk_condition_number: {repeats: 1, batch: 4, channels: 1, cells: 1, weights: kaiming_fan_out, redraw: true}
-  linear_regions: {repeats: 2, inputs: crops, count: 300, blocks: 3, channels: 1, weights: kaiming_fan_in, redraw: true}
-"""
+from tenas.settings import search_settings
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A prepared data set of 40 small images."""
+    """A prepared data set of 48 small images."""
     folder = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    # Smooth pictures, not noise: a crop of a photograph is mostly of one grey.
-    coarse = generator.integers(0, 256, (60, 4, 4, 3))
-    images = coarse.repeat(4, 1).repeat(4, 2) + generator.integers(-8, 8, (60, 16, 16, 3))
-    np.savez(folder / "mine.npz", images=images.clip(0, 255).astype(np.uint8), labels=np.arange(60) % 3)
-    assert main(["prepare", json.dumps({"source": "npz", "path": str(folder / "mine.npz")}), "--out", str(folder / "mine")]) == 0
-    return folder / "mine"
+    return prepared(folder, folder / "mine")
 
 
 @pytest.fixture
@@ -54,21 +41,6 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "tenas.cli", *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
-def refused(capsys, *arguments: object) -> str:
-    """The sentence with which the command is refused."""
-    assert main([str(argument) for argument in arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("tenas: ")
-    assert err.endswith(".\n")
-    assert err.count("\n") == 1
-    return err
-
-
-def files(folder) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
 def test_a_whole_search_in_one_process(tmp_path, data, preset):
     done = run("search", "--data", data, "--preset", preset, "--seeds", 0, 1, "--threads", 2, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -81,43 +53,75 @@ def test_a_whole_search_in_one_process(tmp_path, data, preset):
             "genotype.json", "genotype.svg", "round0/mask.json",
             *(f"round{r}/{name}" for r in (1, 2, 3) for name in ("mask.json", "ranking.csv", "scores/1.csv", "scores/1.json")),
         ]  # fmt: skip
-    assert "search: 342 of 342 measurements" in done.stderr
+    for seed in (0, 1):
+        for number, trials in enumerate((25, 19, 13), start=1):
+            assert f"seed {seed}, round {number}, shard 1/1: {trials * 3} of {trials * 3} measurements" in done.stderr
 
 
 def test_stages_and_search_end_in_the_same_bytes(tmp_path, data, found):
     whole, staged = found, tmp_path / "staged"
     settings = tmp_path / "search.json"
-    given = json.dumps({"space": "nas-bench-201", "preset": str(found.parent / "tiny.yaml")})
+    given = json.dumps(search_settings("nas-bench-201", str(found.parent / "tiny.yaml")))
     assert main(["settings", "search", given, "--out", str(settings)]) == 0
     assert settings.read_bytes() == (whole / "search.json").read_bytes()
     mask = staged / "round0/mask.json"
     assert main(["mask", "--settings", str(settings), "--out", str(mask)]) == 0
     for number in (1, 2, 3):
         folder = staged / f"round{number}"
-        common = ["--settings", str(settings), "--mask", str(mask), "--round", str(number)]
+        common = ["--settings", str(settings), "--round", str(number)]
         scores = [str(folder / f"scores/{shard}.csv") for shard in (1, 2, 3)]
         for shard, out in enumerate(scores, start=1):
-            images = str(data / "images.npy")
-            assert main(["score", *common, "--images", images, "--seed", "0", "--shard", f"{shard}/3", "--out", out]) == 0
-        mask = folder / "mask.json"
+            given = ["--images", str(data / "images.npy"), "--subjects", str(mask), "--seed", "0", "--shard", f"{shard}/3"]
+            assert main(["score", *common, *given, "--out", out]) == 0
+        before, mask = mask, folder / "mask.json"
         ranking = str(folder / "ranking.csv")
-        assert main(["prune", *common, "--scores", *scores, "--ranking", ranking, "--out", str(mask)]) == 0
+        given = ["--mask", str(before), "--scores", *scores, "--ranking", ranking]
+        assert main(["prune", *common, *given, "--out", str(mask)]) == 0
     out, svg = str(staged / "genotype.json"), str(staged / "genotype.svg")
-    assert main(["genotype", "--settings", str(settings), "--mask", str(mask), "--out", out, "--svg", svg]) == 0
-    for name in ("round1/ranking.csv", "round2/ranking.csv", "round3/ranking.csv", "round3/mask.json", "genotype.json"):
+    assert main(["genotype", "--settings", str(settings), "--state", str(mask), "--out", out]) == 0
+    assert main(["draw", "--genotype", out, "--out", svg]) == 0
+    for name in ("round1/ranking.csv", "round2/ranking.csv", "round3/ranking.csv", "round3/mask.json", "genotype.json",
+                 "genotype.svg"):  # fmt: skip
         assert (whole / "seed0" / name).read_bytes() == (staged / name).read_bytes(), name
     rows = (whole / "seed0/round1/scores/1.csv").read_text().splitlines()
     assert rows[0] == "round,trial,cell,edge,target,source,operator,measure,repeat,value"
     assert len(rows) == 1 + 25 * 3
 
 
+def test_a_search_that_is_there_is_not_measured_again(found, data, capsys, tmp_path):
+    """The same command again leaves every file as it is, and so does one whose last round has been removed."""
+    folder = tmp_path / "run"
+    command = ["search", "--data", str(data), "--preset", str(found.parent / "tiny.yaml"), "--out", str(folder)]
+    assert main(command) == 0
+    scores = sorted(folder.rglob("scores/*"))
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in scores]
+    (folder / "seed0/round3/mask.json").unlink()
+    (folder / "seed0/genotype.json").unlink()
+    assert main(command) == 0
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in scores] == before
+    assert (folder / "seed0/genotype.json").read_bytes() == (found / "seed0/genotype.json").read_bytes()
+    # Scores that were edited, or follow from something else, are measured again.
+    (folder / "seed0/round1/scores/1.csv").write_text("edited\n")
+    assert main(command) == 0
+    assert [path.read_bytes() for path in scores if path.suffix == ".csv"] == [
+        content for path, (content, _) in zip(scores, before, strict=True) if path.suffix == ".csv"
+    ]
+    capsys.readouterr()
+    message = refused(capsys, *command, "--set", "rounds.1.aggregate=log_rank_sum")
+    assert "has a search of other settings" in message
+
+
 def test_what_made_a_score_is_beside_it(found):
     made = json.loads((found / "seed0/round1/scores/1.json").read_text())
     assert made["seed"] == 0
     assert made["measurements"] == 75
-    assert made["settings"]["measures"]["linear_regions"]["repeats"] == 2
+    assert made["settings"]["rounds"][0]["measures"]["linear_regions"]["repeats"] == 2
     assert set(made["packages"]) >= {"python", "torch", "numpy"}
     assert made["machine"]["device"] in {"cpu", "cuda"}
+    assert made["machine"]["instructions"] == torch.backends.cpu.get_cpu_capability()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file() and "model name" in (models := cpuinfo.read_text()):
+        assert f": {made['machine']['processor']}\n" in models
     assert made["wall_seconds"] > 0
     assert len(made["code_sha256"]) == 64
     assert [path.rpartition("/")[2] for path in made["inputs"]] == ["images.npy", "card.json", "mask.json"]
@@ -125,40 +129,72 @@ def test_what_made_a_score_is_beside_it(found):
     assert made["scores_sha256"] == sha256(found / "seed0/round1/scores/1.csv")
 
 
+def test_scores_that_were_edited_are_not_pruned_by(capsys, tmp_path, found):
+    """One digit of a scores file turned: its record has another hash."""
+    seed = found / "seed0"
+    text = (seed / "round1/scores/1.csv").read_text()
+    (tmp_path / "1.json").write_bytes((seed / "round1/scores/1.json").read_bytes())
+    digit = next(place for place in range(len(text) - 2, 0, -1) if text[place].isdigit())
+    (tmp_path / "1.csv").write_text(text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :])
+    message = refused(
+        capsys, "prune", "--settings", found / "search.json", "--mask", seed / "round0/mask.json", "--round", 1,
+        "--scores", tmp_path / "1.csv", "--ranking", tmp_path / "ranking.csv", "--out", tmp_path / "mask.json",
+    )  # fmt: skip
+    assert "is not the one that was written: its record has another hash" in message
+    assert files(tmp_path) == ["1.csv", "1.json"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"space": "nowhere", "preset": "default"}, "Unknown space 'nowhere'; known: nas-bench-201"),
-        ({"space": "nas-bench-201", "preset": "fast"}, "Unknown search preset 'fast'; known: default, paper, released"),
-        ({"space": "nas-bench-201", "preset": "default", "changes": {"prunes": 2}}, "unknown key 'prunes'"),
-        ({"space": "nas-bench-201", "preset": "default", "changes": {"change": "logs"}}, "allowed: log, relative, absolute"),
-        ({"space": "nas-bench-201", "preset": "default", "changes": {"measures": {"kappa": {}}}}, "unknown key 'kappa'"),
-        (
-            {"space": "nas-bench-201", "preset": "default", "changes": {"measures": {"linear_regions": {"repeats": 0}}}},
-            "'measures.linear_regions.repeats'",
-        ),
-        ({"space": "nas-bench-201", "preset": "default", "changes": {"prune": "one"}}, "of the type integer"),
-        ({"space": "nas-bench-201", "preset": "default", "changes": {"exclude": ["conv"]}}, "Unknown operator"),
-        (
-            {
-                "space": "nas-bench-201",
-                "preset": "default",
-                "changes": {"exclude": ["none", "skip_connect", "nor_conv_1x1", "avg_pool_3x3"]},
-            },
-            "leaves nothing to search",
-        ),
-        ({"space": "nas-bench-201"}, "with the keys space, preset"),
+        (["--space", "nowhere"], "Unknown space 'nowhere'; known: nas-bench-201"),
+        (["--preset", "fast"], "Unknown search preset 'fast'; known: default, paper, released"),
+        (["--set", "prunes=2"], "unknown key 'prunes'"),
+        (["--set", "change=logs"], "allowed: log, relative, absolute"),
+        (["--set", "measures.kappa.repeats=2"], "Unknown measure 'kappa'"),
+        (["--set", "measures.linear_regions.repeats=0"], "'measures.linear_regions.repeats' is 0; it must be at least 1"),
+        (["--set", "prune=one"], "'prune' is 'one'; it must be a whole number"),
+        (["--set", "exclude=[conv]"], "Unknown operator of nas-bench-201 'conv'"),
+        (["--set", "exclude=[none, skip_connect, nor_conv_1x1, avg_pool_3x3]"], "leaves nothing to search"),
+        (["--set", "prune"], "expected KEY=VALUE"),
+        (["--limit", "parameters=1000"], "No cell of nas-bench-201 has at most 1,000 parameters: the smallest has"),
+        (["--limit", "weight=5"], "unknown key 'weight' in 'limits'"),
+        (["--limit", "latency=5"], "another form than latency=FILE:COLUMN:MOST"),
+        (["--trainings", "some"], "'trainings' is 'some'; allowed: real, table, table:COLUMN, none"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(capsys, tmp_path, given, message):
-    assert message in refused(capsys, "settings", "search", json.dumps(given), "--out", tmp_path / "search.json")
+def test_a_search_that_cannot_be_is_refused_before_it_measures(capsys, tmp_path, data, given, message):
+    extra = ["--set", "rounds=[{kind: cells, sample: 4, keep: 2}, {kind: training}]"] if "--trainings" in given else []
+    assert message in refused(capsys, "search", "--data", data, *given, *extra, "--out", tmp_path / "run")
+    assert [name for name in files(tmp_path) if name != "run/search.json"] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("search", {"preset": None}, "'preset' is None; it must be a text"),
+        ("search", {"rounds": []}, "'rounds' has 0 entries; it must have at least 1"),
+        ("search", {"space": "nowhere"}, "Unknown space 'nowhere'"),
+        ("search", {"colour": 1}, "unknown key 'colour' in the top level; known: space, preset"),
+        ("study", {}, "unknown key"),
+        ("retrain", {}, "unknown key"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(capsys, tmp_path, kind, change, message):
+    given = search_settings("nas-bench-201", "released") | change
+    assert message in refused(capsys, "settings", kind, json.dumps(given), "--out", tmp_path / "settings.json")
+    del given["preset"]
+    if kind == "search" and change == {"preset": None}:
+        message = refused(capsys, "settings", kind, json.dumps(given), "--out", tmp_path / "settings.json")
+        assert "the key 'preset' is missing in the top level" in message
     assert files(tmp_path) == []
 
 
-def test_a_preset_that_is_no_yaml_is_refused(capsys, tmp_path):
+def test_a_preset_that_is_no_yaml_is_refused(capsys, tmp_path, data):
     (tmp_path / "p.yaml").write_text("a: [1")
-    given = json.dumps({"space": "nas-bench-201", "preset": str(tmp_path / "p.yaml")})
-    assert "is not valid YAML" in refused(capsys, "settings", "search", given, "--out", tmp_path / "search.json")
+    message = refused(capsys, "search", "--data", data, "--preset", tmp_path / "p.yaml", "--out", tmp_path / "run")
+    assert "is not valid YAML" in message
+    assert files(tmp_path) == ["p.yaml"]
 
 
 def test_too_few_images_for_the_batch_are_refused(capsys, tmp_path, data, preset):
@@ -169,7 +205,11 @@ def test_too_few_images_for_the_batch_are_refused(capsys, tmp_path, data, preset
 
 
 def test_images_that_were_not_prepared_are_refused(capsys, tmp_path, preset):
-    assert "cannot be read" in refused(capsys, "search", "--data", tmp_path / "no", "--preset", preset, "--out", tmp_path / "run")
+    message = refused(capsys, "search", "--data", tmp_path / "no", "--preset", preset, "--out", tmp_path / "run")
+    assert "There is nothing to search on in" in message
+    (tmp_path / "empty").mkdir()
+    message = refused(capsys, "search", "--data", tmp_path / "empty", "--preset", preset, "--out", tmp_path / "run")
+    assert "neither a folder 'train' nor at least two class folders" in message
 
 
 def test_a_truncated_scores_file_is_refused(capsys, tmp_path, found):
@@ -193,12 +233,11 @@ def test_a_genotype_of_another_space_is_refused(capsys, tmp_path):
 
 def test_an_unfinished_search_has_no_genotype(capsys, tmp_path, found):
     message = refused(
-        capsys, "genotype", "--settings", found / "search.json", "--mask", found / "seed0/round2/mask.json",
-        "--out", tmp_path / "g.json", "--svg", tmp_path / "g.svg",
+        capsys, "genotype", "--settings", found / "search.json", "--state", found / "seed0/round2/mask.json",
+        "--out", tmp_path / "g.json",
     )  # fmt: skip
     assert "The search has not ended: edge 1<-0" in message
     assert not (tmp_path / "g.json").exists()
-    assert not (tmp_path / "g.svg").exists()
 
 
 @pytest.mark.parametrize("arguments", [[], ["score"], ["score", "--shard", "3/2"], ["search", "--threads", "0", "--out", "x"]])
@@ -207,3 +246,33 @@ def test_a_wrong_call_exits_with_2_and_says_how_it_goes(arguments):
     assert done.returncode == 2
     assert done.stderr.startswith("usage: tenas")
     assert "Traceback" not in done.stderr
+
+
+def test_every_stage_explains_itself(capsys):
+    """From its signature: every parameter has a help text, and lists name what they hold by default."""
+    from tenas.cli import _parser
+
+    def parsers(parser):
+        yield parser
+        for action in parser._actions:
+            for inner in action.choices.values() if isinstance(action.choices, dict) else ():
+                yield from parsers(inner)
+
+    found = list(parsers(_parser()))
+    assert len(found) > 20
+    for parser in found:
+        assert parser.format_help()
+        assert all(action.help for action in parser._actions if not isinstance(action.choices, dict)), parser.prog
+    with pytest.raises(SystemExit):
+        main(["search", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "flops=60%" in text
+    assert "(default: nas-bench-201)" in text
+
+
+def test_values_of_an_option_given_twice_are_joined_and_the_default_is_not_among_them(tmp_path, data, preset):
+    for seeds in (["--seeds", 1, "--seeds", 2], ["--seeds", 1, 2]):
+        out = tmp_path / f"run{len(seeds)}"
+        arguments = ["search", "--data", data, "--preset", preset, "--set", "prune=3", *seeds, "--out", out]
+        assert main([str(argument) for argument in arguments]) == 0
+        assert sorted(path.name for path in out.glob("seed*")) == ["seed1", "seed2"]

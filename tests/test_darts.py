@@ -1,7 +1,6 @@
 """The DARTS space: its texts, its schedule, its networks, and a whole small search."""
 
 import json
-import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -14,18 +13,19 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from tenas.benchmark import read_index
 from tenas.config import load_config
 from tenas.data import prepare
 from tenas.errors import TenasError
 from tenas.measures import linear_regions
 from tenas.networks import Network, Supernet, SupernetCells, count_flops, count_parameters, initialise
 from tenas.networks.darts import FactorisedReduce, drop_path
-from tenas.search.draw import draw
+from tenas.report.drawing import draw
+from tenas.scoring.subjects import Measurement, Trials
 from tenas.search.prune import rank_round
-from tenas.search.stages import search
-from tenas.search.table import Measurement
-from tenas.settings import read_yaml, search_settings
+from tenas.settings import read_yaml, schedule, search_settings
 from tenas.spaces import Mask, Trial, get_space, load_genotype
+from tenas.stages.search import search_seed
 
 DARTS = get_space("darts")
 # Published genotypes: TE-NAS's two, and DARTS's second-order one as its code has it, line breaks included.
@@ -197,7 +197,7 @@ def test_the_last_round_keeps_the_two_edges_whose_removal_does_most_harm():
         ("reduction", 3): (1, 2, 3), ("reduction", 4): (8, 7, 1, 2), ("reduction", 5): (1, 5, 2, 6, 3),
     }  # fmt: skip
     settings = {
-        "change": "log", "decimals": None, "ranks": "average",
+        "change": "log", "decimals": None, "ranks": "average", "aggregate": "rank_sum",
         "measures": {"ntk_condition_number": {"repeats": 1}, "linear_regions": {"repeats": 1}},
     }  # fmt: skip
     values = {Measurement(0, "ntk_condition_number", 0): 1e3, Measurement(0, "linear_regions", 0): 1e3}
@@ -206,7 +206,7 @@ def test_the_last_round_keeps_the_two_edges_whose_removal_does_most_harm():
         # Without a worthy edge kappa is higher and there are fewer regions.
         values[Measurement(number, "ntk_condition_number", 0)] = 1e3 * worth[trial.cell, target][source]
         values[Measurement(number, "linear_regions", 0)] = 1e3 / worth[trial.cell, target][source]
-    _, rows, after = rank_round(settings, DARTS, mask, round, values)
+    _, rows, after = rank_round(settings, Trials(mask, round), values)
     kept = {(cell, 2): [0, 1] for cell in DARTS.cell_types} | {
         ("normal", 3): [0, 2], ("normal", 4): [2, 3], ("normal", 5): [0, 3],
         ("reduction", 3): [1, 2], ("reduction", 4): [0, 1], ("reduction", 5): [1, 3],
@@ -227,7 +227,7 @@ def test_a_mask_that_makes_no_network_is_refused():
         DARTS.full_mask(DARTS.operators)
     with pytest.raises(TenasError, match="168 edges to try, but round 3 of this search has 24"):
         DARTS.trials(full, DARTS.rounds(["none"], 3)[-1])
-    with pytest.raises(TenasError, match="28 operators to try, but round 2 of this search has 112"):
+    with pytest.raises(TenasError, match="0 operators to try, but round 2 of this search has 112"):
         DARTS.trials(single, DARTS.rounds(["none"], 3)[1])
     ended = DARTS.mask(DARTS.parse(TENAS_CIFAR))
     with pytest.raises(TenasError, match="0 edges to try, but round 3 of this search has 24"):
@@ -442,9 +442,7 @@ def test_flops_are_those_that_torch_counts_and_leave_the_network_as_it_is():
 
 
 def test_flops_are_those_of_the_benchmark():
-    if "TENAS_SHARED" not in os.environ:
-        pytest.skip("the NAS-Bench-201 table is not here: TENAS_SHARED is not set")
-    table = pd.read_csv(Path(os.environ["TENAS_SHARED"]) / "nb201.csv.gz")
+    table = read_index("builtin")
     largest = table.loc[[table.flops_cifar10.idxmax()]]
     assert largest.flops_cifar10.item() == 220_119_690
     for row in pd.concat([table.sample(6, random_state=0), largest]).itertuples():
@@ -550,8 +548,10 @@ def test_a_drawing_shows_each_operator_where_nothing_hides_it():
 def test_the_example_configuration_is_the_released_search(run_name, trials, batch):
     path = Path(__file__).parent.parent / "config" / "darts.yaml"
     settings = load_config(read_yaml(path, "configuration"))["runs"][run_name]["settings"]
-    assert sum(round.trials for round in DARTS.rounds(settings["exclude"], settings["prune"])) == trials
-    kernel, regions = settings["measures"]["ntk_condition_number"], settings["measures"]["linear_regions"]
+    assert sum(round.trials for round in schedule(settings)) == trials
+    measures = settings["rounds"][0]["measures"]
+    assert all(entry["measures"] == measures for entry in settings["rounds"])
+    kernel, regions = measures["ntk_condition_number"], measures["linear_regions"]
     assert (kernel["batch"], kernel["channels"], kernel["cells"]) == (batch, 1, 2)
     assert (regions["channels"], regions["inputs"], regions["count"]) == (1, "crops", 3000)
 
@@ -568,11 +568,11 @@ def test_a_small_search_from_images_to_genotype(tmp_path):
         },
     }
     settings = search_settings("darts", "released", changes)
-    genotype = load_genotype(search(settings, tmp_path / "data" / "images.npy", 0, tmp_path / "out", device="cpu"))
+    genotype = load_genotype(search_seed(settings, tmp_path / "data", 0, tmp_path / "out", device="cpu"))
     for cell in genotype.cells:
         assert Counter(choice.target for choice in cell) == {2: 2, 3: 2, 4: 2, 5: 2}
         assert {choice.operator for choice in cell}.isdisjoint(changes["exclude"])
-    rankings = [pd.read_csv(tmp_path / "out" / f"round{round}" / "ranking.csv") for round in (1, 2)]
+    rankings = [pd.read_csv(tmp_path / f"out/seed0/round{round}/ranking.csv") for round in (1, 2)]
     assert [len(ranking) for ranking in rankings] == [112, 24]
     assert [ranking.pruned.sum() for ranking in rankings] == [84, 12]
     # By hand: the two edges of a node with the largest sums of ranks are left, those of its genotype.
@@ -581,4 +581,4 @@ def test_a_small_search_from_images_to_genotype(tmp_path):
         assert kept.rank_sum.min() >= group[group.pruned == 1].rank_sum.max()
         choices = genotype.cells[DARTS.cell_types.index(cell)]
         assert sorted(kept.source) == [choice.source for choice in choices if choice.target == target]
-    assert (tmp_path / "out" / "genotype.svg").read_text().startswith("<svg")
+    assert (tmp_path / "out/seed0/genotype.svg").read_text().startswith("<svg")

@@ -387,19 +387,69 @@ def test_the_network_is_left_as_it_was():
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_the_result_does_not_depend_on_threads():
+@pytest.mark.parametrize("way", WAYS)
+def test_the_result_does_not_depend_on_threads(way):
+    """Bit for bit, and as many threads as before are left. Large enough that every product would be shared by threads."""
     torch.manual_seed(0)
     network = Supernet("nas-bench-201", channels=3, cells=1, classes=10)
     images = torch.randn(10, 3, 32, 32)
+    threads, grams, kappas = torch.get_num_threads(), [], []
+    try:
+        for count in (1, 2, 4, 1):
+            torch.set_num_threads(count)
+            grams.append(ntk_gram(network, images, **WAYS[way]))
+            kappas.append(condition_number(grams[0]))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gram, grams[0]) for gram in grams)
+    assert len(set(kappas)) == 1
+
+
+def test_a_network_that_is_looped_over_does_not_depend_on_threads_either():
+    torch.manual_seed(0)
+    network, images = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), Custom(hooked=False)), torch.randn(8, 3, 32, 32)
+    network[1].conv = nn.Conv2d(32, 8, 3)
     threads, grams = torch.get_num_threads(), []
     try:
-        for count in (1, 2, 1):
+        for count in (1, 2, 4):
             torch.set_num_threads(count)
             grams.append(ntk_gram(network, images))
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(grams[0], grams[1])
-    assert torch.equal(grams[0], grams[2])
+    assert all(torch.equal(gram, grams[0]) for gram in grams)
+
+
+KAPPAS = """
+import numpy, torch
+from tenas.measures import ntk_condition_number
+from tenas.networks import Supernet
+network = Supernet("nas-bench-201", channels=3, cells=1, classes=10)
+draws = numpy.random.default_rng(0)  # torch's normal draws have other last bits with other instructions
+with torch.no_grad():
+    for parameter in network.parameters():
+        parameter.copy_(torch.from_numpy(draws.normal(scale=0.3, size=parameter.shape)))
+images = torch.from_numpy(draws.normal(size=(8, 3, 16, 16)))
+kappas = [ntk_condition_number(network.to(dtype), images.to(dtype)) for dtype in (torch.float32, torch.float64)]
+print(torch.backends.cpu.get_cpu_capability(), *kappas)
+"""
+
+
+def test_other_instructions_give_the_same_kappa_to_rounding():
+    """As on an old processor: torch, oneDNN and MKL each told to do without AVX. What they can't be told is who made it."""
+    older = {"ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
+    plain = {key: value for key, value in os.environ.items() if key not in older}
+    found = []
+    for env in (plain, plain | older):
+        root = Path(__file__).resolve().parent.parent
+        result = subprocess.run([sys.executable, "-c", KAPPAS], cwd=root, env=env, capture_output=True, text=True, check=True)
+        capability, *kappas = result.stdout.split()
+        found.append((capability, *map(float, kappas)))
+    native, other = found
+    assert other[0] == "DEFAULT"
+    assert other[2] == pytest.approx(native[2], rel=1e-9)
+    # In single precision a ReLU whose input is next to zero may go the other way.
+    assert other[1] == pytest.approx(native[1], rel=5e-3)
 
 
 @pytest.mark.parametrize("way", WAYS)

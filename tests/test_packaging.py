@@ -85,6 +85,15 @@ def test_containers_install_what_the_makefile_does():
     assert declared | {"Snakefile", "tenas", "workflow", "config", "profiles"} == set(copied)
 
 
+def test_every_file_of_the_package_is_installed_with_it():
+    """Python's own are found; the others must be declared."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]["tenas"]
+    declared = {path for pattern in patterns for path in (ROOT / "tenas").glob(pattern)}
+    files = {path for path in (ROOT / "tenas").rglob("*") if path.is_file() and path.parent.name != "__pycache__"}
+    assert {path for path in files if path.suffix != ".py"} == declared
+    assert ROOT / "tenas/benchmark/tables/nas-bench-201.parquet" in declared
+
+
 def test_what_the_package_declares():
     assert metadata.version("tenas") == tenas.__version__
     (script,) = metadata.entry_points(group="console_scripts", name="tenas")

@@ -1,4 +1,7 @@
-"""A score job that is killed: what it had measured is not measured again, and the scores are those of an undisturbed one."""
+"""A score job that is killed: what it had measured is not measured again, and the scores are those of an undisturbed one.
+
+Trials of a supernet, cells of a sample and cells of a study are one engine; what is tested of one in depth holds for all.
+"""
 
 import json
 import os
@@ -8,36 +11,37 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 from conftest import ROOT
+from helpers import KAPPA, NAS, ON_A_BATCH, REGIONS, cells_of, prepared
 
 from tenas.cli import main
-from tenas.files import sha256
+from tenas.files import sha256, write_csv, write_json
 from tenas.provenance import sealed
-from tenas.search.partial import Partial, origin_of
-from tenas.search.table import Measurement
+from tenas.scoring.checkpoint import Checkpoint, Taken, origin_of
+from tenas.scoring.subjects import Measurement
+from tenas.settings import search_settings, study_settings
 
 PARTIAL = ".1.partial"
 # 13 trials in a shard, 8 measurements each: a second of work, in pieces of some milliseconds.
-CHANGES = {
-    "measures": {
-        "ntk_condition_number": {"repeats": 4, "batch": 4, "channels": 1},
-        "linear_regions": {"repeats": 4, "count": 300},
-    }
-}
+MEASURES = {KAPPA: {"repeats": 4, "batch": 4, "channels": 1}, REGIONS: {"repeats": 4, "count": 300}}
+CELLS = {KAPPA: ON_A_BATCH | {"repeats": 3}, "naswot": ON_A_BATCH | {"repeats": 3}, "snip": ON_A_BATCH}
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    """A folder with settings, prepared images and the first mask."""
+    """A folder with settings of searches and a study, prepared images, the first mask, and some cells."""
     folder = tmp_path_factory.mktemp("inputs")
-    images = np.random.default_rng(0).integers(0, 256, (60, 4, 4, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
-    np.savez(folder / "mine.npz", images=images, labels=np.arange(60) % 3)
-    prepared = json.dumps({"source": "npz", "path": str(folder / "mine.npz")})
-    assert main(["prepare", prepared, "--out", str(folder / "data")]) == 0
-    write_settings(folder / "search.json", CHANGES)
+    prepared(folder, folder / "data")
+    write_settings(folder / "search.json", MEASURES)
     assert main(["mask", "--settings", str(folder / "search.json"), "--out", str(folder / "mask.json")]) == 0
+    rounds = [{"kind": "cells", "sample": 30, "keep": 2, "measures": CELLS}]
+    write_json(folder / "cells.json", search_settings("nas-bench-201", "default", {"measures": {}, "rounds": rounds}))
+    study = {"space": "nas-bench-201", "dataset": "digits", "cells": 30, "measures": CELLS}
+    write_json(folder / "study.json", study_settings(study, "study"))
+    cells = cells_of(NAS, 30).cells
+    write_csv(folder / "cells.csv", ("cell", "arch"), [{"cell": cell.number, "arch": cell.arch} for cell in cells])
     return folder
 
 
@@ -49,17 +53,29 @@ def undisturbed(inputs, tmp_path_factory) -> Path:
     return folder
 
 
-def write_settings(path: Path, changes: dict) -> None:
-    asked = json.dumps({"space": "nas-bench-201", "preset": "default", "changes": changes})
+def write_settings(path: Path, measures: dict) -> None:
+    asked = json.dumps(search_settings("nas-bench-201", "default", {"measures": measures}))
     assert main(["settings", "search", asked, "--out", str(path)]) == 0
 
 
 def command(inputs: Path, out: Path, **options: object) -> list[str]:
     options = {
-        "settings": inputs / "search.json", "images": inputs / "data/images.npy", "mask": inputs / "mask.json", "round": 1,
+        "settings": inputs / "search.json", "images": inputs / "data/images.npy", "subjects": inputs / "mask.json", "round": 1,
         "seed": 0, "shard": "1/2", "device": "cpu", "threads": 1, "out": out / "1.csv",
     } | options  # fmt: skip
     return ["score", *(str(part) for key, value in options.items() for part in (f"--{key}", value))]
+
+
+def of_cells(inputs: Path, out: Path, **options: object) -> list[str]:
+    return command(inputs, out, **{"settings": inputs / "cells.json", "subjects": inputs / "cells.csv"} | options)
+
+
+def of_a_study(inputs: Path, out: Path, **options: object) -> list[str]:
+    options = {
+        "settings": inputs / "study.json", "images": inputs / "data/images.npy", "cells": inputs / "cells.csv",
+        "shard": "1/2", "device": "cpu", "threads": 1, "out": out / "1.csv",
+    } | options  # fmt: skip
+    return ["study", "score", *(str(part) for key, value in options.items() for part in (f"--{key}", value))]
 
 
 def lines(path: Path) -> list[bytes]:
@@ -67,10 +83,10 @@ def lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[1:-1] if path.exists() else []
 
 
-def kill_in_the_middle(inputs: Path, out: Path, after: int = 10, **options: object) -> int:
+def kill_in_the_middle(inputs: Path, out: Path, after: int = 10, job=command, **options: object) -> int:
     """SIGKILL a real job and its processes once ``after`` measurements are kept; how many are by then."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tenas.cli", *command(inputs, out, **options)],
+        [sys.executable, "-m", "tenas.cli", *job(inputs, out, **options)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
         stderr=subprocess.DEVNULL,
@@ -103,7 +119,7 @@ def record(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_killed_job_is_gone_on_with(inputs, undisturbed, tmp_path, capsys, threads):
+def test_a_killed_job_is_resumed(inputs, undisturbed, tmp_path, capsys, threads):
     kept = kill_in_the_middle(inputs, tmp_path, threads=threads)
     seconds = float(lines(tmp_path / PARTIAL)[-1].split(b",")[-1])
     total = record(undisturbed)["measurements"]
@@ -116,11 +132,33 @@ def test_a_killed_job_is_gone_on_with(inputs, undisturbed, tmp_path, capsys, thr
     assert f"{total} of {total} measurements" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("job", [of_cells, of_a_study])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_killed_job_of_cells_is_resumed(inputs, tmp_path, job, threads):
+    assert main(job(inputs, tmp_path / "whole")) == 0
+    (tmp_path / "killed").mkdir()
+    kept = kill_in_the_middle(inputs, tmp_path / "killed", job=job, threads=threads)
+    assert main(job(inputs, tmp_path / "killed", threads=threads)) == 0
+    assert (tmp_path / "killed/1.csv").read_bytes() == (tmp_path / "whole/1.csv").read_bytes()
+    made = record(tmp_path / "killed")
+    assert made["resumed"] == kept >= 10
+    assert made["measurements"] == 15 * 7
+    assert {name: cost["measurements"] for name, cost in made["costs"].items()} == {KAPPA: 45, "naswot": 45, "snip": 15}
+    assert all(cost["seconds"] > 0 for cost in made["costs"].values())
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["1.csv", "1.json"]
+
+
+def test_labels_are_an_input_of_measures_that_need_them(inputs, undisturbed, tmp_path):
+    assert main(of_cells(inputs, tmp_path)) == 0
+    assert [Path(name).name for name in record(tmp_path)["inputs"]] == ["images.npy", "card.json", "cells.csv", "labels.npy"]
+    assert [Path(name).name for name in record(undisturbed)["inputs"]] == ["images.npy", "card.json", "mask.json"]
+
+
 def test_what_is_kept_is_taken_as_it_is(inputs, undisturbed, left, tmp_path):
     """A value changed in the partial file comes back in the scores: it wasn't measured again."""
     first, *rest = left.decode().splitlines(keepends=True)
-    trial, measure, repeat, value, seconds = rest[0].split(",")
-    rest[0] = f"{trial},{measure},{repeat},{float(value) + 1},{seconds}"
+    trial, measure, repeat, value, cost, seconds = rest[0].split(",")
+    rest[0] = f"{trial},{measure},{repeat},{float(value) + 1},{cost},{seconds}"
     (tmp_path / PARTIAL).write_text("".join([first, *rest]))
     assert main(command(inputs, tmp_path)) == 0
     ours, theirs = ((folder / "1.csv").read_text().splitlines() for folder in (tmp_path, undisturbed))
@@ -157,13 +195,12 @@ def test_a_torn_file_counts_up_to_the_damage(inputs, undisturbed, left, tmp_path
 def test_measurements_of_something_else_are_not_used(inputs, left, tmp_path):
     """Another seed, shard, mask, settings or images: the shard is measured from its start."""
     others = tmp_path / "others"
-    write_settings(others / "search.json", {"measures": CHANGES["measures"] | {"linear_regions": {"repeats": 4, "count": 200}}})
+    write_settings(others / "search.json", MEASURES | {REGIONS: {"repeats": 4, "count": 200}})
     data, mask = others / "data/images.npy", others / "mask.json"
-    prepared = json.dumps({"source": "npz", "path": str(inputs / "mine.npz"), "images": 40})
-    assert main(["prepare", prepared, "--out", str(data.parent)]) == 0
+    prepared(inputs, data.parent, images=40)
     mask.write_text((inputs / "mask.json").read_text() + "\n")
     for number, options in enumerate(
-        ({"seed": 1}, {"shard": "2/2"}, {"settings": others / "search.json"}, {"images": data}, {"mask": mask})
+        ({"seed": 1}, {"shard": "2/2"}, {"settings": others / "search.json"}, {"images": data}, {"subjects": mask})
     ):
         out = tmp_path / f"out{number}"
         out.mkdir()
@@ -171,6 +208,20 @@ def test_measurements_of_something_else_are_not_used(inputs, left, tmp_path):
         assert main(command(inputs, out, **options)) == 0
         assert record(out)["resumed"] == 0, options
         assert not (out / PARTIAL).exists()
+
+
+def test_another_kind_of_processor_starts_from_the_start(inputs, left, tmp_path):
+    """One record names one processor: scores of two kinds would not be what it says."""
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("torch has no other instructions to do without here")
+    (tmp_path / PARTIAL).write_bytes(left)
+    environment = {"PYTHONPATH": str(ROOT), "ATEN_CPU_CAPABILITY": "default"}
+    subprocess.run(
+        [sys.executable, "-m", "tenas.cli", *command(inputs, tmp_path)],
+        env=os.environ | environment, check=True, capture_output=True,
+    )  # fmt: skip
+    assert record(tmp_path)["resumed"] == 0
+    assert record(tmp_path)["machine"]["instructions"] == "DEFAULT"
 
 
 def test_whatever_the_values_follow_from_is_in_the_first_line():
@@ -187,13 +238,14 @@ def test_numbers_come_back_as_they_were(tmp_path):
         Measurement(4, "ntk_condition_number", 1): float("inf"),
         Measurement(5, "ntk_condition_number", 1): 1e22,
     }
-    with Partial(tmp_path / "p.csv", "origin") as partial:
+    with Checkpoint(tmp_path / "p", "origin") as checkpoint:
         for number, (measurement, value) in enumerate(values.items()):
-            partial.add(measurement, value, float(number))
-    again = Partial(tmp_path / "p.csv", "origin")
+            checkpoint.add(Taken(measurement, value, 0.25 * number), float(number))
+    again = Checkpoint(tmp_path / "p", "origin")
     assert list(map(repr, again.values.items())) == list(map(repr, values.items()))
+    assert list(again.costs.values()) == [0.0, 0.25, 0.5, 0.75]
     assert again.seconds == 3.0
-    assert Partial(tmp_path / "p.csv", "another").values == {}
+    assert Checkpoint(tmp_path / "p", "another").values == {}
 
 
 def test_scores_have_their_own_record(inputs, undisturbed, tmp_path):

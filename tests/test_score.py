@@ -1,47 +1,43 @@
 """Scoring: what trials share, and that the numbers do not depend on how the work is split."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from helpers import CARD, IMAGES, KAPPA, NAS, ON_A_BATCH, REGIONS, cells_of, chain_space, first_round, kept_space, take, tiny
 
 from tenas.device import choose_device
 from tenas.errors import TenasError
-from tenas.measures import linear_regions, ntk_condition_number
-from tenas.networks import Supernet, SupernetCells, initialise
-from tenas.search.score import draw_crops, draw_images, normalised, score
-from tenas.search.seeds import derive_seed
-from tenas.search.table import Measurement, plan
+from tenas.measures import flops, linear_regions, ntk_condition_number, parameters
+from tenas.networks import Network, Supernet, SupernetCells, initialise
+from tenas.scoring.inputs import draw_crops, draw_images, draw_noise, normalised
+from tenas.scoring.subjects import Cell, Cells, Measurement, Trials, plan, read_cells
+from tenas.seeds import derive_seed
 from tenas.settings import search_settings
-from tenas.spaces import get_space
 
-NAS = get_space("nas-bench-201")
-KAPPA, REGIONS = "ntk_condition_number", "linear_regions"
-IMAGES = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
-CARD = {"classes": 4, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 # Noise for images and few crops: the counts are saturated here, which is said and does no harm.
 pytestmark = pytest.mark.filterwarnings("ignore::tenas.measures.SaturatedWarning")
-MASK, ROUND = NAS.full_mask(["none"]), NAS.rounds(["none"])[0]
-
-
-def tiny(**changes) -> dict:
-    measures = {KAPPA: {"repeats": 2, "batch": 4, "channels": 2}, REGIONS: {"repeats": 2, "count": 90}}
-    return search_settings("nas-bench-201", "default", {"measures": measures, **changes})
-
-
-def take(measurements, settings=None, **more):
-    return score(settings or tiny(), IMAGES, CARD, MASK, ROUND, 7, measurements, **more)
+TRIALS = first_round()
+MEASURES = tiny()["measures"]
 
 
 def test_a_measurement_is_the_public_measure_of_the_public_network():
     """Written out by hand: the trial's mask, the repeat's weights and images, the measure."""
     measurements = [Measurement(5, KAPPA, 1), Measurement(5, REGIONS, 1)]
     values = take(measurements)
-    mask = MASK.without([NAS.trials(MASK, ROUND)[4]])
+    mask = TRIALS.mask.without([TRIALS.trials[5]])
 
     network = Supernet(NAS, mask, channels=2, cells=1, classes=4)
     initialise(network, "kaiming_fan_out", derive_seed(7, 1, 1, KAPPA, "weights"))
     batch = draw_images(IMAGES, CARD, 4, derive_seed(7, 1, 1, KAPPA, "inputs"))
-    torch.set_num_threads(1)
     assert values[measurements[0]] == ntk_condition_number(network, batch)
 
     network = SupernetCells(NAS, mask, channels=1)
@@ -51,12 +47,12 @@ def test_a_measurement_is_the_public_measure_of_the_public_network():
 
 
 def test_values_depend_on_no_order_no_company_and_no_processes():
-    everything = plan(tiny(), ROUND.trials)
+    everything = plan(MEASURES, TRIALS.ids)
     values = take(everything)
     assert take(everything[::-1]) == values
     assert take(everything[3:4]) == {everything[3]: values[everything[3]]}
     assert take(everything, threads=2) == values
-    shards = [plan(tiny(), ROUND.trials, (shard, 5)) for shard in range(1, 6)]
+    shards = [plan(MEASURES, TRIALS.ids, (shard, 5)) for shard in range(1, 6)]
     assert {m: v for shard in shards for m, v in take(shard).items()} == values
 
 
@@ -103,9 +99,7 @@ def test_too_few_images_are_refused_with_a_sentence():
 
 def test_images_of_one_colour_are_refused_with_a_sentence():
     with pytest.raises(TenasError, match="constant"):
-        score(
-            tiny(), IMAGES, CARD | {"std": [0.25, 0.0, 0.25]}, MASK, ROUND, 7, [Measurement(0, KAPPA, 0)]
-        )  # fmt: skip
+        take([Measurement(0, KAPPA, 0)], card=CARD | {"std": [0.25, 0.0, 0.25]})
 
 
 def test_a_gpu_that_is_not_there_is_refused_with_a_sentence():
@@ -118,7 +112,188 @@ def test_a_gpu_that_is_not_there_is_refused_with_a_sentence():
 
 
 def test_whole_images_are_seen_by_the_supernet():
-    options = search_settings("nas-bench-201", "paper", {"measures": {KAPPA: {"batch": 4}, REGIONS: {"channels": 1}}})
-    mask, round = NAS.full_mask(), NAS.rounds()[0]
-    values = score(options, IMAGES, CARD, mask, round, 0, [Measurement(0, REGIONS, 0)])
+    changes = {"measures": {KAPPA: {"batch": 4}, REGIONS: {"channels": 1}}}
+    entry = search_settings("nas-bench-201", "paper", changes)["rounds"][0]
+    values = take([Measurement(0, REGIONS, 0)], entry, first_round([]), (0, 1))
     assert values == {Measurement(0, REGIONS, 0): 60}  # 5000 were asked for, 60 are there, each in a region of its own
+
+
+def test_noise_is_drawn_from_its_seed():
+    noise = draw_noise(IMAGES, 50, 3)
+    assert noise.shape == (50, 3, 16, 16)
+    assert torch.equal(noise, draw_noise(IMAGES, 50, 3))
+    assert not torch.equal(noise, draw_noise(IMAGES, 50, 4))
+    assert abs(noise.mean().item()) < 0.01
+    assert noise.std().item() == pytest.approx(1, abs=0.01)
+    entry = tiny(measures={KAPPA: {"repeats": 1, "batch": 4, "channels": 2, "inputs": "noise"}})
+    ours = take([Measurement(0, KAPPA, 0)], entry)
+    # No image has a say in it.
+    assert ours == take([Measurement(0, KAPPA, 0)], entry, card=CARD | {"mean": [0.1, 0.2, 0.3]})
+
+
+# --- discrete cells
+
+CELL_MEASURES = MEASURES | dict.fromkeys(("parameters", "flops", "naswot"), ON_A_BATCH)
+
+
+def of_cells(subjects: Cells, measurements=None, **more) -> dict[Measurement, float]:
+    return take(measurements or plan(CELL_MEASURES, subjects.ids), {"measures": CELL_MEASURES}, subjects, (7, 2), **more)
+
+
+@pytest.mark.parametrize("space", [NAS, chain_space(), kept_space()], ids=lambda space: space.name)
+def test_cells_depend_on_no_order_no_company_and_no_processes(space):
+    subjects = cells_of(space, 6)
+    everything = plan(CELL_MEASURES, subjects.ids)
+    assert len(everything) == 6 * (2 + 2 + 3)
+    values = of_cells(subjects)
+    assert of_cells(subjects, everything[::-1]) == values
+    shards = [of_cells(subjects, plan(CELL_MEASURES, subjects.ids, (shard, 5))) for shard in range(1, 6)]
+    assert {m: v for shard in shards for m, v in shard.items()} == values
+    # The same cells in another order, with others between them.
+    mixed = Cells(space, (subjects.cells[4], Cell(77, subjects.cells[0].arch), subjects.cells[1]))
+    again = of_cells(mixed)
+    assert all(again[m] == values[m] for m in again if m.subject != 77)
+    # A number names a cell and is no part of its seeds: all cells of a repeat share images and draws.
+    assert {m: v for m, v in again.items() if m.subject == 77} == {
+        m._replace(subject=77): v for m, v in values.items() if m.subject == 1
+    }
+
+
+def test_cells_in_worker_processes_have_the_same_values():
+    subjects = cells_of(NAS, 4)
+    assert of_cells(subjects, threads=2) == of_cells(subjects)
+
+
+def test_a_cells_measurement_is_the_public_measure_of_the_public_network():
+    subjects = cells_of(NAS, 3)
+    values = of_cells(subjects)
+    genotype = NAS.parse(subjects.archs[2])
+    torch.set_num_threads(1)
+
+    network = Network(genotype, channels=2, cells=1, classes=4)
+    initialise(network, "kaiming_fan_out", derive_seed(7, 2, 1, KAPPA, "weights"))
+    batch = draw_images(IMAGES, CARD, 4, derive_seed(7, 2, 1, KAPPA, "inputs"))
+    assert values[2, KAPPA, 1] == ntk_condition_number(network, batch)
+    assert values[2, "parameters", 0] == parameters(network, batch)
+    assert values[2, "flops", 0] == flops(network, batch)
+
+    cells = SupernetCells(NAS, NAS.mask(genotype), channels=1)
+    initialise(cells, "kaiming_fan_in", derive_seed(7, 2, 0, REGIONS, "weights"))
+    crops = draw_crops(IMAGES, CARD, 90, derive_seed(7, 2, 0, REGIONS, "inputs"))
+    assert values[2, REGIONS, 0] == linear_regions(cells, crops.split(30))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cell,arch\n1,{0}\n2,{1}\n", None),
+        ("arch,cell,note\n{0},5,x\n", None),
+        ("cell\n1\n", "no column 'arch'"),
+        ("cell,arch\none,{0}\n", "line 2, has 'one' in the place of a number"),
+        ("cell,arch\n1,{0}\n1,{1}\n", "lists a cell twice"),
+        ("cell,arch\n1,|conv~0|\n", "line 2: .conv. is no operator"),
+        ("cell,arch\n1,{0}\n2", "cut off"),
+    ],
+)
+def test_a_file_of_cells_is_read_or_refused_with_a_sentence(tmp_path, text, message):
+    archs = [cell.arch for cell in cells_of(NAS, 2).cells]
+    (tmp_path / "cells.csv").write_text(text.format(*archs))
+    if message is None:
+        assert set(read_cells(tmp_path / "cells.csv", NAS).archs.values()) <= set(archs)
+        return
+    with pytest.raises(TenasError, match=message):
+        read_cells(tmp_path / "cells.csv", NAS)
+
+
+def test_the_whole_network_is_subject_0_of_a_round():
+    subjects = Trials(TRIALS.mask, TRIALS.round)
+    assert subjects.masked(0) == TRIALS.mask
+    assert subjects.keys(0) == {"round": 1, "trial": 0, "cell": "", "edge": "", "target": "", "source": "", "operator": ""}
+    assert subjects.keys(1) == {
+        "round": 1, "trial": 1, "cell": "cell", "edge": 0, "target": 1, "source": 0, "operator": "skip_connect"
+    }  # fmt: skip
+
+
+# --- worker processes that die
+
+# Measures in two processes and says what it was told of, and the values or the error.
+JOB = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from helpers import CARD, IMAGES, first_round
+from tenas.errors import TenasError
+from tenas.scoring.score import Task, score
+from tenas.scoring.subjects import plan
+
+if __name__ == "__main__":
+    settings = dict(repeats=1, batch=4, channels=1, cells=1, weights="pytorch", redraw=True, inputs="images")
+    measures = {{"deadly.py:DEADLY": settings}}
+    subjects = first_round()
+    told = []
+    task, planned = Task(measures, subjects, (0, 1)), plan(measures, subjects.ids)
+    try:
+        values = score(task, IMAGES, CARD, planned, threads=2, taken=lambda taken: told.append(taken.measurement.subject))
+    except TenasError as error:
+        print(json.dumps({{"error": str(error), "told": told}}))
+    else:
+        print(json.dumps({{"values": [values[m] for m in sorted(values)], "told": told}}))
+"""
+# A process that finds a mark takes it away and dies, as the kernel lets a process die when memory runs out.
+DEADLY = """
+import os, signal, time
+from pathlib import Path
+from tenas.measures import Measure
+
+def deadly(network, images):
+    time.sleep(0.1)
+    for mark in sorted(Path("marks").glob("*")):
+        mark.unlink(missing_ok=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(sum(parameter.numel() for parameter in network.parameters()))
+
+DEADLY = Measure("deadly", deadly)
+"""
+
+
+def start_job(folder: Path) -> subprocess.Popen:
+    (folder / "deadly.py").write_text(DEADLY)
+    (folder / "job.py").write_text(JOB.format(tests=str(Path(__file__).parent)))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "job.py"], cwd=folder, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def children(process: int) -> list[int]:
+    """Ids of the processes that a process has started to measure (not multiprocessing's tracker of resources)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process and b"spawn_main" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def test_a_killed_worker_is_replaced(tmp_path):
+    """kill -9 of one of two processes in the middle of the work: every value is there, each told of once."""
+    job = start_job(tmp_path)
+    started = time.monotonic()
+    while len(workers := children(job.pid)) < 2:
+        assert time.monotonic() - started < 120
+        time.sleep(0.05)
+    os.kill(workers[0], signal.SIGKILL)
+    out, _ = job.communicate(timeout=300)
+    found = json.loads(out)
+    assert sorted(found["told"]) == list(range(25))
+    assert len(found["values"]) == 25
+
+
+def test_workers_that_die_again_end_the_job_with_a_sentence(tmp_path):
+    (tmp_path / "marks").mkdir()
+    for number in range(3):  # two processes can take two of them at a time
+        (tmp_path / "marks" / str(number)).touch()
+    out, _ = start_job(tmp_path).communicate(timeout=300)
+    found = json.loads(out)
+    assert "A worker process was killed twice, probably for want of memory: use fewer 'threads'" in found["error"]
+    assert len(set(found["told"])) == len(found["told"])

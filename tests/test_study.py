@@ -4,7 +4,6 @@ import csv
 import itertools
 import json
 import math
-import os
 import re
 import shutil
 import sys
@@ -14,20 +13,26 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, TINY, call, snakemake, succeed, write_config
+from helpers import NAS, ON_A_BATCH, TRACER
 from scipy import stats
-from test_workflow import NO_RESULT, TRACER, digested_parts
 
+from tenas.code import NO_RESULT, PACKAGE, closure
 from tenas.config import load_config
 from tenas.errors import TenasError
 from tenas.files import write_csv
-from tenas.settings import measure_traits, study_settings
-from tenas.spaces import get_space
+from tenas.measures import MEASURES
+from tenas.scoring.subjects import Cell, Cells, plan
+from tenas.scoring.table import read_scores, score_columns, score_rows
+from tenas.search.made_by import space_modules
+from tenas.settings import study_settings
 from tenas.study import correlate
-from tenas.study.correlate import KAPPA, RANK_SUM, REGIONS, correlations, ndcg, oriented, statistics
-from tenas.study.table import SCORE_COLUMNS, Cell, draw_cells, plan, read_scores
+from tenas.study.correlate import KAPPA, RANK_SUM, REGIONS, Scores, correlations, ndcg, oriented, statistics
+from tenas.study.report import read_table_of_values
+from tenas.study.sample import sample_table
 
-NAS = get_space("nas-bench-201")
-SMALL = {"repeats": 1, "batch": 4, "channels": 2, "cells": 1, "weights": "kaiming_fan_in", "redraw": True}
+SMALL = {key: value for key, value in ON_A_BATCH.items() if key != "inputs"}
+# An index of a few cells is enough here.
+pytestmark = pytest.mark.filterwarnings("ignore::tenas.benchmark.index.IncompleteTableWarning")
 STUDY = {
     "space": "nas-bench-201",
     "dataset": "digits",
@@ -57,7 +62,8 @@ def write_index(path: Path, count: int = 200) -> Path:
     rows = []
     for number, genotype in enumerate(chosen):
         accuracy = sum(worth[choice.operator] for choice in genotype.cells[0]) + generator.normal()
-        rows.append({"index": 1000 + number, "arch": genotype.arch, "cifar10_test": accuracy, "cifar100_test": -accuracy})
+        cell = {"index": 1000 + number, "arch": genotype.arch}
+        rows.append(cell | {"cifar10_test": 50 + accuracy, "cifar100_test": 50 - accuracy})
     write_csv(path, list(rows[0]), rows)
     return path
 
@@ -96,7 +102,7 @@ def test_signs_say_that_more_is_better():
     accuracy = np.arange(40.0)
     values = {KAPPA: np.exp(-accuracy)[:, None] * np.ones((1, 3)), REGIONS: accuracy[:, None]}
     values[KAPPA][0, 1] = math.inf
-    scores = {name: (value, np.full_like(value, 0.5)) for name, value in values.items()}
+    scores = {name: Scores(value, 0.5, lower_is_better=name == KAPPA) for name, value in values.items()}
     places = oriented(scores)
     for name in (KAPPA, REGIONS, RANK_SUM):
         assert places[name].tolist() == list(range(1, 41))
@@ -115,7 +121,7 @@ def test_intervals_cover_what_they_should(monkeypatch):
     generator = np.random.default_rng(4)
     for _ in range(60):
         a, b = generator.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], 60).T
-        (row,) = correlations({"naswot": (a[:, None], a[:, None])}, {"cifar10_test": b}, 0)
+        (row,) = correlations({"naswot": Scores(a[:, None], 1.0)}, {"cifar10_test": b}, 0)
         assert row["kendall_low"] < row["kendall"] < row["kendall_high"]
         covered += row["kendall_low"] <= truth <= row["kendall_high"]
     assert covered >= 50
@@ -125,7 +131,7 @@ def test_the_best_cells_are_a_subset_of_their_own():
     generator = np.random.default_rng(0)
     accuracy = np.arange(200.0)
     noise = np.where(accuracy >= 180, generator.random(200), accuracy - 1000)
-    rows = correlations({"naswot": (noise[:, None], noise[:, None])}, {"cifar10_test": accuracy}, 0)
+    rows = correlations({"naswot": Scores(noise[:, None], 1.0)}, {"cifar10_test": accuracy}, 0)
     found = {row["subset"]: row for row in rows}
     assert found["all"]["kendall"] > 0.9
     assert found["top"]["cells"] == 20
@@ -137,46 +143,68 @@ def test_the_best_cells_are_a_subset_of_their_own():
 
 def test_cells_are_a_seeded_sample_of_the_index(tmp_path):
     index = write_index(tmp_path / "index.csv")
-    cells = draw_cells(settings(), index)
+    cells = sample_table(settings(), index).cells
     assert len(set(cells)) == 24
-    assert cells == sorted(cells) == draw_cells(settings(), index)
-    assert cells != draw_cells(settings(seed=4), index)
+    assert cells == tuple(sorted(cells)) == sample_table(settings(), index).cells
+    assert cells != sample_table(settings(seed=4), index).cells
     rows = {int(row["index"]): row["arch"] for row in csv.DictReader(index.open())}
     assert all(rows[cell.number] == cell.arch for cell in cells)
-    assert len(draw_cells(settings(cells="all"), index)) == 200
+    assert len(sample_table(settings(cells="all"), index).cells) == 200
     with pytest.raises(TenasError, match=r"asks for 201 cells, but the benchmark index .* has 200"):
-        draw_cells(settings(cells=201), index)
+        sample_table(settings(cells=201), index)
 
 
 def test_shards_part_the_cells():
-    cells = [Cell(number, "") for number in range(10)]
-    whole = plan(settings(), cells)
+    numbers = list(range(10))
+    whole = plan(settings()["measures"], numbers)
     assert len(whole) == 10 * 6
-    assert sorted(taken for shard in (1, 2, 3) for taken in plan(settings(), cells, (shard, 3))) == sorted(whole)
+    shards = [plan(settings()["measures"], numbers, (shard, 3)) for shard in (1, 2, 3)]
+    assert sorted(taken for shard in shards for taken in shard) == sorted(whole)
 
 
-def rows_of(cells: list[Cell]) -> list[dict]:
-    return [dict(zip(SCORE_COLUMNS, (*taken, 2.5, 0.1), strict=True)) for taken in plan(settings(), cells)]
+THREE = Cells(NAS, tuple(Cell(number, genotype.arch) for number, genotype in zip(range(3), NAS.genotypes(), strict=False)))
+
+
+def rows_of(cells: Cells) -> list[dict]:
+    measures = settings()["measures"]
+    return score_rows(measures, cells, dict.fromkeys(plan(measures, cells.ids), 2.5))
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda rows: rows[:-1], "lack 1 values of naswot"),
+        (lambda rows: rows[:-1], "lack 1 of 18 measurements, the first of them naswot of cell 2, repeat 0"),
         (lambda rows: [*rows, rows[0]], "a shard is there twice"),
         (lambda rows: [rows[0] | {"cell": 77}, *rows[1:]], "no measurement of this study"),
+        (lambda rows: [rows[0] | {"arch": rows[-1]["arch"]}, *rows[1:]], "another subject than cell 0 of this study"),
         (lambda rows: [rows[0] | {"value": -1}, *rows[1:]], "never negative"),
         (lambda rows: [rows[0] | {"value": "much"}, *rows[1:]], "other than numbers"),
     ],
 )
 def test_a_damaged_scores_file_is_refused_with_a_sentence(tmp_path, damage, words):
-    cells = [Cell(number, "") for number in range(3)]
-    path = tmp_path / "1.csv"
-    write_csv(path, SCORE_COLUMNS, rows_of(cells))
-    assert read_scores([path], settings(), cells)[KAPPA][0].tolist() == [[2.5, 2.5]] * 3
-    write_csv(path, SCORE_COLUMNS, damage(rows_of(cells)))
+    measures, path = settings()["measures"], tmp_path / "1.csv"
+    write_csv(path, score_columns(THREE), rows_of(THREE))
+    assert read_table_of_values([path], measures, THREE)[KAPPA].values.tolist() == [[2.5, 2.5]] * 3
+    write_csv(path, score_columns(THREE), damage(rows_of(THREE)))
     with pytest.raises(TenasError, match=words):
-        read_scores([path], settings(), cells)
+        read_scores([path], measures, THREE, "this study")
+
+
+def test_what_a_measurement_costs_is_read_from_the_records(tmp_path):
+    """The mean over all shards, each with its own record."""
+    measures, paths = settings()["measures"], []
+    for shard, seconds in ((1, 3.0), (2, 1.0)):
+        paths.append(tmp_path / f"{shard}.csv")
+        planned = plan(measures, THREE.ids, (shard, 2))
+        write_csv(paths[-1], score_columns(THREE), score_rows(measures, THREE, dict.fromkeys(planned, 2.5)))
+        count = sum(m.measure == "snip" for m in planned)
+        costs = {"snip": {"measurements": count, "seconds": seconds}}
+        paths[-1].with_suffix(".json").write_text(json.dumps({"costs": costs}))
+    found = read_table_of_values(paths, measures, THREE)
+    assert found["snip"].seconds == pytest.approx(4 / 3)
+    assert math.isnan(found["naswot"].seconds)
+    assert found[KAPPA].lower_is_better
+    assert not found["snip"].lower_is_better
 
 
 def config(**study) -> dict:
@@ -193,11 +221,14 @@ def config(**study) -> dict:
     ("change", "words"),
     [
         ({"studies": {"small": STUDY | {"cells": 3}}}, "studies.small.cells"),
-        ({"studies": {"small": STUDY | {"measures": {"snap": SMALL}}}}, "unknown key 'snap'"),
-        ({"studies": {"small": STUDY | {"measures": {"snip": {"repeats": 1}}}}}, "'batch' is missing in 'snip'"),
+        ({"studies": {"small": STUDY | {"measures": {"snap": SMALL}}}}, "Unknown measure 'snap'"),
+        (
+            {"studies": {"small": STUDY | {"measures": {"snip": {"repeats": 1}}}}},
+            "the key 'weights' is missing in 'measures.snip'",
+        ),
         ({"studies": {"small": STUDY | {"dataset": "cifar"}}}, "'cifar'"),
         ({"studies": {"small": STUDY | {"space": "nas"}}}, "'nas'"),
-        ({"benchmark": {}}, "needs the index of nas-bench-201"),
+        ({"benchmark": {"nas-bench-201": None}}, "needs the index of nas-bench-201"),
         ({"runs": {"small": TINY["runs"]["digits"]}}, "the name of a run and of a study"),
         ({"studies": {}}, "nothing to do"),
     ],
@@ -211,14 +242,14 @@ def test_a_fault_in_the_configuration_is_a_sentence(change, words):
 def test_the_studys_own_configuration_measures_everything():
     given = yaml.safe_load((ROOT / "config" / "study-nas-bench-201.yaml").read_text())
     (study,) = load_config(given)["studies"].values()
-    assert set(study["measures"]) == set(measure_traits())
+    assert set(study["measures"]) == set(MEASURES)
 
 
 # --- the workflow
 
 
 def scores_of(folder: Path) -> set[tuple]:
-    """All measurements but their seconds."""
+    """All measurements."""
     rows = [row for path in (folder / "results/small/scores").glob("*.csv") for row in csv.DictReader(path.open())]
     return {(row["cell"], row["measure"], row["repeat"], row["value"]) for row in rows}
 
@@ -266,14 +297,7 @@ def test_the_same_values_for_any_shards_and_processes(studied, tmp_path):
     write_index(tmp_path / "index.csv")
     succeed(snakemake(tmp_path))
     assert scores_of(tmp_path) == scores_of(studied)
-    ours, theirs = (
-        [
-            {k: v for k, v in row.items() if k != "seconds"}
-            for row in csv.DictReader((f / "results/small/correlations.csv").open())
-        ]
-        for f in (tmp_path, studied)
-    )
-    assert ours == theirs
+    assert correlations_of(tmp_path) == correlations_of(studied)
 
 
 def test_a_second_run_has_nothing_to_do_and_a_report_shows_the_study(studied):
@@ -290,8 +314,8 @@ def test_a_measurement_is_the_public_measure_of_the_public_network(studied):
     from tenas.data import read_images, read_labels
     from tenas.measures import linear_regions, snip
     from tenas.networks import Network, SupernetCells, initialise
-    from tenas.search.score import draw_crops, draw_images, draw_indices
-    from tenas.search.seeds import derive_seed
+    from tenas.scoring.inputs import draw_crops, draw_images, draw_indices
+    from tenas.seeds import derive_seed
     from tenas.spaces import load_genotype
 
     torch.set_num_threads(1)
@@ -315,11 +339,15 @@ def test_a_measurement_is_the_public_measure_of_the_public_network(studied):
 
 
 @pytest.mark.parametrize(
-    ("rule", "target"),
-    [("study_cells", "cells.csv"), ("study_score", "scores/1.csv"), ("correlate", "correlations.csv")],
+    ("rule", "target", "stage"),
+    [
+        ("study_cells", "cells.csv", "study_cells"),
+        ("study_score", "scores/1.csv", "study_score"),
+        ("correlate", "correlations.csv", "study_correlate"),
+    ],
 )
-def test_the_digest_of_a_rule_covers_the_code_that_it_runs(studied, tmp_path, rule, target):
-    """As in test_workflow.py: the rule's own command, with every function noted that it calls."""
+def test_the_digest_of_a_rule_covers_the_code_that_it_runs(studied, tmp_path, rule, target, stage):
+    """The rule's own command, with every function noted that it calls: each is in the closure that the digest is over."""
     folder = tmp_path / "run"
     shutil.copytree(studied, folder)
     arguments = ("--forcerun", rule, "--allowed-rules", rule, "--dry-run", "--printshellcmds")
@@ -331,18 +359,20 @@ def test_the_digest_of_a_rule_covers_the_code_that_it_runs(studied, tmp_path, ru
     found = json.loads(notes.read_text())
     assert found["status"] == 0
     assert found["torch"] == (rule == "study_score")
-    parts = digested_parts()[rule]
-    called = set(found["called"]) - NO_RESULT
-    assert called
-    assert {file for file in called if not any(file == p or file.startswith(f"{p}/") for p in parts)} == set()
+    modules = [f"tenas.stages.{stage}", *space_modules(NAS, networks=rule == "study_score")]
+    if rule == "study_score":
+        modules += [MEASURES[name].module for name in STUDY["measures"]]
+    covered = {file.relative_to(PACKAGE).as_posix() for file in closure(modules)}
+    called = {file for file in found["called"] if file.partition("/")[0] not in NO_RESULT}
+    assert f"stages/{stage}.py" in called
+    assert called - covered == set()
 
 
-@pytest.mark.skipif("TENAS_SHARED" not in os.environ, reason="the benchmark's table is not here: set TENAS_SHARED")
 def test_parameters_order_the_benchmark_as_is_known():
     """Spearman of FLOPs on CIFAR-10's test accuracy over all cells: .80 in the literature; parameters are as good."""
     from tenas.benchmark import read_index
 
-    table = read_index(Path(os.environ["TENAS_SHARED"]) / "nb201.csv.gz")
+    table = read_index("builtin")
     accuracy = table["cifar10_test"].to_numpy()
     tau, rho, top = statistics(table["flops_cifar10"].to_numpy(float), accuracy, stats.rankdata(accuracy) / len(accuracy))
     assert rho == pytest.approx(0.80, abs=0.06)

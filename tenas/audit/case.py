@@ -7,14 +7,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tenas import layout
 from tenas.audit.ledger import Ledger, listed, mapping
-from tenas.code import PACKAGE, code_digest
-from tenas.files import sha256
+from tenas.code import PACKAGE
+from tenas.files import json_text, sha256
 from tenas.search.made_by import ranking_code
 from tenas.spaces import Space
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Case:
         decided: Mapping,
         inputs: Sequence[Path | None],
         otherwise: str,
-        entry: Mapping = {},
+        entry: Mapping = NOTHING,
     ) -> None:
         """A JSON file must be ``decided``, byte by byte, with a true record of what it follows from.
 
@@ -74,15 +77,17 @@ class Case:
         if not value:
             return
         made_by = value.get("made_by")
-        seal = {key: value[key] for key in ("record_sha256",) if key in value}
-        if value != {**decided, "made_by": made_by, **seal}:
+        if json_text(value) != json_text({**decided, "made_by": made_by}):
             self.ledger.fault(path, otherwise)
-        self.made_by(path, stage, mapping(made_by), inputs, entry)
+        true = self.made_by(path, stage, mapping(made_by), inputs, entry)
+        if true and self.ledger.sound(path):
+            self.ledger.certain(path)
 
-    def made_by(self, path: Path, stage: str, made_by: Mapping, inputs: Sequence[Path | None], entry: Mapping = {}) -> None:
-        """What a decision says that it follows from is true."""
+    def made_by(self, path: Path, stage: str, made_by: Mapping, inputs: Sequence[Path | None], entry: Mapping = NOTHING) -> bool:
+        """What a decision says that it follows from is true. Whether that holds for all of it, and of the present code."""
+        code = ranking_code(stage, self.settings, entry)
         self.same_settings(path, made_by.get("settings"))
-        self.ledger.code(path, "decisions", made_by.get("code_sha256"), ranking_code(stage, self.settings, entry))
+        self.ledger.code(path, "decisions", made_by.get("code_sha256"), code)
         recorded = mapping(made_by.get("inputs"))
         named = [_name(file) for file in inputs if file is not None]
         found = [name if name in named else name.rpartition("/")[2] for name in recorded]
@@ -92,6 +97,11 @@ class Case:
         for file in inputs:
             if file is not None and _name(file) in hashes:
                 self.ledger.recorded(file, hashes[_name(file)], path)
+        return (
+            made_by.get("settings") in (self.settings, self.written)
+            and made_by.get("code_sha256") == code
+            and all(file is not None and hashes.get(_name(file)) == self.ledger.hash(file) for file in inputs)
+        )
 
     def inputs(self, path: Path, recorded: object, places: Mapping[str, Path | None], *, exact: bool = False) -> None:
         """The hashes that a record of provenance has of its inputs, by their paths.
@@ -110,15 +120,18 @@ class Case:
             elif Path(name).name not in places:
                 self.ledger.note(f"{name}, which {path} was made from, is not here: its hash was not looked at.")
 
-    def result(self, path: Path, what: str, arch: str | None, kind: str) -> dict:
-        """A sealed record of something that was made of a genotype, and the files beside it whose hashes it has."""
+    def result(self, path: Path, what: str, arch: str | None, kind: str, code: str) -> dict:
+        """A sealed record of something that was made of a genotype, and the files beside it whose hashes it has.
+
+        ``kind``: of files, for a note where another version of the code than ``code`` has made it.
+        """
         value = self.ledger.json(path, what)
         if not value:
             return {}
         self.ledger.equal(path, "arch", value.get("arch"), arch)
         self.ledger.sealed(path, value)
         if arch is not None:
-            self.ledger.code(path, kind, mapping(value.get("provenance")).get("code_sha256"), code_digest())
+            self.ledger.code(path, kind, mapping(value.get("provenance")).get("code"), code)
         for name, digest in mapping(value.get("files")).items():
             self.ledger.recorded(path.parent / Path(str(name)).name, digest, path)
         return value

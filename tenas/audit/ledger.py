@@ -25,7 +25,9 @@ class Ledger:
         self.notes: list[str] = []
         self.codes: Counter[tuple[str, str]] = Counter()  # (kind of file, digest of another version's code) -> files
         self.processors: Counter[str] = Counter()
+        self._like: dict[Path, list[Path]] = {}
         self._unlike: dict[Path, list[Path]] = {}
+        self._certain: set[Path] = set()
 
     @property
     def count(self) -> int:
@@ -80,6 +82,7 @@ class Ledger:
             return
         expected, found = format_csv(columns, rows), path.read_bytes()
         if found == expected.encode():
+            self.certain(path)
             return
         if _equal_but_for_rounding(found.decode("utf-8", errors="replace"), expected):
             self.note(f"{path} has other last digits than its measurements give here, as another processor rounds.")
@@ -89,8 +92,12 @@ class Ledger:
     def recorded(self, path: Path, digest: object, by: Path) -> None:
         """``by`` has ``digest`` for the hash of ``path``."""
         found = self.hash(path)
-        if found is not None and found != digest:
-            self._unlike.setdefault(path, []).append(by)
+        if found is not None:
+            (self._like if found == digest else self._unlike).setdefault(path, []).append(by)
+
+    def certain(self, path: Path) -> None:
+        """A file has been made again, byte by byte: a record that has another hash of it is wrong."""
+        self._certain.add(path)
 
     def sealed(self, path: Path, record: Mapping) -> None:
         """A record has its own hash."""
@@ -114,9 +121,18 @@ class Ledger:
         return path not in self.faults and path not in self._unlike
 
     def close(self) -> None:
-        """Make faults of the hashes that differ, one per file: when it was changed, every record of it disagrees. And notes."""
+        """Make faults of the hashes that differ, and notes of what is none.
+
+        When a file was changed, its records disagree with it; when a record was changed, it disagrees with the file and with
+        the other records. Where they are as many, both are named. A file that was made again byte by byte is right.
+        """
         for path, records in self._unlike.items():
-            self.fault(path, f"is not the file whose SHA-256 is recorded in {listed(records)}")
+            right = len(self._like.get(path, []))
+            if path not in self._certain and right <= len(records):
+                self.fault(path, f"is not the file whose SHA-256 is recorded in {listed(records)}")
+            if path in self._certain or right >= len(records):
+                for record in records:
+                    self.fault(record, f"has another SHA-256 of {path} than that file has")
         self._unlike.clear()
         for (kind, digest), count in self.codes.items():
             files = f"{count} file{'s' if count > 1 else ''}"

@@ -6,10 +6,10 @@ from tenas import layout
 from tenas.audit.case import Case
 from tenas.audit.ledger import Ledger, alike, mapping
 from tenas.audit.scores import Scores, look_at_scores
-from tenas.code import code_digest
 from tenas.errors import TenasError
 from tenas.files import read_csv
 from tenas.scoring.subjects import Cells, read_cells
+from tenas.search.made_by import stage_code
 from tenas.settings.study import read_study
 from tenas.spaces import get_space
 from tenas.study.correlate import COLUMNS, correlations
@@ -91,7 +91,9 @@ def _correlations(case: Case, cells: Cells, scores: Scores, table: Path | None) 
     ledger.sealed(record_file, record)
     ledger.equal(record_file, "cells", record.get("cells"), len(cells.cells))
     case.same_settings(record_file, record.get("settings"))
-    ledger.code(record_file, "correlations", record.get("code_sha256"), code_digest())
+    ledger.code(
+        record_file, "correlations", record.get("code"), stage_code("study_correlate", case.settings, case.settings["measures"])
+    )
     places = {file.name: file for file in (layout.path(layout.STUDY_CELLS, case.folder), *scores.paths)}
     case.inputs(record_file, record.get("inputs"), places)
     files = mapping(record.get("files"))
@@ -101,7 +103,7 @@ def _correlations(case: Case, cells: Cells, scores: Scores, table: Path | None) 
         return
     with ledger.damage(path):
         values = read_table_of_values(scores.paths, case.settings["measures"], cells)
-        again = correlations(values, read_accuracies(table, cells.cells), case.settings["seed"], 0)
+        again = correlations(values, read_accuracies(table, cells.cells, case.settings["space"]), case.settings["seed"], 0)
         rows = read_csv(path, COLUMNS, "correlations")
         if len(rows) != len(again):
             ledger.fault(path, f"has {len(rows)} rows, where its scores lead to {len(again)}")

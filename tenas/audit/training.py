@@ -9,6 +9,7 @@ from tenas.audit.step import State, Step
 from tenas.files import read_table
 from tenas.scoring.subjects import Cell, Cells
 from tenas.search.finalists import COLUMNS, looked_up, rank_finalists, trained
+from tenas.search.made_by import training_code
 from tenas.search.shortlist import shortlist_json
 
 
@@ -43,7 +44,7 @@ def _training(step: Step, place: int, cells: Sequence[Cell]) -> Path:
     case, ledger = step.case, step.case.ledger
     path = step.file(layout.TRAINING_METRICS, place=place)
     arch = cells[place - 1].arch if place <= len(cells) else None
-    value = case.result(path, "training's metrics", arch, "trainings")
+    value = case.result(path, "training's metrics", arch, "trainings", training_code(case.space))
     if not value:
         return path
     for key, expected in {"round": step.round.number, "place": place}.items():

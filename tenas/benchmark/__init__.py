@@ -1,6 +1,10 @@
 """What a genotype is known to be worth: a tabular benchmark, looked up. No torch, but to import the official files."""
 
-from tenas.benchmark.index import ACCURACIES, find, look_up, query, read_index
+from tenas.benchmark.builtin import BUILTIN, builtin_table, has_builtin, index_path
+from tenas.benchmark.index import accuracies_of, find, is_accuracy, look_up, query, read_column, read_index
 from tenas.benchmark.topology import canonical_form, isomorphic
 
-__all__ = ["ACCURACIES", "canonical_form", "find", "isomorphic", "look_up", "query", "read_index"]
+__all__ = [
+    "BUILTIN", "accuracies_of", "builtin_table", "canonical_form", "find", "has_builtin", "index_path", "is_accuracy",
+    "isomorphic", "look_up", "query", "read_column", "read_index",
+]  # fmt: skip

@@ -12,12 +12,14 @@ import json
 import math
 import os
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
+from tenas.benchmark.reading import METADATA
 from tenas.errors import TenasError
 from tenas.files import sha256, whole
 from tenas.provenance import Stopwatch, provenance
@@ -45,7 +47,6 @@ SUFFIX = ".pickle.pbz2"
 # The last digits of the MD5 of the file, by which its authors name it.
 PTH_NAME = "NAS-Bench-201-v1_1-096897.pth"
 PTH_MD5 = "096897"
-METADATA = b"tenas"
 
 
 class Archive(NamedTuple):
@@ -245,7 +246,9 @@ def gather(archive: Archive, progress: Callable[[int], object] = lambda cells: N
 def _in_order(name: str) -> tuple:
     """Means before single seeds, 200 epochs before 12, costs last."""
     stem, _, epochs = name.partition("_e")
-    return name.startswith(("params", "flops")), stem.endswith("seconds"), "seed" in epochs, not epochs.startswith("200"), name
+    # CIFAR-10 before CIFAR-100.
+    natural = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    return name.startswith(("params", "flops")), stem.endswith("seconds"), "seed" in epochs, not epochs.startswith("200"), natural
 
 
 def import_archive(archive: Archive, out: str | os.PathLike, progress: Callable[[int], object] = lambda cells: None) -> dict:
@@ -271,5 +274,5 @@ def import_archive(archive: Archive, out: str | os.PathLike, progress: Callable[
     record = provenance(settings={}, inputs=[], stopwatch=stopwatch, source=source)
     table = pa.table(arrays).replace_schema_metadata({METADATA: json.dumps(record)})
     with whole(out) as temporary:
-        parquet.write_table(table, temporary, compression="zstd")
+        parquet.write_table(table, temporary, compression="zstd", write_page_checksum=True)
     return record

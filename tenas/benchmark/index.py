@@ -1,83 +1,177 @@
 """An index of a benchmark: a table of one row a cell, as CSV (also compressed) or Parquet."""
 
 import os
-import zlib
+import re
+import warnings
+from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tenas.benchmark.builtin import BUILTIN, SPACE, builtin_table, checksum_of, has_builtin, index_path
+from tenas.benchmark.reading import load
 from tenas.benchmark.topology import isomorphic
-from tenas.errors import TenasError
+from tenas.errors import TenasError, one_of
 from tenas.provenance import Stopwatch, provenance
-from tenas.spaces import Genotype, load_genotype
+from tenas.spaces import Genotype, Space, get_space, load_genotype
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Accuracies in %, after 200 epochs, means over the seeds. NAS-Bench-201's parts are different numbers: `cifar10_valid`
-# is of training on half of the training set; `valtest` is the official test set before it is halved.
-ACCURACIES = (
-    "cifar10_valid",
-    "cifar10_test",
-    "cifar100_valid",
-    "cifar100_test",
-    "cifar100_valtest",
-    "imagenet16_valid",
-    "imagenet16_test",
-    "imagenet16_valtest",
-)
-COSTS = (
-    "params_cifar10",
-    "params_cifar100",
-    "params_imagenet16",
-    "flops_cifar10",
-    "flops_cifar100",
-    "flops_imagenet16",
-)
-# Other names under which tables in circulation have a column.
-ALSO = {f"train_time_{name}_s": f"{name}_train_seconds" for name in ("cifar10", "cifar100", "imagenet16")}
+# By their names: accuracies in %, and what a network costs. The README beside the built-in table says which parts of the data
+# NAS-Bench-201's accuracies are of.
+ACCURACIES = ("_test", "_valid", "_valtest", "accuracy")
+COSTS = ("params_", "flops_")
+# What follows the name of an accuracy that is of another training than the one of 200 epochs, or of one seed.
+OTHER_TRAINING = re.compile(r"(_e\d+)?(_seed\d+)?$")
+# The name under which tables in circulation have training times.
+TIME = re.compile(r"train_time_(\w+)_s")
+NOT_RUNNABLE = -1
+
+
+class IncompleteTableWarning(UserWarning):
+    """A table doesn't have all cells of its space: ranks and regrets are among those that it has."""
 
 
 def column_of(name: str) -> str:
     """The name that this package uses for a column of an index: that of a mean after 200 epochs has no ``_e200``."""
-    return ALSO.get(name, name.removesuffix("_e200"))
+    return TIME.sub(r"\1_train_seconds", name).removesuffix("_e200")
 
 
-def read_index(path: str | os.PathLike) -> "pd.DataFrame":
-    """The table of an index file: column ``arch`` (the space's text), and one at least of ACCURACIES.
+def is_accuracy(name: str) -> bool:
+    """Whether a column of this name has the accuracies that cells are compared by."""
+    return name.endswith(ACCURACIES)
 
-    A file of ``tenas benchmark import`` says ``cifar10_test_e200`` for what is ``cifar10_test`` here (``column_of``); others,
-    of 12 epochs or of one seed, keep their names. Raises TenasError when the file is missing or damaged, lacks these columns,
-    has one of them under two names, or lists a cell twice.
+
+def accuracies_of(table: "pd.DataFrame") -> list[str]:
+    """The columns of a table that are accuracies, in its order."""
+    return [name for name in table.columns if is_accuracy(name)]
+
+
+def costs_of(table: "pd.DataFrame") -> list[str]:
+    """The columns of a table that are numbers of parameters or FLOPs, in its order."""
+    from pandas.api.types import is_numeric_dtype
+
+    return [name for name in table.columns if name.startswith(COSTS) and is_numeric_dtype(table[name])]
+
+
+def read_index(index: str | os.PathLike, space: str | Space | None = None) -> "pd.DataFrame":
+    """The table of an index: a file, or ``builtin`` for the one of a space (nas-bench-201's) that comes with the project.
+
+    It has the column ``arch``, the space's text, and one at least that ``is_accuracy``. What a file of ``tenas benchmark import``
+    calls ``cifar10_test_e200`` is ``cifar10_test`` here (``column_of``); others, of 12 epochs or of one seed, keep their names.
+
+    Raises TenasError when the file is missing or damaged, lacks these columns, has one of them under two names, lists a cell
+    twice or one that is not of its space, or has an accuracy outside 0 to 100 or rows of zeros. Warns when it has fewer cells
+    than its space (IncompleteTableWarning), unless the file says that its source had no more.
     """
-    import pandas as pd
-
-    path = Path(path)
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except FileNotFoundError as error:
-        raise TenasError(f"There is no benchmark index {path}.") from error
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise TenasError(f"The benchmark index {path} cannot be read: {' '.join(str(error).split())}.") from error
-    table = table.rename(columns=column_of)
+    path = index_path(index, space)
+    checksum = checksum_of(path)
+    table, record = load(path, "benchmark index", checksum)
+    table = table.rename(columns=column_of).reset_index(drop=True)
     twice = table.columns[table.columns.duplicated()]
     if len(twice):
         raise TenasError(f"The benchmark index {path} has the column {twice[0]!r} under two names.")
-    if "arch" not in table.columns:
-        raise TenasError(f"The benchmark index {path} has no column 'arch'.")
-    found = [name for name in ACCURACIES if name in table.columns]
-    if not found:
-        raise TenasError(f"The benchmark index {path} has no column of accuracies; known: {', '.join(ACCURACIES)}.")
-    for name in found:
-        if not pd.api.types.is_numeric_dtype(table[name]):
-            raise TenasError(f"The benchmark index {path} has something other than numbers in the column {name!r}.")
-    doubled = table["arch"][table["arch"].duplicated()]
-    if len(doubled):
-        raise TenasError(f"The benchmark index {path} lists the cell {doubled.iloc[0]} twice.")
+    # What has been checked as a whole needs no more.
+    if checksum is None:
+        _check(table, path, space, (record.get("source") or {}).get("cells"))
     return table
 
 
-def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike) -> int:
+def _check(table: "pd.DataFrame", path: Path, space: str | Space | None, cells: int | None) -> None:
+    """Raise TenasError unless a table is one of cells and accuracies; puts ``arch`` into the words of the space.
+
+    ``cells``: how many the file itself says that its source has.
+    """
+    from pandas.api.types import is_numeric_dtype
+
+    if "arch" not in table.columns:
+        raise TenasError(f"The benchmark index {path} has no column 'arch'.")
+    if not accuracies_of(table):
+        raise TenasError(f"The benchmark index {path} has no column of accuracies, whose names end in {', '.join(ACCURACIES)}.")
+    if not len(table):
+        raise TenasError(f"The benchmark index {path} has no rows.")
+    accuracies = [name for name in table.columns if is_accuracy(OTHER_TRAINING.sub("", name))]
+    for name in accuracies:
+        if not is_numeric_dtype(table[name]):
+            raise TenasError(f"The benchmark index {path} has something other than numbers in the column {name!r}.")
+        wrong = table.index[(table[name] < 0) | (table[name] > 100)]
+        if len(wrong):
+            raise TenasError(
+                f"The benchmark index {path} has {table[name][wrong[0]]:g} for {name} of the cell {table['arch'][wrong[0]]}; "
+                "accuracies are in %, from 0 to 100."
+            )
+    zeros = ((table[accuracies] == 0).any(axis=1) & ~(table[accuracies] > 0).any(axis=1)).sum()
+    if zeros:
+        raise TenasError(f"The benchmark index {path} has zeros for all accuracies in {zeros:,} of its rows: it is damaged.")
+    space, table["arch"] = _archs(table["arch"], path, space)
+    for name in ("arch", *({"index"} & set(table.columns))):
+        doubled = table[name][table[name].duplicated()]
+        if len(doubled):
+            raise TenasError(f"The benchmark index {path} lists the cell {doubled.iloc[0]} twice.")
+    if space.listed_cells is not None and len(table) < space.listed_cells and cells != len(table):
+        warnings.warn(
+            f"The benchmark index {path} has {len(table):,} of the {space.listed_cells:,} cells of {space.name}.",
+            IncompleteTableWarning,
+            stacklevel=3,
+        )
+
+
+def _archs(texts: Iterable[str], path: Path, space: str | Space | None) -> tuple[Space, list[str]]:
+    """The space of a column of cells, by its first one where none is given, and all of them as that space writes them."""
+    found, archs = None if space is None else get_space(space), []
+    for row, text in enumerate(texts, start=1):
+        try:
+            genotype = load_genotype(str(text), found)
+        except TenasError as error:
+            raise TenasError(f"The benchmark index {path}, row {row}: {error}") from error
+        found = genotype.space
+        archs.append(genotype.arch)
+    return found, archs
+
+
+def read_column(index: str | os.PathLike, column: str, space: str | Space = SPACE) -> dict[str, float]:
+    """One column of a table as text of a cell -> value, whatever it is of: accuracies, or what cells cost on some hardware.
+
+    The table (a file as in ``read_index``, or ``builtin``) names its cells in a column ``arch`` or, for a space with a built-in
+    table, by their official numbers in a column ``index``. Left out are cells without a value, which is also what -1 says in a
+    column that has no other negative number: the network does not run there (HW-NAS-Bench, ICLR 2021).
+
+    Raises TenasError when the table cannot be read, lacks the column or holds something other than numbers in it, or names a
+    cell twice or one that is none of the space.
+    """
+    from pandas.api.types import is_numeric_dtype
+
+    space, path = get_space(space), index_path(index, space)
+    table, _ = load(path, "table", checksum_of(path))
+    table = table.rename(columns=column_of)
+    name = column_of(column)
+    numeric = [other for other in table.columns if other != "index" and is_numeric_dtype(table[other])]
+    if name not in table.columns:
+        raise one_of(f"column of the table {path}", column, numeric)
+    if name not in numeric:
+        raise TenasError(f"The table {path} has something other than numbers in the column {column!r}.")
+    if "arch" in table.columns:
+        _, archs = _archs(table["arch"], path, space)
+    elif "index" in table.columns and has_builtin(space):
+        known, _ = load(builtin_table(space), "table", checksum_of(builtin_table(space)))
+        numbered = dict(zip(known["index"], known["arch"], strict=True))
+        unknown = [number for number in table["index"] if number not in numbered]
+        if unknown:
+            raise TenasError(f"The table {path} has the number {unknown[0]}, which no cell of {space.name} has.")
+        archs = [numbered[number] for number in table["index"]]
+    else:
+        numbers = " or official numbers in a column 'index'" if has_builtin(space) else ""
+        raise TenasError(f"The table {path} doesn't say which cells it is of: it needs their texts in a column 'arch'{numbers}.")
+    if len(set(archs)) < len(archs):
+        raise TenasError(f"The table {path} lists a cell twice.")
+    values = table[name]
+    if (values[values < 0] == NOT_RUNNABLE).all():
+        values = values.where(values >= 0)
+    return {arch: float(value) for arch, value in zip(archs, values, strict=True) if value == value}
+
+
+def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike, space: str | Space | None = None) -> int:
     """The place of a cell in a table: by its text, its genotype (or a genotype's JSON file), or its number in the benchmark.
 
     The number is that of the column ``index`` or, where there is none, of the row from 0 on. Raises TenasError when the table
@@ -91,7 +185,7 @@ def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike) -> int
         if not len(places):
             raise TenasError(f"The benchmark index has no cell of the number {cell}; it has {len(table)} cells.")
     else:
-        arch = load_genotype(cell).arch
+        arch = load_genotype(cell, space).arch
         places = (table["arch"] == arch).to_numpy().nonzero()[0]
         if not len(places):
             raise TenasError(f"The benchmark index has no cell {arch}: is it of another space?")
@@ -132,48 +226,66 @@ def spread(values: "pd.Series") -> dict | None:
     }
 
 
-def query(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike) -> dict:
+def query(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike, space: str | Space | None = None) -> dict:
     """What a table (``read_index``) knows of a cell (``find``), JSON-ready.
 
-    ``accuracies``: for each of ACCURACIES that the table has, where the cell stands (``standing``). ``costs``: parameters and
-    FLOPs. ``isomorphic``: the other cells that are the same network (``canonical_form``), and over all of them, this one among
-    them, the spread of each accuracy. They differ by chance alone, so this is the noise of the table.
+    ``accuracies``: for each (``accuracies_of``) where the cell stands (``standing``). ``costs``: parameters and FLOPs.
+    ``isomorphic``: the other cells that are the same network (``canonical_form``), and over all of them, this one among
+    them, the spread of each accuracy. They differ by chance alone, so this is the noise of the table. None where the space
+    doesn't know which cells are the same.
     """
-    place = find(table, cell)
+    place = find(table, cell, space)
     row = table.iloc[place]
-    genotype = load_genotype(str(row["arch"]))
-    names = [name for name in ACCURACIES if name in table.columns]
+    genotype = load_genotype(str(row["arch"]), space)
+    names = accuracies_of(table)
     same = isomorphic(genotype, table["arch"])
     return {
         "arch": genotype.arch,
         "cells": len(table),
         "row": int(row["index"]) if "index" in table.columns else place,
         "accuracies": {name: standing(table, place, name) for name in names},
-        "costs": {name: int(row[name]) for name in COSTS if name in table.columns},
-        "isomorphic": {
+        "costs": {name: _number(row[name]) for name in costs_of(table)},
+        "isomorphic": None
+        if same is None
+        else {
             "cells": [str(table["arch"].iloc[other]) for other in same if other != place],
             "spread": {name: spread(table[name].iloc[same]) for name in names},
         },
     }
 
 
-def look_up(cell: Genotype | str | int | os.PathLike, index: str | os.PathLike | None) -> dict:
-    """What an index file knows of a cell (``query``), with what made this result: benchmark.json.
+def _number(value: float) -> int | float | None:
+    """A count as an integer, another number as it is, None for one that a table doesn't have."""
+    if value != value:
+        return None
+    return int(value) if float(value).is_integer() else float(value)
 
-    Without a file the result says so under ``reason``, with ``index`` None: a search need not have a benchmark.
+
+def look_up(
+    cell: Genotype | str | int | os.PathLike, index: str | os.PathLike | None = BUILTIN, space: str | Space | None = None
+) -> dict:
+    """What an index (a file, or ``builtin``) knows of a cell (``query``), with what made this result: benchmark.json.
+
+    Where there is none the result says so under ``reason``, with ``index`` None: a search need not have a benchmark.
     Raises TenasError when the file is faulty, or does not have the cell.
     """
     stopwatch = Stopwatch()
-    if index is None:
-        genotype = load_genotype(cell)
+    builtin = str(index) == BUILTIN
+    if builtin and not isinstance(cell, Integral) and not str(cell).isdecimal():
+        cell = load_genotype(cell, space)
+        space = cell.space
+    if index is None or (builtin and not has_builtin(space or SPACE)):
+        genotype = load_genotype(cell, space)
+        given = "No table of the space {} comes with the project." if builtin else "No index file was given for the space {}."
         return {
             "arch": genotype.arch,
             "index": None,
-            "reason": f"No index file was given for the space {genotype.space.name}.",
+            "reason": given.format(genotype.space.name),
             "provenance": provenance(settings=_settings(genotype), inputs=[], stopwatch=stopwatch),
         }
-    found = query(read_index(index), cell)
-    made_by = provenance(settings=_settings(load_genotype(found["arch"])), inputs=[index], stopwatch=stopwatch)
+    found = query(read_index(index, space), cell, space)
+    settings, inputs = _settings(load_genotype(found["arch"], space)), [index_path(index, space)]
+    made_by = provenance(settings=settings, inputs=inputs, stopwatch=stopwatch)
     return {"index": str(index), **found, "provenance": made_by}
 
 
@@ -186,9 +298,9 @@ def describe(found: dict) -> str:
     lines = [found["arch"]]
     if found["index"] is None:
         return "\n".join([*lines, found["reason"]])
-    same = len(found["isomorphic"]["cells"])
+    same = "not known" if found["isomorphic"] is None else len(found["isomorphic"]["cells"]) or "none"
     lines += [
-        f"cell {found['row']} of {found['cells']:,}; isomorphic to it: {same or 'none'}",
+        f"cell {found['row']} of {found['cells']:,}; isomorphic to it: {same}",
         "",
         f"{'':20}{'accuracy':>10}{'rank':>8}{'percentile':>12}{'regret':>8}{'sd of isomorphic cells':>24}",
     ]
@@ -196,16 +308,11 @@ def describe(found: dict) -> str:
         if there is None:
             lines.append(f"{name:20}{'-':>10}")
             continue
-        deviation = found["isomorphic"]["spread"][name]["sd"]
+        deviation = None if found["isomorphic"] is None else found["isomorphic"]["spread"][name]["sd"]
         lines.append(
             f"{name:20}{there['accuracy']:10.2f}{there['rank']:8,}{there['percentile']:12.2f}{there['regret']:8.2f}"
             f"{'-' if deviation is None else format(deviation, '.2f'):>24}"
         )
     if found["costs"]:
-        lines += ["", *(f"{name:20}{value:>16,}" for name, value in found["costs"].items())]
+        lines += ["", *(f"{name:20}{'-' if value is None else format(value, ','):>16}" for name, value in found["costs"].items())]
     return "\n".join(lines)
-
-
-def read_column(index, column, space):
-    table = read_index(index)
-    return dict(zip(table["arch"], table[column].astype(float), strict=True))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tenas.errors import TenasError, one_of
 from tenas.seeds import derive_seed
-from tenas.spaces import get_space
+from tenas.spaces import get_space, load_genotype
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,11 +97,14 @@ METHODS: dict[str, Callable[[Landscape, int, int], list[int]]] = {
 def neighbours(archs: Sequence[str]) -> "np.ndarray":
     """For each of all cells of NAS-Bench-201, the places of its 24 neighbours: int (cells, edges x other operators).
 
-    Raises TenasError when ``archs`` are not all cells of the space.
+    Raises TenasError when ``archs`` are of another space, or not all cells of this one.
     """
     import numpy as np
 
     space = get_space("nas-bench-201")
+    other = load_genotype(archs[0]).space if len(archs) else space
+    if other is not space:
+        raise TenasError(f"Searches on a table step through the cells of {space.name} alone; this table is of {other.name}.")
     # A cell's number has its operators as digits, the last edge's last: the order of `genotypes`.
     number = {genotype.arch: place for place, genotype in enumerate(space.genotypes())}
     if len(archs) != len(number) or not number.keys() == set(archs):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tenas.code import code_digest
 from tenas.errors import TenasError
 from tenas.files import sha256, whole, write_json
 from tenas.provenance import Stopwatch, provenance, sealed
@@ -112,7 +113,9 @@ def export(network: str | os.PathLike, out: str | os.PathLike) -> dict:
             "output": {"name": "logits", "type": "float32", "shape": ["n", card["classes"]]},
             "largest_difference": differences,
             "opset": OPSET,
-            "provenance": provenance(settings={"tolerance": TOLERANCE}, inputs=[network], stopwatch=stopwatch),
+            "provenance": provenance(
+                settings={"tolerance": TOLERANCE}, inputs=[network], stopwatch=stopwatch, code=code_digest("tenas.export.stage")
+            ),
             "files": {name: sha256(out / name) for name in ("network.pt2", "network.onnx")},
         }
     )

@@ -9,12 +9,14 @@ from importlib import import_module
 from tenas.measures.catalogue import BUILT_IN, MEASURES, Measure, get_measure
 
 _MORE = {
+    "az_nas_scores": "tenas.measures.az_nas",
     "SaturatedWarning": "tenas.measures.regions",
     "condition_number": "tenas.measures.ntk",
     "ntk_gram": "tenas.measures.ntk",
+    "one_thread": "tenas.measures.threads",
 }
 
-__all__ = ["MEASURES", "Measure", "get_measure", *BUILT_IN, *_MORE]  # noqa: PLE0604
+__all__ = ["MEASURES", "Measure", "get_measure", *BUILT_IN, *_MORE]
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""Measures that TE-NAS's own are held against: costs, saliencies of gradients, kernels of activations, Zen and ZiCo.
+"""Measures that TE-NAS's own are held against: saliencies of gradients, kernels of activations, Zen and ZiCo.
 
 Each is a function of (network, images[, labels]) for any module, with batches (n, ...) and integer labels (n,). MORE IS BETTER
 in all of them. The network is measured in the mode that it is in and left as it was: weights, gradients, buffers, mode.
@@ -11,96 +11,23 @@ a gradient; batch normalisation and biases are no weights here, as in the papers
 -inf is the worst value of the measures that are logarithms: that of a network which cannot tell its inputs apart.
 """
 
-import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenas.errors import TenasError
+from tenas.measures.common import BATCH_NORMS, LAYERS, batch_loss, check_batch, gradients_of, hooked, weights_of
 from tenas.measures.ntk import undisturbed
 from tenas.measures.regions import relu_signs
-from tenas.networks import count_flops
+from tenas.measures.threads import one_thread
 
-LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
-BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 ALPHA = 0.01  # Zen-NAS, algorithm 1: how far the inputs are moved
 SHIFT = 1e-5  # Mellor et al. 2020: keeps the logarithm of an eigenvalue finite
 
 
-def _weights(network: nn.Module) -> list[nn.Parameter]:
-    weights = [m.weight for m in network.modules() if isinstance(m, LAYERS) and m.weight.requires_grad]
-    if not weights:
-        raise TenasError("The network has no convolution or linear layer whose weights require a gradient.")
-    return weights
-
-
-def _check_batch(images: Tensor) -> None:
-    if len(images) == 0:
-        raise TenasError("The measure of an empty batch is not defined.")
-
-
-def _loss(network: nn.Module, images: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of a batch. Raises TenasError when batch, logits and labels don't fit each other."""
-    _check_batch(images)
-    logits = network(images)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise TenasError(f"A loss needs logits (n, classes) for {len(images)} samples; the network gave {shape}.")
-    if labels.shape != (len(images),):
-        raise TenasError(f"A batch of {len(images)} needs as many labels, not {tuple(labels.shape)}.")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise TenasError(f"A label lies outside of the network's {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}.")
-    return cross_entropy(logits, labels, reduction=reduction)
-
-
-def _gradients(value: Tensor, tensors: list, **options: bool) -> list[Tensor]:
-    """Gradients of ``value``; zeros for what it does not depend on, e.g. operators that a mask leaves out."""
-    if not value.requires_grad:
-        return [torch.zeros_like(tensor) for tensor in tensors]
-    found = torch.autograd.grad(value, tensors, allow_unused=True, **options)
-    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
-
-
-@contextmanager
-def _hooked(network: nn.Module, kinds: type | tuple, hook) -> Iterator[None]:
-    """``hook(module, inputs, output)`` after each pass of a layer of these kinds; no hook is left behind."""
-    handles = [module.register_forward_hook(hook) for module in network.modules() if isinstance(module, kinds)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def parameters(network: nn.Module, images: Tensor) -> int:
-    """Numbers that can be trained, of the modules that run: in a masked supernet those of the operators that are left.
-
-    Counted once for a module that runs several times. Nothing is computed: a copy on the meta device runs.
-    A discrete network's are ``tenas.networks.count_parameters``. No draw of weights or images has a say in it.
-    """
-    _check_batch(images)
-    counted: dict[int, int] = {}
-
-    def note(module: nn.Module, inputs: tuple, output: object) -> None:
-        counted.update((id(p), p.numel()) for p in module.parameters(recurse=False) if p.requires_grad)
-
-    network = copy.deepcopy(network).to("meta").eval()
-    with _hooked(network, nn.Module, note), torch.no_grad():
-        network(torch.empty_like(images[:1], device="meta"))
-    return sum(counted.values())
-
-
-def flops(network: nn.Module, images: Tensor) -> int:
-    """Multiply-accumulates for one image of the batch's shape, counted as NAS-Bench-201 does (``tenas.networks.count_flops``)."""
-    _check_batch(images)
-    return count_flops(network, tuple(images.shape[1:]))
-
-
+@one_thread()
 def gradient_norm(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over layers of ||dL/dW||_2, L the mean cross-entropy of the batch ("grad_norm").
 
@@ -109,9 +36,10 @@ def gradient_norm(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     initialisation decides between layers; skip connections raise it whether or not they help.
     """
     with undisturbed(network), torch.enable_grad():
-        return sum(g.double().norm().item() for g in _gradients(_loss(network, images, labels), _weights(network)))
+        return sum(g.double().norm().item() for g in gradients_of(batch_loss(network, images, labels), weights_of(network)))
 
 
+@one_thread()
 def snip(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over weights of |w dL/dw|, L the mean cross-entropy of the batch.
 
@@ -119,12 +47,13 @@ def snip(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     summed over a network by Abdelfattah et al. 2021. Unlike the gradient's norm it doesn't change with the scale of a
     weight before batch normalisation. Trap: a sum over weights, hence it grows with their number.
     """
-    weights = _weights(network)
+    weights = weights_of(network)
     with undisturbed(network), torch.enable_grad():
-        gradients = _gradients(_loss(network, images, labels), weights)
+        gradients = gradients_of(batch_loss(network, images, labels), weights)
     return sum((w.detach() * g).abs().double().sum().item() for w, g in zip(weights, gradients, strict=True))
 
 
+@one_thread()
 def grasp(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over weights of -w (H g), g the gradient and H the Hessian of the mean cross-entropy of the batch.
 
@@ -134,38 +63,15 @@ def grasp(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     networks the literature takes more as better, and so do we. It can be negative.
     Traps: the noisiest of the gradient measures, small batches change its sign; it needs second derivatives.
     """
-    weights = _weights(network)
+    weights = weights_of(network)
     with undisturbed(network), torch.enable_grad():
-        gradients = _gradients(_loss(network, images, labels), weights, create_graph=True)
+        gradients = gradients_of(batch_loss(network, images, labels), weights, create_graph=True)
         product = sum((g.detach() * g).sum() for g in gradients)
-        curvature = _gradients(product, weights)
+        curvature = gradients_of(product, weights)
     return -sum((w.detach() * h).double().sum().item() for w, h in zip(weights, curvature, strict=True))
 
 
-def synflow(network: nn.Module, images: Tensor) -> float:
-    """sum over weights of w dR/dw, R the sum of the outputs for one input of ones, in the network of absolute weights.
-
-    Source: Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow, NeurIPS 2020,
-    equation 3 and algorithm 1. Only the batch's shape and device matter.
-    Traps: batch normalisation must go, as it subtracts the mean of the one input there is and nothing is conserved any more: here
-    it is the identity. Without it values grow with the product of the widths, 10^30 and more for deep networks, past
-    float32: here in float64. In ranks it is close to depth and width. Biases enter as absolute values, and are no weights.
-    """
-    _check_batch(images)
-    network = copy.deepcopy(network).double()
-    for module in network.modules():
-        if isinstance(module, BATCH_NORMS):
-            module.eval()  # in training mode it refuses a single value a channel
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.abs_()
-    weights = _weights(network)
-    ones = torch.ones_like(images[:1], dtype=torch.float64)
-    with _hooked(network, BATCH_NORMS, lambda module, inputs, output: inputs[0]), torch.enable_grad():
-        gradients = _gradients(network(ones).sum(), weights)
-    return sum((w.detach() * g).sum().item() for w, g in zip(weights, gradients, strict=True))
-
-
+@one_thread()
 def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over layers and their output channels c of 1/(2n) sum_i (sum over positions of a_ic dL_i/da_ic)^2.
 
@@ -182,16 +88,17 @@ def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
         return output.clone()  # a ReLU in place changes the copy
 
     with undisturbed(network), torch.enable_grad():
-        with _hooked(network, LAYERS, note):
-            loss = _loss(network, images, labels, reduction="sum")
-        _weights(network)
+        with hooked(network, LAYERS, note):
+            loss = batch_loss(network, images, labels, reduction="sum")
+        weights_of(network)
         total = 0.0
-        for output, gradient in zip(outputs, _gradients(loss, outputs), strict=True):
+        for output, gradient in zip(outputs, gradients_of(loss, outputs), strict=True):
             products = (output.detach() * gradient).double().reshape(len(output), output.shape[1], -1).sum(2)
             total += products.square().sum().item() / (2 * len(images))
     return total
 
 
+@one_thread()
 def jacobian_covariance(network: nn.Module, images: Tensor) -> float:
     """-sum_i (log(s_i + k) + 1 / (s_i + k)), k = 1e-5, s the eigenvalues of the samples' correlation matrix of Jacobians.
 
@@ -201,10 +108,10 @@ def jacobian_covariance(network: nn.Module, images: Tensor) -> float:
     -inf where an image's gradient is constant, as of a disconnected network: it has no correlation.
     Trap: 1 / (s + k) rules, so the smallest eigenvalue of the batch decides.
     """
-    _check_batch(images)
+    check_batch(images)
     images = images.detach().clone().requires_grad_()
     with undisturbed(network), torch.enable_grad():
-        (jacobian,) = _gradients(network(images).sum(), [images])
+        (jacobian,) = gradients_of(network(images).sum(), [images])
     rows = jacobian.reshape(len(images), -1).to("cpu", torch.float64)
     rows = rows - rows.mean(1, keepdim=True)
     norms = rows.norm(dim=1, keepdim=True)
@@ -214,6 +121,7 @@ def jacobian_covariance(network: nn.Module, images: Tensor) -> float:
     return -(eigenvalues.log() + 1 / eigenvalues).sum().item()
 
 
+@one_thread()
 def naswot(network: nn.Module, images: Tensor) -> float:
     """log |det K|, K[i, j] the number of ReLUs that are in the same state for images i and j.
 
@@ -221,7 +129,7 @@ def naswot(network: nn.Module, images: Tensor) -> float:
     Every ReLU that runs counts, module or function. -inf where two images have one pattern: K is singular.
     Traps: grows as n log(number of ReLUs), so that in a space it mostly counts ReLUs; in float32 the determinant is lost.
     """
-    _check_batch(images)
+    check_batch(images)
     with undisturbed(network):
         signs = relu_signs(network, images)
     centred = torch.from_numpy(signs).double() * 2 - 1
@@ -261,6 +169,7 @@ def _features(network: nn.Module, images: Tensor) -> Tensor:
     return last.features.double()
 
 
+@one_thread()
 def zen(network: nn.Module, images: Tensor) -> float:
     """log mean_i ||f(x_i) - f(x_i + 0.01 e_i)||_F + sum over batch normalisations of log sqrt(mean over channels of variance).
 
@@ -273,7 +182,7 @@ def zen(network: nn.Module, images: Tensor) -> float:
     them; every layer adds a logarithm, so it follows depth. A normalisation that reads a constant, as behind a node without
     inputs, has no scale to give back and is left out. -inf where features don't depend on the images.
     """
-    _check_batch(images)
+    check_batch(images)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     scales: list[Tensor] = []
 
@@ -287,7 +196,7 @@ def zen(network: nn.Module, images: Tensor) -> float:
         for module, _ in modes:
             module.train()
         with undisturbed(network), torch.no_grad():
-            with _hooked(network, BATCH_NORMS, note):
+            with hooked(network, BATCH_NORMS, note):
                 features = _features(network, images)
             moved = _features(network, images + ALPHA * noise)
     finally:
@@ -298,6 +207,7 @@ def zen(network: nn.Module, images: Tensor) -> float:
     return math.log(change) + scale if change > 0 else -math.inf
 
 
+@one_thread()
 def zico(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over layers of log sum over weights of mean(|g|) / std(|g|), g the gradients of the batch's two halves.
 
@@ -308,13 +218,13 @@ def zico(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     so a layer's sum is ruled by its few steadiest weights; grows with the number of layers.
     """
     if len(images) < 2:
-        _check_batch(images)
+        check_batch(images)
         raise TenasError("ZiCo compares the gradients of two halves of a batch: it needs at least 2 images.")
-    weights = _weights(network)
+    weights = weights_of(network)
     half = len(images) // 2
     with undisturbed(network), torch.enable_grad():
         first, second = (
-            [g.abs().double() for g in _gradients(_loss(network, images[part], labels[part]), weights)]
+            [g.abs().double() for g in gradients_of(batch_loss(network, images[part], labels[part]), weights)]
             for part in (slice(half), slice(half, None))
         )
     logarithms = []

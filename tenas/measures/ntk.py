@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tenas.errors import TenasError
 from tenas.measures import ntk_engine
 from tenas.measures.ntk_tape import UntraceableError
+from tenas.measures.threads import one_thread
 
 
 def ntk_parameters(network: nn.Module) -> list[nn.Parameter]:
@@ -21,6 +22,7 @@ def ntk_parameters(network: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in network.named_parameters() if name.rpartition(".")[2] == "weight" and p.requires_grad]
 
 
+@one_thread()
 def ntk_gram(network: nn.Module, images: Tensor, *, chunk: int | None = None, compiled: bool = True) -> Tensor:
     """The kernel K[i, j] = <J_i, J_j> of a batch, J_i the gradient of the sum of sample i's logits.
 
@@ -30,6 +32,7 @@ def ntk_gram(network: nn.Module, images: Tensor, *, chunk: int | None = None, co
 
     The n reverse passes are one pass with n cotangents side by side (``docs/performance.md``); operators without a rule
     of their own go through autograd, and a network that cannot be replayed backwards through ``ntk_gram_by_loop``.
+    All of it on one thread, whatever torch has: the kernel's bits follow from the kind of processor alone (``one_thread``).
 
     Args:
         network: any module that maps (n, ...) to logits (n, classes) or (n,), on the device of ``images``.
@@ -63,7 +66,10 @@ def ntk_gram(network: nn.Module, images: Tensor, *, chunk: int | None = None, co
 
 
 def ntk_gram_by_loop(network: nn.Module, images: Tensor) -> Tensor:
-    """``ntk_gram`` the plain way: one backward pass a sample. The reference that the fast way is held against."""
+    """``ntk_gram`` the plain way: one backward pass a sample. The reference that the fast way is held against.
+
+    On as many threads as torch has, hence with bits that follow from their number.
+    """
     parameters = checked_parameters(network, images)
     with undisturbed(network), torch.enable_grad():
         sums = logit_sums(network(images), images)
@@ -121,6 +127,7 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
+@one_thread()
 def condition_number(gram: Tensor, *, dtype: torch.dtype = torch.float64) -> float:
     """lambda_max / lambda_min of a symmetric positive semidefinite matrix (n, n), in float64; never negative, never NaN.
 
@@ -143,6 +150,7 @@ def condition_number(gram: Tensor, *, dtype: torch.dtype = torch.float64) -> flo
     return largest / smallest
 
 
+@one_thread()
 def ntk_condition_number(network: nn.Module, images: Tensor) -> float:
     """kappa = lambda_max / lambda_min of the kernel of ``images`` (``ntk_gram``): lower means easier to train.
 

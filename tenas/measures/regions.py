@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenas.errors import TenasError
 from tenas.measures.ntk import undisturbed
+from tenas.measures.threads import one_thread
 
 SATURATED = 0.95
 
@@ -97,6 +98,7 @@ def told_apart_at_once(network: nn.Module, blocks: Sequence[Tensor]) -> bool:
     return count_distinct_rows(patterns) == len(patterns)
 
 
+@one_thread()
 def linear_regions(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> int:
     """R = the number of distinct sign patterns over all ReLU outputs: higher means more expressive.
 
@@ -129,6 +131,6 @@ def linear_regions(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> int
             # The same words for the same inputs, so that Python says it once and not for every count.
             f"Nearly each of the {total} inputs lies in a linear region of its own: saturated, use more or smaller inputs.",
             SaturatedWarning,
-            stacklevel=2,
+            stacklevel=3,  # of whoever called: one_thread lies between
         )
     return count

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -30,20 +29,19 @@ class Chain(nn.Module):
                 self.places.append(place)
                 inputs = outputs
         self.channels = inputs
-        self.active: list[list[nn.Module | None]] = []
+        self.active: list[list[nn.Module]] = []
 
     def set_mask(self, mask: Mask) -> None:
         (cell,) = self.space.cell_types
-        self.active = [layer.chosen(mask.operators(cell, place)) for place, layer in zip(self.places, self.layers, strict=True)]
+        self.active = [
+            [layer[name] for name in mask.operators(cell, place)] for place, layer in zip(self.places, self.layers, strict=True)
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         for operators in self.active:
-            outputs = [operator(x) for operator in operators if operator is not None]
-            if not outputs:
-                return torch.zeros_like(x)
-            total = outputs[0]
-            for out in outputs[1:]:
-                total = total + out
+            total = operators[0](x)
+            for operator in operators[1:]:
+                total = total + operator(x)
             x = total / len(operators) if len(operators) > 1 else total
         return x
 
@@ -55,6 +53,10 @@ class Features(nn.Module):
         super().__init__()
         self.chain = Chain(space, operators, inputs, channels, repeats)
         self.bn = nn.BatchNorm2d(self.chain.channels)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [*self.chain.layers]
 
     def set_mask(self, mask: Mask) -> None:
         self.chain.set_mask(mask)
@@ -71,6 +73,10 @@ class Skeleton(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
         self.features = Features(space, operators, channels, channels, cells)
         self.classifier = nn.Linear(self.features.chain.channels, classes)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [self.stem, *self.features.blocks]
 
     def set_mask(self, mask: Mask) -> None:
         self.features.set_mask(mask)

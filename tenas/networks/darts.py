@@ -269,6 +269,10 @@ class Cells(nn.Module):
         self.stack = CellStack(space, operators, channels, cells, (channels, channels))
         self.bn = nn.BatchNorm2d(self.stack.channels)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [*self.stack.cells]
+
     def set_mask(self, mask: Mask) -> None:
         self.stack.set_mask(mask)
 
@@ -289,6 +293,10 @@ class SearchSkeleton(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
         self.cells = Cells(space, operators, channels, cells)
         self.classifier = nn.Linear(self.cells.stack.channels, classes)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [self.stem, *self.cells.blocks]
 
     def set_mask(self, mask: Mask) -> None:
         self.cells.set_mask(mask)
@@ -378,6 +386,11 @@ class DiscreteSkeleton(nn.Module):
         self.drops_paths = False
         # A tensor, because torch.compile would compile anew for each value of a number.
         self.register_buffer("drop_probability", torch.zeros(()), persistent=False)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        stems = [self.stem] if self.second_stem is None else [self.stem, self.second_stem]
+        return [*stems, *self.stack.cells]
 
     def set_mask(self, mask: Mask) -> None:
         self.stack.set_mask(mask)

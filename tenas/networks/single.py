@@ -72,6 +72,10 @@ class Cells(nn.Module):
         self.cell = Cell(space, operators, channels)
         self.bn = nn.BatchNorm2d(channels)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [self.cell]
+
     def set_mask(self, mask: Mask) -> None:
         self.cell.set_mask(mask)
 
@@ -116,6 +120,10 @@ class Skeleton(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.bn = nn.BatchNorm2d(channels)
         self.classifier = nn.Linear(channels, classes)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [self.stem, *self.layers]
 
     def set_mask(self, mask: Mask) -> None:
         for layer in self.layers:

@@ -20,7 +20,7 @@ class RoundSummary(NamedTuple):
     """What a round came to. ``subjects``: what it measured or trained, and ``kept`` of them.
 
     ``shares``: of its decisions, how often each is taken again on resampled repeats. ``seconds``: of its jobs, one after another.
-    ``best``: the row of the cell that stands first, for rounds of cells and trainings.
+    ``best``: the text of the cell that stands first, for rounds of cells and trainings; with ``accuracy``, in %, for the latter.
     """
 
     number: int
@@ -29,7 +29,8 @@ class RoundSummary(NamedTuple):
     kept: int
     shares: list[float]
     seconds: float
-    best: Mapping[str, str] | None
+    best: str | None = None
+    accuracy: float | None = None
 
 
 def _seconds(path: Path, value: object) -> float:
@@ -83,12 +84,16 @@ def summarise_round(run_dir: Path, seed: int, number: int, entry: Mapping[str, A
         values = [_number(path, row, share) for row in rows if row[decision] == "1"]
         shares = [value for value in values if value is not None]
         seconds = scoring_seconds(layout.path(layout.SCORES, run_dir, seed=seed, round=number, shard=1).parent)
-    pruning = kind in ("operators", "edges")
-    kept = sum(row["pruned"] == "0" if pruning else row["kept"] == "1" for row in rows)
-    best = None if pruning else next((row for row in rows if row["place"] == "1"), None)
-    if not rows or (best is None and not pruning):
-        raise TenasError(f"The table {path} has no {'rows' if not rows else 'cell in the first place'}: run its stage again.")
-    return RoundSummary(number, kind, len(rows), kept, shares, round(seconds, 3), best)
+    if not rows:
+        raise TenasError(f"The table {path} has no rows: run its stage again.")
+    seconds = round(seconds, 3)
+    if kind in ("operators", "edges"):
+        return RoundSummary(number, kind, len(rows), sum(row["pruned"] == "0" for row in rows), shares, seconds)
+    kept, first = sum(row["kept"] == "1" for row in rows), next((row for row in rows if row["place"] == "1"), None)
+    if first is None:
+        raise TenasError(f"The table {path} has no cell in the first place: run its stage again.")
+    accuracy = _number(path, first, "valid_accuracy") if kind == "training" else None
+    return RoundSummary(number, kind, len(rows), kept, shares, seconds, first["arch"], accuracy)
 
 
 def summarise_rounds(run_dir: str | os.PathLike, seed: int, settings: Mapping[str, Any]) -> list[RoundSummary]:
@@ -113,7 +118,7 @@ def _of_search(rounds: Sequence[RoundSummary]) -> dict[str, float | None]:
     if "training" in kinds:
         last = [part for part in rounds if part.kind == "training"][-1]
         found["training_seconds"] = round(sum(part.seconds for part in rounds if part.kind == "training"), 3)
-        found["finalist_accuracy"] = float(last.best["valid_accuracy"]) if last.best else None
+        found["finalist_accuracy"] = last.accuracy
     return found
 
 
@@ -180,11 +185,7 @@ def _told(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -> list[s
     """The funnel, one line per round."""
     lines = [f"  {'round':<7}{'kind':<11}{'subjects':>8}{'kept':>7}{'seconds':>9}  best"]
     for part in rounds:
-        best = ""
-        if part.kind == "cells":
-            best = part.best["arch"]
-        elif part.kind == "training":
-            best = f"{float(part.best['valid_accuracy']):.2f} %  {part.best['arch']}"
+        best = f"{'' if part.accuracy is None else f'{part.accuracy:.2f} %  '}{part.best or ''}"
         looked_up = part.kind == "training" and settings["rounds"][part.number - 1]["column"] is not None
         seconds = "table" if looked_up else f"{part.seconds:,.0f}"
         lines.append(f"  {part.number:<7}{part.kind:<11}{part.subjects:>8,}{part.kept:>7,}{seconds:>9}  {best}".rstrip())
@@ -227,7 +228,7 @@ def show(run_dir: str | os.PathLike) -> str:
         if "reason" in benchmark:
             lines.append(f"  benchmark  {benchmark['reason']}")
         for name, standing in benchmark.get("accuracies", {}).items():
-            if standing is not None and name.endswith("_test"):
+            if standing is not None and name.endswith(("_test", "accuracy")):
                 lines.append(
                     f"  benchmark  {name} {standing['accuracy']:.2f} %, rank {standing['rank']:,} of "
                     f"{benchmark['cells']:,}, {standing['regret']:.2f} below the best"

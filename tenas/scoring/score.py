@@ -2,10 +2,10 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import nn
 
 from tenas.errors import TenasError
 from tenas.measures.catalogue import get_measure
-from tenas.networks import Network, Supernet, SupernetCells, initialise
+from tenas.measures.threads import one_thread
+from tenas.networks import Network, Supernet, SupernetCells, initialise, seeded
 from tenas.networks.costs import operator_costs
 from tenas.scoring.checkpoint import Taken
 from tenas.scoring.inputs import draw_inputs
@@ -50,15 +51,15 @@ class Scorer:
             self.measures[measure.name] = (measure, settings)
         self.drawn: tuple[str, int] | None = None
         self.supernets: dict[str, nn.Module] = {}
-        self.sums: dict[str, Sums] = {}
+        self.sums: dict[str, Sums | None] = {}
 
     def __call__(self, measurement: Measurement) -> Taken:
         """The value and what it cost: seconds of the processor, or of the clock on a GPU, without making the network."""
         subject, name, repeat = measurement
         measure, settings = self.measures[name]
-        if measure.sums is not None and isinstance(self.task.subjects, Cells):
+        if measure.sums is not None and isinstance(self.task.subjects, Cells) and (costs := self.costs(name)) is not None:
             start = time.process_time()
-            value = self.costs(name).of(self.task.subjects.genotype(subject))
+            value = costs.of(self.task.subjects.genotype(subject))
             return Taken(measurement, value, time.process_time() - start)
         if self.drawn != (name, repeat):
             self.inputs = draw_inputs(measure, settings, self.images, self.card, self.seed(name, repeat, "inputs"), self.device)
@@ -68,15 +69,19 @@ class Scorer:
         network = self.network(name, subject, repeat)
         clock = time.process_time if self.device == "cpu" else time.perf_counter
         start = clock()
-        value = measure(network, *self.inputs)
+        with seeded(self.seed(name, repeat, "draws")):
+            value = measure(network, *self.inputs)
         return Taken(measurement, value, clock() - start)
 
-    def costs(self, name: str) -> Sums:
-        """What operators cost in the networks of a measure that is a sum over them."""
+    def costs(self, name: str) -> Sums | None:
+        """What operators cost in the networks of a measure that is a sum over them; None where it is no sum."""
         if name not in self.sums:
             measure, settings = self.measures[name]
             shape = {"channels": settings["channels"], "cells": settings["cells"], "classes": self.card["classes"]}
-            self.sums[name] = operator_costs(self.task.subjects.space, side=self.images.shape[1], **shape)[measure.sums]
+            self.sums[name] = None
+            # Networks of one's own may cost what no sum tells: they are counted one by one.
+            with suppress(TenasError):
+                self.sums[name] = operator_costs(self.task.subjects.space, side=self.images.shape[1], **shape)[measure.sums]
         return self.sums[name]
 
     def seed(self, name: str, repeat: int, purpose: str) -> int:
@@ -90,19 +95,22 @@ class Scorer:
             network.set_mask(self.task.subjects.masked(subject))
             return network
         _, settings = self.measures[name]
-        network = cell_network(self.task.subjects, subject, settings, self.card["classes"])
-        initialise(network, settings["weights"], self.seed(name, repeat, "weights"))
+        seed = self.seed(name, repeat, "weights")
+        with seeded(seed):
+            network = cell_network(self.task.subjects, subject, settings, self.card["classes"])
+        initialise(network, settings["weights"], seed)
         return network.to(self.device)
 
     def supernet(self, name: str) -> nn.Module:
         if name not in self.supernets:
             space, (_, settings) = self.task.subjects.mask.space, self.measures[name]
-            # Crops have one channel and are for the cells alone.
-            self.supernets[name] = (
-                SupernetCells(space, channels=settings["channels"])
-                if settings["inputs"] == "crops"
-                else Supernet(space, channels=settings["channels"], cells=settings["cells"], classes=self.card["classes"])
-            ).to(self.device)
+            with seeded(self.seed(name, 0, "weights")):
+                # Crops have one channel and are for the cells alone.
+                self.supernets[name] = (
+                    SupernetCells(space, channels=settings["channels"])
+                    if settings["inputs"] == "crops"
+                    else Supernet(space, channels=settings["channels"], cells=settings["cells"], classes=self.card["classes"])
+                ).to(self.device)
         return self.supernets[name]
 
 
@@ -112,17 +120,6 @@ def cell_network(cells: Cells, subject: int, settings: Mapping, classes: int) ->
     if settings["inputs"] == "crops":
         return SupernetCells(cells.space, cells.space.mask(genotype), channels=settings["channels"])
     return Network(genotype, channels=settings["channels"], cells=settings["cells"], classes=classes)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: sums then run in one order, so that a measurement has the same bits in every kind of job."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 _scorer: Scorer

@@ -11,7 +11,7 @@ from tenas.files import format_csv, read_json, sha256, sha256_of, write_json, wr
 from tenas.layout import record_of
 from tenas.measures.catalogue import get_measure
 from tenas.progress import Progress
-from tenas.provenance import Stopwatch, package_versions, provenance, sealed
+from tenas.provenance import Stopwatch, package_versions, processor, provenance, sealed
 from tenas.scoring.checkpoint import Checkpoint, Taken, origin_of
 from tenas.scoring.subjects import Measurement, Subjects, plan
 from tenas.scoring.table import score_columns, score_rows
@@ -45,7 +45,8 @@ def score_shard(
 ) -> None:
     """Measure a shard: ``out`` and, beside it with the suffix .json, what made it.
 
-    Resumes a killed job: finished measurements are kept in a hidden file next to ``out``, and the record says under ``resumed`` how
+    Resumes a killed job: finished measurements are kept in a hidden file next to ``out``, and the record says under
+    ``resumed`` how
     many were found there. ``facts``: what else the values follow from, for the record. ``reuse``: scores that are there already
     and follow from the same are left as they are.
     """
@@ -70,6 +71,7 @@ def score_shard(
             **facts,
             "shard": shard,
             "device": device,
+            "processor": processor(device),
             "code": code,
             "packages": package_versions(),
         }

@@ -112,7 +112,10 @@ def read_cells(path: str | os.PathLike, space: Space) -> Cells:
     for line, row in enumerate(read_table(path, ("cell", "arch"), "cells file"), start=2):
         if not row["cell"].isdecimal():
             raise TenasError(f"The cells file {path}, line {line}, has {row['cell']!r} in the place of a number.")
-        space.parse(row["arch"])
+        try:
+            space.parse(row["arch"])
+        except TenasError as error:
+            raise TenasError(f"The cells file {path}, line {line}: {error}") from error
         cells.append(Cell(int(row["cell"]), row["arch"]))
     if len({cell.number for cell in cells}) < len(cells):
         raise TenasError(f"The cells file {path} lists a cell twice.")

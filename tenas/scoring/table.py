@@ -37,9 +37,9 @@ def check_value(measure: Measure, value: float, where: str) -> None:
 
 
 def read_scores(
-    paths: Iterable[str | os.PathLike], measures: Mapping, subjects: Subjects, what: str = "round"
+    paths: Iterable[str | os.PathLike], measures: Mapping, subjects: Subjects, what: str = "this round"
 ) -> dict[Measurement, float]:
-    """All measurements of ``subjects``, from their shards in any order. ``what``: the round or study, for errors.
+    """All measurements of ``subjects``, from their shards in any order. ``what``: what they are subjects of, for errors.
 
     Raises TenasError when a file is cut off or damaged or is not the one that its record (the JSON file of the same name) was
     written for, a row is of another search, or a measurement is missing or doubled.
@@ -59,10 +59,10 @@ def read_scores(
             except ValueError as error:
                 raise TenasError(f"{where} holds something other than numbers: {error}.") from error
             if measurement not in expected:
-                raise TenasError(f"{where} is no measurement of this {what}.")
+                raise TenasError(f"{where} is no measurement of {what}.")
             keys = subjects.keys(measurement.subject)
             if any(row[key] != str(value) for key, value in keys.items()):
-                raise TenasError(f"{where} is about another subject than {number} {measurement.subject} of this {what}.")
+                raise TenasError(f"{where} is about another subject than {number} {measurement.subject} of {what}.")
             check_value(by_name[measurement.measure], value, where)
             if measurement in values:
                 raise TenasError(f"{where} gives a measurement that was given before: a shard is there twice.")
@@ -70,7 +70,7 @@ def read_scores(
     missing = sorted(expected - values.keys())
     if missing:
         raise TenasError(
-            f"The scores of this {what} lack {len(missing)} of {len(expected)} measurements, the first of them "
+            f"The scores of {what} lack {len(missing)} of {len(expected)} measurements, the first of them "
             f"{missing[0].measure} of {number} {missing[0].subject}, repeat {missing[0].repeat}: a shard is missing or cut off."
         )
     return values

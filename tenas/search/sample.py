@@ -57,7 +57,12 @@ def _drawn(mask: Mask, count: int, generator: np.random.Generator, limits: Limit
 
 def listed_cells(path: str | os.PathLike, space: Space, limits: Limits | None = None) -> Cells:
     """The cells of a CSV file of one's own with a column ``arch``, in its order, without repetition, within the limits."""
-    archs = dict.fromkeys(space.parse(row["arch"]).arch for row in read_table(path, ("arch",), "list of cells"))
+    archs: dict[str, None] = {}
+    for line, row in enumerate(read_table(path, ("arch",), "list of cells"), start=2):
+        try:
+            archs.setdefault(space.parse(row["arch"]).arch)
+        except TenasError as error:
+            raise TenasError(f"The list of cells {path}, line {line}: {error}") from error
     kept = [arch for arch in archs if limits is None or limits.fits(space.parse(arch))]
     if not kept:
         raise TenasError(f"The list of cells {path} has no cell within the limits.")
@@ -65,7 +70,8 @@ def listed_cells(path: str | os.PathLike, space: Space, limits: Limits | None = 
 
 
 def cells_of_round(settings: Mapping, round: int, seed: int, before: str | os.PathLike, limits: Limits | None = None) -> Cells:
-    """The cells of round ``round`` of a search: drawn from the mask ``before``, listed in a file, or those of the shortlist ``before``."""
+    """The cells of round ``round`` of a search: drawn from the mask ``before``, listed in a file, or those of the shortlist
+    ``before``."""
     space, sample = get_space(settings["space"]), settings["rounds"][round - 1]["sample"]
     if sample is None:
         return read_shortlist(before, space)

@@ -36,6 +36,7 @@ class Darts(Space):
     trained = MappingProxyType({"channels": 36, "cells": 20})
     stems = ("cifar", "imagenet")
     auxiliary = True
+    least_cells = 2
 
     def operation(self, name: str, inputs: int, outputs: int, stride: int) -> Any:
         from tenas.networks.darts import make_operator

@@ -9,7 +9,9 @@ from tenas.stages.types import Count
 
 def benchmark_search(
     *,
-    index: Annotated[Path, "the table as CSV or Parquet, all cells of nas-bench-201"],
+    index: Annotated[
+        Path, "the table as CSV or Parquet, all cells of nas-bench-201; builtin is the one that comes with the project"
+    ] = Path("builtin"),
     datasets: Annotated[list[str], "default: cifar10 cifar100 imagenet16"] = [],  # noqa: B006
     methods: Annotated[list[str], "default: random_search regularised_evolution local_search"] = [],  # noqa: B006
     budgets: Annotated[list[Count], "cells that a search may look at"] = [1, 10, 54, 100, 1000],  # noqa: B006
@@ -18,6 +20,7 @@ def benchmark_search(
     progress: Progress = silent,
 ) -> str:
     """Search by looking accuracies up: random search, evolution, local search."""
+    from tenas.benchmark.builtin import index_path
     from tenas.benchmark.index import read_index
     from tenas.benchmark.searches import COLUMNS, DATASETS, METHODS, describe_searches, search_table
     from tenas.files import write_csv, write_json
@@ -33,7 +36,7 @@ def benchmark_search(
     total = len(settings["datasets"]) * len(settings["methods"]) * searches
     with progress(total, "search on the table", "searches") as advance:
         rows = search_table(read_index(index), **settings, progress=advance)
-    record = provenance(settings=settings, inputs=[index], stopwatch=stopwatch)
+    record = provenance(settings=settings, inputs=[index_path(index)], stopwatch=stopwatch)
     write_json(out.with_suffix(".json"), record)
     write_csv(out, COLUMNS, rows)
     return describe_searches(rows)

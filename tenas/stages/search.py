@@ -17,7 +17,9 @@ def search(
     seeds: Annotated[list[Seed], "one search for each"] = [0],  # noqa: B006
     limit: Annotated[list[str], "parameters=0.5e6, flops=60%%, latency=FILE:COLUMN:5.0"] = [],  # noqa: B006
     trainings: Annotated[str | None, "what a round of trainings does: real, table:COLUMN, none"] = None,
-    table: Annotated[Path | None, "table of the space, for trainings that are looked up"] = None,
+    table: Annotated[Path, "table of the space, for trainings that are looked up; builtin comes with the project"] = Path(
+        "builtin"
+    ),
     set: Annotated[list[str], "keys of the preset that are different: KEY=VALUE, such as rounds.1.keep=8"] = [],  # noqa: B006
     threads: Annotated[Count, "processor threads to use"] = 1,
     device: Annotated[Device, "auto is a GPU where there is one"] = "auto",
@@ -51,7 +53,7 @@ def search_seed(
     *,
     threads: int = 1,
     device: str = "auto",
-    table: Path | None = None,
+    table: Path = Path("builtin"),
     progress: Progress = silent,
 ) -> Path:
     """A search of one seed into the run's folder ``out``: the files that the workflow makes, with one shard per round.

@@ -6,9 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import kendalltau, rankdata
 
-from tenas.benchmark.index import ACCURACIES
-
-ACCURACY_NAMES = tuple(name for name in ACCURACIES if name.endswith("_test"))
+TESTS = ("_test", "accuracy")  # how the columns of a table end that cells are judged by
 STATISTICS = ("kendall", "spearman", "ndcg")
 COLUMNS = (
     "measure", "accuracy", "subset", "cells",

@@ -10,7 +10,7 @@ from tenas.files import whole
 from tenas.study.correlate import KAPPA, RANK_SUM, REGIONS
 
 # Paul Tol's bright scheme, told apart by the colour-blind: TE-NAS's own, costs, and the other measures.
-COLOURS = dict.fromkeys((KAPPA, REGIONS, RANK_SUM), "#ee6677") | dict.fromkeys(("parameters", "flops"), "#777777")
+COLOURS = dict.fromkeys((KAPPA, REGIONS, RANK_SUM), "#ee6677") | dict.fromkeys(("parameters", "flops", "layers"), "#777777")
 OTHER = "#4477aa"
 PANELS = 4  # scatter plots in a row
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tenas.benchmark.index import read_index
+from tenas.benchmark.builtin import index_path
+from tenas.benchmark.index import accuracies_of, read_index
 from tenas.errors import TenasError
 from tenas.files import format_csv, read_json, sha256, sha256_of, write_json, write_text
 from tenas.layout import record_of
@@ -15,8 +16,9 @@ from tenas.measures.catalogue import get_measure
 from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.scoring.subjects import Cell, Cells, read_cells
 from tenas.scoring.table import read_scores
+from tenas.search.made_by import stage_code
 from tenas.spaces import get_space
-from tenas.study.correlate import ACCURACY_NAMES, COLUMNS, FEWEST, Scores, correlations, oriented
+from tenas.study.correlate import COLUMNS, FEWEST, TESTS, Scores, correlations, oriented
 
 
 def read_table_of_values(scores: Sequence[str | os.PathLike], measures: Mapping, cells: Cells) -> dict[str, Scores]:
@@ -24,7 +26,7 @@ def read_table_of_values(scores: Sequence[str | os.PathLike], measures: Mapping,
 
     Raises TenasError when a file is cut off or damaged, or a measurement is missing or doubled.
     """
-    values = read_scores(scores, measures, cells, "study")
+    values = read_scores(scores, measures, cells, "this study")
     spent: dict[str, list[float]] = {}
     for path in scores:
         costs = read_json(record_of(path), "record of scores").get("costs", {}) if record_of(path).exists() else {}
@@ -42,15 +44,15 @@ def read_table_of_values(scores: Sequence[str | os.PathLike], measures: Mapping,
     return found
 
 
-def read_accuracies(index: str | os.PathLike, cells: Sequence[Cell]) -> dict[str, np.ndarray]:
+def read_accuracies(index: str | os.PathLike, cells: Sequence[Cell], space: str) -> dict[str, np.ndarray]:
     """Test accuracies of the cells in a table, by name, in %. Raises TenasError when it lacks a cell or an accuracy."""
-    table = read_index(index).set_index("arch")
+    table = read_index(index, space).set_index("arch")
     missing = [cell.arch for cell in cells if cell.arch not in table.index]
     if missing:
         raise TenasError(f"The benchmark index {index} has no cell {missing[0]}.")
-    names = [name for name in ACCURACY_NAMES if name in table.columns]
+    names = [name for name in accuracies_of(table) if name.endswith(TESTS)]
     if not names:
-        raise TenasError(f"The benchmark index {index} has none of the test accuracies {', '.join(ACCURACY_NAMES)}.")
+        raise TenasError(f"The benchmark index {index} has no test accuracies, whose names end in {' or '.join(TESTS)}.")
     accuracies = {name: table.loc[[cell.arch for cell in cells], name].to_numpy(float) for name in names}
     for name, values in accuracies.items():
         if (values != values).any():
@@ -73,13 +75,15 @@ def correlate(
     chosen = read_cells(cells, get_space(settings["space"])).cells
     if len(chosen) < FEWEST:
         raise TenasError(f"A study needs at least {FEWEST} cells; {cells} has {len(chosen)}.")
-    accuracies = read_accuracies(index, chosen)
+    accuracies = read_accuracies(index, chosen, settings["space"])
     values = read_table_of_values(scores, settings["measures"], read_cells(cells, get_space(settings["space"])))
     rows = correlations(values, accuracies, settings["seed"])
     plot_forest(rows, out / "forest.svg")
     plot_scatter(oriented(values), *next(iter(accuracies.items())), out / "scatter.svg")
     text = format_csv(COLUMNS, rows)
     files = {name: sha256(out / name) for name in ("forest.svg", "scatter.svg")} | {"correlations.csv": sha256_of(text)}
-    made = provenance(settings=settings, inputs=[cells, index, *scores], stopwatch=stopwatch, cells=len(chosen), files=files)
+    code = stage_code("study_correlate", settings, settings["measures"])
+    inputs = [cells, index_path(index, settings["space"]), *scores]
+    made = provenance(settings=settings, inputs=inputs, stopwatch=stopwatch, cells=len(chosen), code=code, files=files)
     write_json(out / "correlations.json", sealed(made))
     write_text(out / "correlations.csv", text)

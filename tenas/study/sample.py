@@ -17,7 +17,7 @@ def sample_table(settings: Mapping, index: str | os.PathLike) -> Cells:
 
     Raises TenasError when the table has fewer cells than are asked for, or cells of another space.
     """
-    table = read_index(index)
+    table = read_index(index, settings["space"])
     numbers = table["index"].to_numpy() if "index" in table.columns else np.arange(len(table))
     wanted = len(table) if settings["cells"] == "all" else settings["cells"]
     if wanted > len(table):

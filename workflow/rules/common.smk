@@ -217,9 +217,19 @@ def code_of(stage, networks=False, images=False):
     return code
 
 
-def index_of(run):
-    """The benchmark's index file for the space of a run, or None."""
-    return CONFIG["benchmark"].get(RUNS[run]["settings"]["space"])
+def index_of(space):
+    """The table of a space, as commands take it: a file, `builtin` or `none`."""
+    return CONFIG["benchmark"].get(space) or "none"
+
+
+def index_file(space):
+    """It as an input, where it is a file of the user's. The built-in one is the package's own, whose checksum is in the code."""
+    index = index_of(space)
+    return [] if index in ("builtin", "none") else [index]
+
+
+def space_of(run):
+    return RUNS[run]["settings"]["space"]
 
 
 def records_of(run, seed):

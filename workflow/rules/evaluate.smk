@@ -2,7 +2,7 @@
 rule lookup:
     input:
         genotype=layout.results(layout.GENOTYPE),
-        index=lambda wildcards: index_of(wildcards.run) or [],
+        index=lambda wildcards: index_file(space_of(wildcards.run)),
     output:
         layout.results(layout.LOOKUP),
     log:
@@ -13,16 +13,16 @@ rule lookup:
     conda:
         "../envs/tenas.yaml"
     params:
-        index=lambda wildcards: ["--index", index_of(wildcards.run)] if index_of(wildcards.run) else [],
+        index=lambda wildcards: index_of(space_of(wildcards.run)),
         code=code_of("benchmark_query"),
     shell:
-        "tenas benchmark query {input.genotype:q} {params.index:q} --out {output:q} > {log:q} 2>&1"
+        "tenas benchmark query {input.genotype:q} --index {params.index:q} --out {output:q} > {log:q} 2>&1"
 
 
 # What searches find that may look accuracies up: what a run's genotypes have to stand against.
 rule table_search:
     input:
-        CONFIG["benchmark"].get("nas-bench-201") or [],
+        index_file("nas-bench-201"),
     output:
         table="results/table_search.csv",
         made_by="results/table_search.json",
@@ -34,11 +34,12 @@ rule table_search:
     conda:
         "../envs/tenas.yaml"
     params:
+        index=index_of("nas-bench-201"),
         budgets=(CONFIG["table_search"] or {}).get("budgets"),
         searches=(CONFIG["table_search"] or {}).get("seeds"),
         code=code_digest("tenas.stages.benchmark_search", "tenas.spaces.nas_bench_201"),
     shell:
-        "tenas benchmark search --index {input:q} --budgets {params.budgets} --searches {params.searches}"
+        "tenas benchmark search --index {params.index:q} --budgets {params.budgets} --searches {params.searches}"
         " --out {output.table:q} > {log:q} 2>&1"
 
 

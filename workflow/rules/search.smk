@@ -196,7 +196,7 @@ rule finalists:
         settings=layout.results(layout.SEARCH),
         shortlist=state_before("training"),
         trainings=trainings_of,
-        table=lambda wildcards: (index_of(wildcards.run) or []) if entry_of(wildcards)["column"] else [],
+        table=lambda wildcards: index_file(space_of(wildcards.run)) if entry_of(wildcards)["column"] else [],
     output:
         ranking=layout.results(layout.TRAININGS),
         cells=layout.results(layout.FINALISTS),
@@ -209,7 +209,9 @@ rule finalists:
         "../envs/tenas.yaml"
     params:
         results=lambda wildcards, input: (
-            ["--table", input.table] if entry_of(wildcards)["column"] else ["--trainings", *input.trainings]
+            ["--table", index_of(space_of(wildcards.run))]
+            if entry_of(wildcards)["column"]
+            else ["--trainings", *input.trainings]
         ),
         code=code_of("finalists"),
     shell:

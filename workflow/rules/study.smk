@@ -18,7 +18,7 @@ rule study_settings:
 rule study_cells:
     input:
         settings=layout.results(layout.STUDY, "study"),
-        index=lambda wildcards: CONFIG["benchmark"][STUDIES[wildcards.study]["space"]],
+        index=lambda wildcards: index_file(STUDIES[wildcards.study]["space"]),
     output:
         layout.results(layout.STUDY_CELLS, "study"),
     log:
@@ -29,9 +29,10 @@ rule study_cells:
     conda:
         "../envs/tenas.yaml"
     params:
+        index=lambda wildcards: index_of(STUDIES[wildcards.study]["space"]),
         code=lambda wildcards: stage_code("study_cells", STUDIES[wildcards.study]),
     shell:
-        "tenas study cells --settings {input.settings:q} --index {input.index:q} --out {output:q} > {log:q} 2>&1"
+        "tenas study cells --settings {input.settings:q} --index {params.index:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule study_score:
@@ -67,7 +68,7 @@ rule correlate:
     input:
         settings=layout.results(layout.STUDY, "study"),
         cells=layout.results(layout.STUDY_CELLS, "study"),
-        index=lambda wildcards: CONFIG["benchmark"][STUDIES[wildcards.study]["space"]],
+        index=lambda wildcards: index_file(STUDIES[wildcards.study]["space"]),
         scores=study_scores_of,
         records=lambda wildcards: study_scores_of(wildcards, layout.STUDY_SCORES_RECORD),
     output:
@@ -99,7 +100,8 @@ rule correlate:
         "../envs/tenas.yaml"
     params:
         folder=lambda wildcards, output: str(Path(output.table).parent),
+        index=lambda wildcards: index_of(STUDIES[wildcards.study]["space"]),
         code=lambda wildcards: ranking_code("study_correlate", STUDIES[wildcards.study], STUDIES[wildcards.study]),
     shell:
-        "tenas study correlate --settings {input.settings:q} --cells {input.cells:q} --index {input.index:q}"
+        "tenas study correlate --settings {input.settings:q} --cells {input.cells:q} --index {params.index:q}"
         " --scores {input.scores:q} --out {params.folder:q} > {log:q} 2>&1"

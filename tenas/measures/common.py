@@ -1,0 +1,60 @@
+"""Helpers of several measures: checks of batches, losses, weights, gradients, temporary hooks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tenas.errors import TenasError
+
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+def check_batch(images: Tensor) -> None:
+    """Raise TenasError for a batch without images."""
+    if len(images) == 0:
+        raise TenasError("The measure of an empty batch is not defined.")
+
+
+def weights_of(network: nn.Module) -> list[nn.Parameter]:
+    """Weights of convolutions and linear layers that require a gradient. Raises TenasError when there are none."""
+    weights = [m.weight for m in network.modules() if isinstance(m, LAYERS) and m.weight.requires_grad]
+    if not weights:
+        raise TenasError("The network has no convolution or linear layer whose weights require a gradient.")
+    return weights
+
+
+def batch_loss(network: nn.Module, images: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of a batch. Raises TenasError when batch, logits and labels don't fit each other."""
+    check_batch(images)
+    logits = network(images)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TenasError(f"A loss needs logits (n, classes) for {len(images)} samples; the network gave {shape}.")
+    if labels.shape != (len(images),):
+        raise TenasError(f"A batch of {len(images)} needs as many labels, not {tuple(labels.shape)}.")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise TenasError(f"A label lies outside of the network's {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}.")
+    return cross_entropy(logits, labels, reduction=reduction)
+
+
+def gradients_of(value: Tensor, tensors: list, **options: bool) -> list[Tensor]:
+    """Gradients of ``value``; zeros for what it does not depend on, e.g. operators that a mask leaves out."""
+    if not value.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in tensors]
+    found = torch.autograd.grad(value, tensors, allow_unused=True, **options)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
+
+
+@contextmanager
+def hooked(network: nn.Module, kinds: type | tuple, hook) -> Iterator[None]:
+    """Call ``hook(module, inputs, output)`` after each pass of a layer of these kinds; no hook is left behind."""
+    handles = [module.register_forward_hook(hook) for module in network.modules() if isinstance(module, kinds)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

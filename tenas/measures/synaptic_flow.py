@@ -1,0 +1,62 @@
+"""Synaptic flow: SynFlow and LogSynFlow. MORE IS BETTER in both.
+
+One backward pass through the network of absolute weights, without batch normalisation, for one input of ones. Of the batch
+only its shape and device matter. The network is left as it was: the pass runs in a float64 copy.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from tenas.errors import TenasError
+from tenas.measures.common import BATCH_NORMS, check_batch, gradients_of, hooked, weights_of
+from tenas.measures.threads import one_thread
+
+
+def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(|w|, dR/d|w|) of each weight, R the sum of the outputs for one input of ones: float64, in the order of the layers.
+
+    Batch normalisation is the identity: it would subtract the mean of the one input there is, and nothing would be conserved.
+    Biases enter as absolute values and do not count as weights.
+    Raises TenasError for an empty batch, a network without weights, and a flow that overflows float64.
+    """
+    check_batch(images)
+    network = copy.deepcopy(network).double()
+    for module in network.modules():
+        if isinstance(module, BATCH_NORMS):
+            module.eval()  # in training mode it refuses a single value per channel
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.abs_()
+    weights = weights_of(network)
+    ones = torch.ones_like(images[:1], dtype=torch.float64)
+    with hooked(network, BATCH_NORMS, lambda module, inputs, output: inputs[0]), torch.enable_grad():
+        gradients = gradients_of(network(ones).sum(), weights)
+    if not all(gradient.isfinite().all() for gradient in gradients):
+        raise TenasError("The synaptic flow of this network overflows float64: it is too deep and wide for SynFlow.")
+    return [(weight.detach(), gradient) for weight, gradient in zip(weights, gradients, strict=True)]
+
+
+@one_thread()
+def synflow(network: nn.Module, images: Tensor) -> float:
+    """sum over weights of w dR/dw, R the sum of the outputs for one input of ones, in the network of absolute weights.
+
+    Source: Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow, NeurIPS 2020,
+    equation 3 and algorithm 1.
+    Traps: values grow with the product of the widths, 10^30 and more for deep networks, past float32; in ranks it is close
+    to depth and width.
+    """
+    return sum((weight * gradient).sum().item() for weight, gradient in synaptic_flow(network, images))
+
+
+@one_thread()
+def log_synflow(network: nn.Module, images: Tensor) -> float:
+    """sum over weights of |w| log(dR/dw + 1), with SynFlow's R and its network of absolute weights.
+
+    The logarithm keeps a few layers with exploding gradients from ruling the sum.
+    Source: Cavagnero et al., FreeREA: Training-Free Evolution-based Architecture Search, WACV 2023.
+    Traps: not conserved from layer to layer, unlike SynFlow; depends on the scale of the initialisation. The absolute value of
+    the gradient is taken, which matters only for activation functions that can decrease, such as GELU.
+    """
+    return sum((weight * gradient.abs().log1p()).sum().item() for weight, gradient in synaptic_flow(network, images))

@@ -1,0 +1,16 @@
+"""Say where two tables of a space differ."""
+
+from pathlib import Path
+from typing import Annotated
+
+
+def benchmark_compare(
+    table: Annotated[Path, "a table as CSV or Parquet, one row per cell"],
+    *,
+    other: Annotated[Path, "another; builtin is the one that comes with the project"] = Path("builtin"),
+) -> str:
+    """Say where two tables of a space differ."""
+    from tenas.benchmark.compare import compare, describe_comparison
+    from tenas.benchmark.index import read_index
+
+    return describe_comparison(compare(read_index(table), read_index(other)))
