@@ -1,10 +1,13 @@
-"""The workflow's configuration, checked as a whole before anything runs. No torch, unless limits have to be looked at."""
+"""The workflow's configuration, checked as a whole before anything runs. No torch, unless a run has limits to be checked."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 
+from tenas import layout
 from tenas.benchmark.builtin import BUILTIN, CHECKSUMS, builtin_table
-from tenas.data.sources import check_source
+from tenas.data.sources import check_source, get_source
 from tenas.errors import TenasError, one_of
+from tenas.files import read_json
 from tenas.report.claims import read_claims
 from tenas.settings.base import checked
 from tenas.settings.config import Config
@@ -13,13 +16,17 @@ from tenas.settings.search import search_settings
 from tenas.settings.study import study_settings
 from tenas.spaces import get_space
 
+# Of a data set that has not been looked at: parameters grow with the classes, multiply-adds with the side too.
+FEWEST_CLASSES, SMALLEST_SIDE = 2, 8
+
 
 def load_config(value: Mapping, where: str = "config") -> dict:
     """A configuration with defaults filled in and presets resolved: ``runs.<name>.settings`` and ``.retrain_settings``.
     The entries of ``studies`` are their settings. ``benchmark`` has ``builtin`` for spaces of which it says nothing and of which
     a table comes with the project.
 
-    Raises TenasError for anything that would stop a run later: unknown keys, spaces, data sets, sources, presets, faulty claims.
+    Raises TenasError for anything that would stop a run later: unknown keys, spaces, data sets, sources, presets, faulty claims,
+    limits that no cell meets.
     """
     config = checked(Config, dict(value), where).model_dump()
     config["benchmark"] = dict.fromkeys(CHECKSUMS, BUILTIN) | config["benchmark"]
@@ -50,6 +57,7 @@ def load_config(value: Mapping, where: str = "config") -> dict:
                 trainings=run["trainings"],
                 datasets=(run["dataset"], config["datasets"][run["dataset"]]["source"]),
             )
+            check_limits(name, run["settings"], run["dataset"], config["datasets"][run["dataset"]])
         except TenasError as error:
             raise TenasError(f"{where}: run {name!r}: {error}") from error
     if config["table_search"] is not None and config["benchmark"].get("nas-bench-201") is None:
@@ -67,3 +75,34 @@ def load_config(value: Mapping, where: str = "config") -> dict:
     if config["claims"] is not None:
         read_claims(config["claims"])
     return config
+
+
+def images_of(name: str, dataset: Mapping) -> tuple[int, int]:
+    """Classes and side of a data set, as far as they are known before it is prepared; else the fewest and smallest it can have.
+
+    ``name``, ``dataset``: of the configuration. What is prepared already counts only if it was prepared from this entry.
+    """
+    with suppress(TenasError, KeyError, TypeError):
+        card = read_json(layout.prepared(layout.CARD).format(dataset=name), "data card")
+        if card["provenance"]["settings"] == dict(dataset):
+            return int(card["classes"]), int(card["side"])
+    source = get_source(dataset["source"])
+    return source.classes or FEWEST_CLASSES, dataset["side"] or source.side or SMALLEST_SIDE
+
+
+def check_limits(run: str, settings: Mapping, name: str, dataset: Mapping) -> None:
+    """Raise TenasError where no cell can be within the limits of a run's search.
+
+    Where classes or side are not known yet, what is refused here would be refused with any; rule limits checks again, exactly.
+    Nothing is counted again once that rule has taken these settings: jobs on a cluster read the configuration each.
+    """
+    if not settings["limits"]:
+        return
+    with suppress(TenasError, KeyError, TypeError):
+        taken = read_json(layout.results(layout.LIMITS).format(run=run), "limits")
+        if taken["made_by"]["settings"] == settings:
+            return
+    from tenas.search.budget import resolved_limits
+
+    classes, side = images_of(name, dataset)
+    resolved_limits(settings, classes=classes, side=side)

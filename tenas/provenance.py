@@ -102,3 +102,8 @@ def provenance(
 def sealed(record: Mapping) -> dict:
     """A record with its own hash as its last key, ``record_sha256``: for a file whose hash no other file holds."""
     return {**record, "record_sha256": sha256_of(json.dumps(record))}
+
+
+def is_sealed(record: Mapping) -> bool:
+    """Whether a record has its own hash, and it is the right one."""
+    return dict(record) == sealed({key: value for key, value in record.items() if key != "record_sha256"})

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY, call, snakemake, succeed, write_config
+from runs import TINY, call, snakemake, succeed, write_config
 
 from tenas.audit import audit
 from tenas.cli import main
@@ -41,9 +41,9 @@ def test_a_finished_run_is_clean(copy, capsys):
     assert main(["audit", str(RUN)]) == 0
     printed = capsys.readouterr().out
     assert files_below(copy) == before
-    # settings, four masks, three rankings, six scores with their records, genotype, drawing, benchmark, retraining's settings
-    # and metrics, network, export's record, summary; images, labels, card.
-    assert printed.splitlines()[-1] == f"{1 + 4 + 3 + 12 + 2 + 1 + 3 + 1 + 1 + 3} files, all as recorded"
+    # settings, four masks, three rankings, six scores with their records, genotype, drawing, benchmark, retraining's settings,
+    # metrics, history and network, export's record and its two files, summary and metrics; images, labels, card.
+    assert printed.splitlines()[-1] == f"{1 + 4 + 3 + 12 + 2 + 1 + 4 + 3 + 2 + 3} files, all as recorded"
     assert "note" not in printed
     assert f"genotype {read_json(SEED / 'genotype.json', 'genotype')['arch']}" in printed
     assert str(read_json("data/digits/card.json", "card")["sha256"]) in printed
@@ -78,7 +78,9 @@ EDITED = [
     RUN / "search.json", RUN / "retrain.json", RUN / "summary.csv", SEED / "round0/mask.json", SEED / "round1/scores/2.csv",
     SEED / "round3/scores/1.csv", SEED / "round2/scores/1.json", SEED / "round1/ranking.csv", SEED / "round3/ranking.csv",
     SEED / "round2/mask.json", SEED / "round3/mask.json", SEED / "genotype.json", SEED / "genotype.svg",
-    SEED / "retrain/network.pt", "data/digits/images.npy", "data/digits/labels.npy", "data/digits/card.json",
+    SEED / "retrain/network.pt", SEED / "retrain/history.csv", SEED / "retrain/metrics.json", SEED / "export/network.pt2",
+    SEED / "export/network.onnx", SEED / "export/export.json", RUN / "metrics.json", "data/digits/images.npy",
+    "data/digits/labels.npy", "data/digits/card.json",
 ]  # fmt: skip
 
 
@@ -150,7 +152,8 @@ def test_scores_of_another_seed_are_found(copy):
     """Whole files of another search, each as it was recorded, but not here."""
     shutil.copytree(SEED, RUN / "seed1")
     found = faults()
-    assert set(found) == {f"{RUN}/seed1/round{r}/scores/{s}.json" for r in (1, 2, 3) for s in (1, 2)}
+    records = {f"{RUN}/seed1/round{r}/scores/{s}.json" for r in (1, 2, 3) for s in (1, 2)}
+    assert set(found) == {*records, f"{RUN}/seed1/retrain/metrics.json"}
     assert all(what == ["has 0 for 'seed', where 1 belongs"] for what in found.values())
 
 
@@ -205,12 +208,12 @@ def test_a_run_of_other_shards_and_what_an_earlier_split_left(finished, tmp_path
     assert "1.csv (36), 2.csv (32), 3.csv (32)" in capsys.readouterr().out
     (SEED / "round1/scores/4.csv").write_text("left over")
     assert main(["audit", str(RUN)]) == 0
-    assert f"note: {SEED}/round1/scores/4.csv is no part of the round" in capsys.readouterr().out
+    assert f"note: {SEED}/round1/scores/4.csv is no part of the scores" in capsys.readouterr().out
 
 
 def test_a_search_in_one_process_is_clean_too(copy, capsys):
     settings = read_json(RUN / "search.json", "settings")
-    preset = {key: value for key, value in settings.items() if key not in ("space", "preset")}
+    preset = {key: settings[key] for key in ("exclude", "rounds")}
     Path("tiny.yaml").write_text(yaml.safe_dump(preset, sort_keys=False))
     arguments = ("--preset", "tiny.yaml", "--data", copy / "data/digits", "--device", "cpu", "--seeds", "0", "--out", "found")
     succeed(call("tenas", "search", *arguments, cwd=copy))
@@ -226,7 +229,10 @@ def test_a_search_in_one_process_is_clean_too(copy, capsys):
 def test_what_cannot_be_audited_is_a_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["audit", "nowhere"]) == 2
-    assert capsys.readouterr().err == "tenas: There is nothing to audit in nowhere: it has no folder of a seed.\n"
+    assert (
+        capsys.readouterr().err
+        == "tenas: There is nothing to audit in nowhere: it has no folder of a seed, and it is no study.\n"
+    )
     Path("run/seed0").mkdir(parents=True)
     assert main(["audit", "run"]) == 2
     error = capsys.readouterr().err

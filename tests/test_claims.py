@@ -132,10 +132,10 @@ def test_without_a_spread_the_published_figure_is_taken_as_it_is(tmp_path):
         ({"accuracy": "cifar10_tset"}, "lacks the accuracy 'cifar10_tset'"),
         ({"runs": ["elsewhere"]}, "summary .*elsewhere.* cannot be read"),
         ({"spraed": 1}, "unknown key 'spraed'"),
-        ({"seeds": 1}, "less than the minimum"),
+        ({"seeds": 1}, r"'claims.one.seeds' is 1; it must be at least 2"),
         ({"better": [["run", "run"]]}, "claims.one"),
         ({"correlation": {"measure": "snip", "accuracy": "a"}}, "claims.one"),
-        ({"value": "ninety"}, "must be of the type number"),
+        ({"value": "ninety"}, r"'claims.one.value' is 'ninety'; it must be a finite number"),
     ],
 )
 def test_faulty_claims_and_missing_results_get_a_sentence_and_leave_nothing(tmp_path, capsys, change, sentence):

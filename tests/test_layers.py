@@ -27,7 +27,10 @@ def unit(path: Path) -> str:
 def imports(path: Path) -> set[Path]:
     """The package's modules that a module imports, wherever in it."""
     names = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    # What only a type checker imports is no import.
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    for node in (node for node in ast.walk(tree) if not any(node in ast.walk(block) for block in typing)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -63,6 +66,12 @@ def test_every_module_imports_from_its_own_layer_or_below(path):
 def test_the_package_itself_imports_no_module_when_it_is_imported():
     loaded_ones = {name for name in loaded("import tenas", tops=False) if name.startswith("tenas.")}
     assert loaded_ones == set()
+
+
+def test_its_names_are_there_without_torch():
+    names = "tenas.list_spaces(), tenas.list_measures(), tenas.list_presets(), tenas.list_sources(), tenas.search, dir(tenas)"
+    code = f"import tenas; {names}; [getattr(tenas, name) for name in tenas.__all__]; tenas.measure('naswot')"
+    assert loaded(code).isdisjoint({"torch", "torchvision", "pandas", "sklearn", "matplotlib", "scipy"})
 
 
 def test_the_parts_of_the_package_do_not_import_each_other_in_a_circle():

@@ -7,35 +7,58 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tenas.benchmark import look_up
 from tenas.errors import TenasError
 from tenas.files import format_csv, write_csv, write_json
 from tenas.report import accuracies, plot_rankings, show, summarise
+from tenas.scoring.subjects import Cell, Cells, plan
+from tenas.search.finalists import rank_finalists
+from tenas.search.shortlist import rank_cells
+from tenas.settings import search_settings
 from tenas.spaces import get_space, load_genotype
 
 # An index of a few cells is enough here.
 pytestmark = pytest.mark.filterwarnings("ignore::tenas.benchmark.index.IncompleteTableWarning")
 ARCHS = [genotype.arch for _, genotype in zip(range(12), get_space("nas-bench-201").genotypes(), strict=False)]
+MEASURE = {"naswot": {"repeats": 2, "batch": 4, "channels": 2, "cells": 1, "weights": "kaiming_fan_in", "redraw": True}}
+DECISIONS = [(1, 0.9), (0, 0.1), (1, 0.6), (0, 0.4)]
+
+
+def save_settings(run: Path, rounds: int) -> dict:
+    """The settings of a run with so many rounds of operators of the five of nas-bench-201."""
+    prune = {1: 4, 2: 2, 4: 1}[rounds]
+    settings = search_settings("nas-bench-201", "default", {"exclude": [], "prune": prune})
+    assert len(settings["rounds"]) == rounds
+    write_json(run / "search.json", settings)
+    return settings
+
+
+def save_ranking_of(folder: Path, decisions: list[tuple[int, float]]) -> None:
+    table = [{"trial": i, "pruned": pruned, "pruned_share": share} for i, (pruned, share) in enumerate(decisions)]
+    write_csv(folder / "ranking.csv", ["trial", "pruned", "pruned_share"], table)
 
 
 def save_seed(run: Path, seed: int, *, shards: dict[int, list[float]], accuracy: float | None = None) -> Path:
     """A seed's files as its stages write them: ``shards`` gives for each round the seconds of its shards."""
     folder = run / f"seed{seed}"
+    save_settings(run, len(shards))
     write_json(folder / "genotype.json", {"space": "nas-bench-201", "arch": ARCHS[seed]})
     write_json(folder / "benchmark.json", look_up(load_genotype(ARCHS[seed]), None))
     for round, seconds in shards.items():
         for i, wall in enumerate(seconds, start=1):
             record = {"shard": f"{i}/{len(seconds)}", "wall_seconds": wall}
             write_json(folder / f"round{round}" / "scores" / f"{i}.json", record)
+        save_ranking_of(folder / f"round{round}", DECISIONS)
     if accuracy is not None:
         metrics = {"arch": ARCHS[seed], "test_accuracy": accuracy, "valid_accuracy": accuracy + 1, "best_epoch": 3}
         write_json(folder / "retrain" / "metrics.json", metrics | {"epochs": 4, "parameters": 12345})
     return folder
 
 
-def test_a_row_a_seed(tmp_path):
+def test_one_row_per_seed(tmp_path):
     save_seed(tmp_path, 0, shards={1: [1.5, 2.25], 2: [4.0]}, accuracy=96.5)
     save_seed(tmp_path, 2, shards={1: [1.0], 2: [2.0]})
     columns, rows = summarise(tmp_path, [0, 2])
@@ -44,24 +67,44 @@ def test_a_row_a_seed(tmp_path):
     ]  # fmt: skip
     assert rows == [
         {
-            "seed": 0, "arch": ARCHS[0], "search_seconds": 7.75, "pruned_share": None, "parameters": 12345, "best_epoch": 3,
+            "seed": 0, "arch": ARCHS[0], "search_seconds": 7.75, "pruned_share": 0.75, "parameters": 12345, "best_epoch": 3,
             "valid_accuracy": 97.5, "test_accuracy": 96.5,
         },
-        {"seed": 2, "arch": ARCHS[2], "search_seconds": 3.0, "pruned_share": None},
+        {"seed": 2, "arch": ARCHS[2], "search_seconds": 3.0, "pruned_share": 0.75},
     ]  # fmt: skip
-    assert format_csv(columns, rows).splitlines()[2] == f"2,{ARCHS[2]},3.0,,,,,"
+    assert format_csv(columns, rows).splitlines()[2] == f"2,{ARCHS[2]},3.0,0.75,,,,"
 
 
-def test_how_sure_a_search_was_is_the_mean_over_the_decisions_that_led_to_its_genotype(tmp_path):
-    folder = save_seed(tmp_path, 0, shards={1: [1.0]})
-    genotype = {"space": "nas-bench-201", "arch": ARCHS[0], "made_by": {"inputs": {"round2/mask.json": "0"}}}
-    write_json(folder / "genotype.json", genotype)
+def test_how_sure_a_search_was_is_the_mean_over_the_decisions_of_its_rounds(tmp_path):
+    folder = save_seed(tmp_path, 0, shards={1: [1.0], 2: [1.0]})
+    save_ranking_of(folder / "round2", [(1, 0.3)])
     # Round 3 is left from an earlier search.
-    for number, rows in {1: [(1, 0.9), (0, 0.1), (1, 0.6)], 2: [(1, 0.3)], 3: [(1, 0.0)]}.items():
-        table = [{"trial": i, "pruned": pruned, "pruned_share": share} for i, (pruned, share) in enumerate(rows)]
-        write_csv(folder / f"round{number}" / "ranking.csv", ["trial", "pruned", "pruned_share"], table)
+    save_ranking_of(folder / "round3", [(1, 0.0)])
     _, (row,) = summarise(tmp_path, [0])
     assert row["pruned_share"] == 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("round2/scores/2.json", None, r"round2/scores/2\.json cannot be read"),
+        ("round1/scores/1.json", None, r"round1/scores/1\.json cannot be read"),
+        ("round1/scores/1.json", {"shard": "2/2", "wall_seconds": 1.0}, "is of shard '2/2'"),
+        ("round1/scores/1.json", {"shard": 7, "wall_seconds": 1.0}, "is of shard '7'"),
+        ("round1/scores/1.json", {"shard": "1/1"}, "does not say how many seconds"),
+        ("round1/scores/1.json", {"shard": "1/1", "wall_seconds": "long"}, "does not say how many seconds"),
+        ("round2/ranking.csv", None, r"round2/ranking\.csv cannot be read"),
+    ],
+)
+def test_a_missing_or_damaged_record_is_a_sentence_and_no_zero(tmp_path, name, change, sentence):
+    folder = save_seed(tmp_path, 0, shards={1: [1.0], 2: [2.0, 3.0]})
+    assert summarise(tmp_path, [0])[1][0]["search_seconds"] == 6
+    (folder / name).unlink()
+    if change is not None:
+        write_json(folder / name, change)
+    for read in (lambda: summarise(tmp_path, [0]), lambda: show(tmp_path)):
+        with pytest.raises(TenasError, match=sentence):
+            read()
 
 
 def test_shards_that_an_earlier_search_left_do_not_count(tmp_path):
@@ -103,7 +146,8 @@ def test_a_run_is_shown_with_what_it_has(tmp_path):
     assert ARCHS[2] in text
     assert "98.61 % of the test images, epoch 3 of 4 (99.61 % in validation), 12,345 parameters" in text
     assert "No index file was given for the space nas-bench-201." in text
-    assert "61 s of scoring" in text
+    assert "61 s of scoring\n" in text
+    assert re.search(r"^  round  kind +subjects +kept +seconds  best\n  1      operators +4 +2 +61$", text, re.MULTILINE)
     assert text.count("retrained") == 1
     assert "report" not in text
     (tmp_path / "results" / "report.html").touch()
@@ -117,6 +161,9 @@ def test_a_run_is_shown_with_what_it_has(tmp_path):
 def test_a_run_without_results_gets_a_sentence(tmp_path):
     with pytest.raises(TenasError, match="no seed there has a genotype yet"):
         show(tmp_path)
+    with pytest.raises(TenasError, match=r"search\.json cannot be read"):
+        summarise(tmp_path, [0])
+    save_settings(tmp_path, 1)
     with pytest.raises(TenasError, match=r"genotype\.json cannot be read"):
         summarise(tmp_path, [0])
 
@@ -130,6 +177,108 @@ def test_results_of_another_genotype_are_not_mixed(tmp_path, name):
         summarise(tmp_path, [0])
     with pytest.raises(TenasError, match=f"{name} is of another genotype"):
         show(tmp_path)
+
+
+def save_cells(path: Path, measures: list[str], cells: int, keep: int, repeats: int = 3) -> list[Cell]:
+    """The table of a round of cells with random values; the cells that are kept."""
+    generator = np.random.default_rng(len(measures))
+    archs = [genotype.arch for _, genotype in zip(range(cells), get_space("nas-bench-201").genotypes(), strict=False)]
+    subjects = Cells(get_space("nas-bench-201"), tuple(Cell(number, arch) for number, arch in enumerate(archs, start=1)))
+    given = {name: {"repeats": repeats} for name in measures}
+    values = {measurement: float(generator.random()) for measurement in plan(given, subjects.ids)}
+    settings = {"measures": given, "aggregate": "log_rank_sum", "keep": keep, "each": 0}
+    columns, rows, kept = rank_cells(settings, subjects, values)
+    write_csv(path, columns, rows)
+    return kept
+
+
+def save_trainings(path: Path, cells: list[Cell], accuracies: list[float]) -> Cell:
+    results = [{"valid_accuracy": value, "best_epoch": 3} for value in accuracies]
+    columns, rows, (winner,) = rank_finalists(cells, results, 1)
+    write_csv(path, columns, rows)
+    for place in range(1, len(cells) + 1):
+        write_json(path.parent / f"trainings/{place}/metrics.json", {"training_seconds": 12.5})
+    return winner
+
+
+@pytest.fixture
+def funnel(tmp_path) -> Path:
+    """A run that pruned, drew cells, measured them again, and trained four, as its stages write it."""
+    run = tmp_path / "results" / "funnel"
+    rounds = [
+        {"kind": "operators"}, {"kind": "cells", "sample": 40, "keep": 8}, {"kind": "cells", "keep": 4},
+        {"kind": "training", "keep": 1},
+    ]  # fmt: skip
+    preset = {"prune": 2, "measures": MEASURE, "change": "relative", "rounds": rounds}
+    write_json(tmp_path / "preset.yaml", preset)
+    settings = search_settings("nas-bench-201", str(tmp_path / "preset.yaml"))
+    assert [entry["kind"] for entry in settings["rounds"]] == ["operators", "operators", "cells", "cells", "training"]
+    settings["rounds"].pop(1)
+    write_json(run / "search.json", settings)
+    folder = run / "seed4"
+    for round, seconds in {1: [100.0], 2: [20.0, 30.5], 3: [1000.0]}.items():
+        for shard, wall in enumerate(seconds, start=1):
+            record = {"shard": f"{shard}/{len(seconds)}", "wall_seconds": wall}
+            write_json(folder / f"round{round}" / "scores" / f"{shard}.json", record)
+    save_ranking_of(folder / "round1", DECISIONS)
+    save_cells(folder / "round2" / "cells.csv", ["naswot"], 40, 8)
+    kept = save_cells(folder / "round3" / "cells.csv", ["naswot"], 8, 4)
+    winner = save_trainings(folder / "round4" / "trainings.csv", kept, [90.0, 91.25, 90.5, 80.0])
+    write_json(folder / "genotype.json", {"space": "nas-bench-201", "arch": winner.arch})
+    return run
+
+
+def test_a_funnel_has_columns_of_its_own(funnel):
+    columns, (row,) = summarise(funnel, [4])
+    assert columns[:7] == [
+        "seed", "arch", "search_seconds", "pruned_share", "kept_share", "training_seconds", "finalist_accuracy"
+    ]  # fmt: skip
+    shares = []
+    for number in (2, 3):
+        with (funnel / f"seed4/round{number}/cells.csv").open() as file:
+            shares += [float(line["kept_share"]) for line in csv.DictReader(file) if line["kept"] == "1"]
+    assert len(shares) == 8 + 4
+    assert row["kept_share"] == pytest.approx(sum(shares) / 12, abs=5e-5)
+    assert (row["search_seconds"], row["training_seconds"], row["finalist_accuracy"]) == (1150.5, 50.0, 91.25)
+    assert row["pruned_share"] == 0.75
+    assert accuracies([row]) == {"seed4": {"finalist_accuracy": 91.25}}
+
+
+def test_a_funnel_is_told_round_by_round(funnel):
+    arch = json.loads((funnel / "seed4/genotype.json").read_text())["arch"]
+    lines = show(funnel).splitlines()
+    start = lines.index("seed 4")
+    best = {}
+    for number in (2, 3):
+        with (funnel / f"seed4/round{number}/cells.csv").open() as file:
+            best[number] = next(line["arch"] for line in csv.DictReader(file) if line["place"] == "1")
+    assert [line.split(maxsplit=5) for line in lines[start + 1 : start + 6]] == [
+        ["round", "kind", "subjects", "kept", "seconds", "best"],
+        ["1", "operators", "4", "2", "100"],
+        ["2", "cells", "40", "8", "50", best[2]],
+        ["3", "cells", "8", "4", "1,000", best[3]],
+        ["4", "training", "4", "1", "50", f"91.25 %  {arch}"],
+    ]
+    assert lines[start + 6] == "  search     1150 s of scoring, 50 s of short trainings"
+    assert lines[start + 7] == f"  genotype   {arch}"
+
+
+def test_a_funnel_lacks_nothing_silently(funnel):
+    tables = [funnel / "seed4" / name for name in ("round2/cells.csv", "round4/trainings.csv", "round2/scores/2.json")]
+    for path in (*tables, funnel / "seed4/round4/trainings/3/metrics.json"):
+        text = path.read_text()
+        path.unlink()
+        with pytest.raises(TenasError, match=f"{re.escape(str(path))} cannot be read"):
+            summarise(funnel, [4])
+        path.write_text(text)
+    path = funnel / "seed4/round4/trainings.csv"
+    text = path.read_text()
+    path.write_text(text.replace("91.25", "much"))
+    with pytest.raises(TenasError, match="'much' for 'valid_accuracy', which is no number"):
+        summarise(funnel, [4])
+    path.write_text(text.replace(",1,1\n", ",5,1\n"))
+    with pytest.raises(TenasError, match="no cell in the first place"):
+        summarise(funnel, [4])
 
 
 def save_ranking(
@@ -165,6 +314,65 @@ def test_the_figure_shows_every_trial_of_every_round(tmp_path):
     assert len(re.findall("#4477aa", svg)) > 5
     plot_rankings(rankings, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "rankings.svg").read_bytes()
+
+
+def test_the_figure_shows_cells_and_trainings(tmp_path):
+    """Two measures: one panel of their ranks. Three: one each. One: its scores. Kept cells have their places, the best a star."""
+    paths = [tmp_path / f"round{number}" / "cells.csv" for number in (1, 2, 3)]
+    save_cells(paths[0], ["naswot", "synflow", "zico"], 40, 6)
+    save_cells(paths[1], ["naswot", "synflow"], 12, 4)
+    kept = save_cells(paths[2], ["naswot"], 9, 3)
+    trainings = tmp_path / "round4" / "trainings.csv"
+    save_trainings(trainings, kept, [71.5, 93.25, 80.0])
+    save_ranking(tmp_path, 0, [(1, 1), (2, 2)])
+    tables = [tmp_path / "round0" / "ranking.csv", *paths, trainings]
+    plot_rankings(tables, tmp_path / "rankings.svg")
+    svg = (tmp_path / "rankings.svg").read_text()
+    titles = re.findall(r"round \d: [\w ]+", svg)
+    assert titles == [
+        "round 0: kappa", "round 0: regions", "round 1: naswot", "round 1: synflow", "round 1: zico",
+        "round 2: synflow against naswot", "round 3: cells by naswot", "round 4: short trainings",
+    ]  # fmt: skip
+    for label in ("rank by naswot, 1 for the best", "place by all measures", "rank by synflow", "naswot, more is better",
+                  "validation accuracy, %; star: the best, o: kept, x: left out"):  # fmt: skip
+        assert label in svg
+    assert svg.count(">kept (6)<") == 3
+    assert svg.count(">left out (8)<") == 1
+    assert [svg.index(f">{value}<") for value in ("93.25", "80.00", "71.50")] == sorted(
+        svg.index(f">{value}<") for value in ("93.25", "80.00", "71.50")
+    )
+    for cell in kept:
+        assert f">cell {cell.number} (shortlist " in svg
+    plot_rankings(tables, tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "rankings.svg").read_bytes()
+
+
+def test_a_figure_of_thousands_of_cells_stays_small(tmp_path):
+    path = tmp_path / "round1" / "cells.csv"
+    save_cells(path, ["naswot", "synflow"], 3000, 50, repeats=1)
+    plot_rankings([path], tmp_path / "rankings.svg")
+    assert (tmp_path / "rankings.svg").stat().st_size < 300_000
+
+
+def test_a_faulty_table_of_cells_gets_a_sentence(tmp_path):
+    path = tmp_path / "round1" / "cells.csv"
+    kept = save_cells(path, ["naswot", "synflow"], 5, 2)
+    lines = path.read_text().splitlines(keepends=True)
+
+    def refused(sentence: str, table: Path = path) -> None:
+        with pytest.raises(TenasError, match=sentence):
+            plot_rankings([table], tmp_path / "rankings.svg")
+        assert not (tmp_path / "rankings.svg").exists()
+
+    path.write_text(lines[0].replace("naswot_se", "naswot_error") + "".join(lines[1:]))
+    refused("lacks naswot_se")
+    path.write_text("".join(lines[:2]) + ",".join(["much"] * len(lines[0].split(","))) + "\n")
+    refused("damaged in line 3: could not convert string to float: 'much'")
+    trainings = tmp_path / "round2" / "trainings.csv"
+    save_trainings(trainings, kept, [1.0, 2.0])
+    trainings.write_text(trainings.read_text().replace("2.0,", ",", 1))
+    refused("damaged in line 3", trainings)
+    refused("table.csv is no table of a round; their names are ranking.csv, cells.csv, trainings.csv", tmp_path / "table.csv")
 
 
 def test_cell_types_are_told_apart(tmp_path):

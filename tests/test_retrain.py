@@ -26,7 +26,7 @@ from tenas.retrain.augment import augment, crop_and_flip, cut_out, draw, jitter_
 from tenas.retrain.distributed import Processes
 from tenas.retrain.feed import FromMemory, make_feed
 from tenas.retrain.train import batches, learning_rate, train_step
-from tenas.settings import load_preset, validated
+from tenas.settings import retrain_settings
 from tenas.spaces import load_genotype
 
 CPU = torch.device("cpu")
@@ -336,7 +336,7 @@ def assert_killed_ends_as_undisturbed(settings: dict, arch: str, undisturbed: Pa
     assert (out / "history.csv").read_bytes() == (undisturbed / "history.csv").read_bytes()
     assert (out / "network.pt").read_bytes() == (undisturbed / "network.pt").read_bytes()
     resumed, metrics = (json.loads((folder / "metrics.json").read_text()) for folder in (out, undisturbed))
-    for key in ("provenance", "training_seconds"):
+    for key in ("provenance", "training_seconds", "record_sha256"):
         del resumed[key], metrics[key]
     assert resumed == metrics
     assert_equal_states(
@@ -363,9 +363,7 @@ def test_a_killed_training_of_a_darts_network_ends_as_an_undisturbed_one(tmp_pat
     """With drop-path and auxiliary head, on images of CIFAR-10; the loss falls."""
     with np.load(Path(os.environ["TENAS_SHARED"]) / "cifar10_train_10k.npz") as file:
         np.savez(tmp_path / "cifar.npz", images=file["images"][:500], labels=file["labels"][:500])
-    settings = load_preset(
-        "retrain", "darts-cifar10", {"channels": 2, "cells": 3, "epochs": 4, "batch": 24, "learning_rate": 0.1}
-    )
+    settings = retrain_settings("darts-cifar10", {"channels": 2, "cells": 3, "epochs": 4, "batch": 24, "learning_rate": 0.1})
     assert settings["drop_path"] > 0
     assert settings["auxiliary"] == 0.4
     settings["dataset"] = {"source": "npz", "path": str(tmp_path / "cifar.npz")}
@@ -497,7 +495,7 @@ def test_a_network_for_imagenet_is_trained_on_image_files(coordinates, tmp_path)
     """The whole preset on a few small images: stem, crops, colours, worker processes, bfloat16."""
     folder, _ = coordinates
     changes = {"channels": 4, "cells": 3, "epochs": 1, "batch": 8, "warmup_epochs": 0, "workers": 2}
-    settings = load_preset("retrain", "darts-imagenet", changes)
+    settings = retrain_settings("darts-imagenet", changes)
     settings["dataset"] = {"source": "folder", "path": str(folder)}
     metrics = retrain(settings, load_genotype(DARTS), seed=0, threads=1, device="cpu", out=tmp_path / "out")
     assert metrics["images"] == {"train": 16, "valid": 0, "test": 2}
@@ -552,7 +550,7 @@ def test_the_trained_network_is_in_a_file_of_its_own(trained):
 def test_a_large_network_for_imagenet_is_warned_of(tmp_path, capsys):
     np.savez(tmp_path / "set.npz", images=random_images(10, 64), labels=np.arange(10) % 2)
     changes = {"channels": 288, "cells": 1, "auxiliary": 0, "side": 128, "epochs": 1, "batch": 4, "precision": "fp32"}
-    settings = load_preset("retrain", "darts-imagenet", changes | {"workers": 0})
+    settings = retrain_settings("darts-imagenet", changes | {"workers": 0})
     settings["dataset"] = {"source": "npz", "path": str(tmp_path / "set.npz")}
     metrics = retrain(settings, load_genotype(DARTS), seed=0, threads=1, device="cpu", out=tmp_path / "out")
     assert metrics["flops"] > 600e6
@@ -577,7 +575,7 @@ def test_a_loss_that_is_not_finite_is_said_in_a_sentence(tmp_path):
         ({"validation": 0.001}, r"none to choose the epoch with"),
         ({"validation": 1}, r"'validation'"),
         ({"batch": 2}, r"'batch' 2 leaves a process fewer than two of 1151 images"),
-        ({"resized_crop": 0.5}, r"either with 'resized_crop' or with 'crop_padding'"),
+        ({"resized_crop": 0.5}, r"either by 'resized_crop' or by 'crop_padding'"),
         ({"colour_jitter": {"hue": 0.7}}, r"'colour_jitter.hue'"),
         ({"precision": "fp8"}, r"allowed: fp32, bf16, fp16"),
         ({"auxiliary": 0.4}, r"no auxiliary head"),
@@ -614,13 +612,13 @@ def test_threads_of_torch_are_left_as_they_were(tmp_path):
 
 
 def test_presets_are_valid():
-    benchmark = load_preset("retrain", "nas-bench-201")
+    benchmark = retrain_settings("nas-bench-201")
     assert {key: benchmark[key] for key in ("channels", "cells", "epochs", "batch", "learning_rate", "momentum")} == {
         "channels": 16, "cells": 5, "epochs": 200, "batch": 256, "learning_rate": 0.1, "momentum": 0.9,
     }  # fmt: skip
     assert (benchmark["weight_decay"], benchmark["crop_padding"], benchmark["flip"]) == (0.0005, 4, True)
-    assert validated(load_preset("retrain", "digits"), "retrain", "digits")["cutout"] == 0
-    cifar, imagenet = load_preset("retrain", "darts-cifar10"), load_preset("retrain", "darts-imagenet")
+    assert retrain_settings("digits")["cutout"] == 0
+    cifar, imagenet = retrain_settings("darts-cifar10"), retrain_settings("darts-imagenet")
     assert {key: cifar[key] for key in ("channels", "cells", "epochs", "batch", "learning_rate", "momentum", "weight_decay")} == {
         "channels": 36, "cells": 20, "epochs": 600, "batch": 96, "learning_rate": 0.025, "momentum": 0.9, "weight_decay": 0.0003,
     }  # fmt: skip
@@ -632,7 +630,7 @@ def test_presets_are_valid():
         "cifar",
         None,
     ]
-    assert load_preset("retrain", "darts-cifar100") == cifar
+    assert retrain_settings("darts-cifar100") == cifar
     assert {key: imagenet[key] for key in ("channels", "cells", "epochs", "batch", "learning_rate", "weight_decay", "side")} == {
         "channels": 48, "cells": 14, "epochs": 250, "batch": 768, "learning_rate": 0.5, "weight_decay": 0.00003, "side": 224,
     }  # fmt: skip
@@ -641,14 +639,14 @@ def test_presets_are_valid():
         TenasError,
         match=r"Unknown retrain preset 'mnist'; known: darts-cifar10, darts-cifar100, darts-imagenet, digits, nas-bench-201",
     ):
-        load_preset("retrain", "mnist")
+        retrain_settings("mnist")
     with pytest.raises(TenasError, match="learning_rat"):
-        load_preset("retrain", "digits", {"learning_rat": 1})
+        retrain_settings("digits", {"learning_rat": 1})
 
 
 def test_the_preset_for_digits_reaches_95_percent(tmp_path):
     """With a cell that has one kind of convolution only, 1x1: what a search finds has more."""
     arch = "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|"
-    settings = {"preset": "digits", "dataset": {"source": "digits"}, **load_preset("retrain", "digits")}
+    settings = {"preset": "digits", "dataset": {"source": "digits"}, **retrain_settings("digits")}
     metrics = retrain(settings, load_genotype(arch), seed=0, threads=1, device="cpu", out=tmp_path)
     assert metrics["test_accuracy"] >= 95

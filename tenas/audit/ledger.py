@@ -1,11 +1,19 @@
-"""What an audit keeps account of: the files that it has read, what is wrong with them, which code made them."""
+"""What an audit keeps account of: the files that it has read, what is wrong with them, which code and machines made them."""
 
+import csv
 import json
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tenas.errors import TenasError
-from tenas.files import json_text, read_json, sha256
+from tenas.files import format_csv, json_text, read_json, sha256
+from tenas.provenance import is_sealed
+
+# Numbers that differ by less were rounded by another processor: logarithms and sums of products have other last bits there.
+ROUNDING = 1e-9
 
 
 class Ledger:
@@ -15,8 +23,11 @@ class Ledger:
         self.files: dict[Path, str | None] = {}  # with their SHA-256; None for one that is not there
         self.faults: dict[Path, list[str]] = {}
         self.notes: list[str] = []
-        self.codes: dict[str, dict[str, int]] = {}  # kind of file -> digest of the code -> how many files
+        self.codes: Counter[tuple[str, str]] = Counter()  # (kind of file, digest of another version's code) -> files
+        self.processors: Counter[str] = Counter()
+        self._like: dict[Path, list[Path]] = {}
         self._unlike: dict[Path, list[Path]] = {}
+        self._certain: set[Path] = set()
 
     @property
     def count(self) -> int:
@@ -26,7 +37,21 @@ class Ledger:
     def fault(self, path: Path, what: str) -> None:
         """``what`` completes a sentence that starts with the path."""
         if what not in (found := self.faults.setdefault(path, [])):
-            found.append(what)
+            found.append(what.rstrip("."))
+
+    def note(self, what: str) -> None:
+        if what not in self.notes:
+            self.notes.append(what)
+
+    @contextmanager
+    def damage(self, path: Path, what: str = "is damaged") -> Iterator[None]:
+        """Make a fault of whatever a file's content leads to when it is not what a stage writes."""
+        try:
+            yield
+        except TenasError as error:
+            self.fault(path, f"{what}: {error}")
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            self.fault(path, f"{what}: it holds something other than expected ({' '.join(str(error).split())})")
 
     def hash(self, path: Path) -> str | None:
         """The SHA-256 of a file; None, and a fault, when it is not there."""
@@ -44,44 +69,125 @@ class Ledger:
             return {}
         try:
             value = read_json(path, what)
-        except TenasError as error:
-            self.fault(path, f"is damaged: {error}".rstrip("."))
+        except (TenasError, RecursionError) as error:
+            self.fault(path, f"is damaged: {error}")
             return {}
         if path.read_text(encoding="utf-8") != json_text(value):
             self.fault(path, "is not laid out as it was written")
         return value
 
+    def table(self, path: Path, columns: Sequence[str], rows: Iterable[Mapping], otherwise: str) -> None:
+        """A CSV file has these rows, byte by byte; last digits may be those of another processor, which is a note."""
+        if self.hash(path) is None:
+            return
+        expected, found = format_csv(columns, rows), path.read_bytes()
+        if found == expected.encode():
+            self.certain(path)
+            return
+        if _equal_but_for_rounding(found.decode("utf-8", errors="replace"), expected):
+            self.note(f"{path} has other last digits than its measurements give here, as another processor rounds.")
+        else:
+            self.fault(path, otherwise)
+
     def recorded(self, path: Path, digest: object, by: Path) -> None:
         """``by`` has ``digest`` for the hash of ``path``."""
         found = self.hash(path)
-        if found is not None and found != digest:
-            self._unlike.setdefault(path, []).append(by)
+        if found is not None:
+            (self._like if found == digest else self._unlike).setdefault(path, []).append(by)
+
+    def certain(self, path: Path) -> None:
+        """A file has been made again, byte by byte: a record that has another hash of it is wrong."""
+        self._certain.add(path)
+
+    def sealed(self, path: Path, record: Mapping) -> None:
+        """A record has its own hash."""
+        if not is_sealed(record):
+            self.fault(path, "is not the record that was written: its own hash differs")
 
     def equal(self, path: Path, key: str, found: object, expected: object) -> None:
         """A key of a record has the value that it must have."""
-        if found != expected:
-            self.fault(path, f"has {json.dumps(found)} for {key!r}, where {json.dumps(expected)} belongs")
+        if found != expected or type(found) is not type(expected):
+            self.fault(path, f"has {_short(found)} for {key!r}, where {_short(expected)} belongs")
 
-    def code(self, path: Path, kind: str, digest: object) -> None:
+    def code(self, path: Path, kind: str, digest: object, present: str) -> None:
         """The code that made a file. Another version than the present one is no fault."""
-        if isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef"):
-            counts = self.codes.setdefault(kind, {})
-            counts[digest] = counts.get(digest, 0) + 1
-        else:
+        if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             self.fault(path, "does not say by which code it was made")
+        elif digest != present:
+            self.codes[kind, digest] += 1
 
     def sound(self, path: Path) -> bool:
         """Whether nothing was found against a file so far."""
         return path not in self.faults and path not in self._unlike
 
     def close(self) -> None:
-        """Make faults of the hashes that differ, one a file: when it was changed, every record of it disagrees."""
+        """Make faults of the hashes that differ, and notes of what is none.
+
+        When a file was changed, its records disagree with it; when a record was changed, it disagrees with the file and with
+        the other records. Where they are as many, both are named. A file that was made again byte by byte is right.
+        """
         for path, records in self._unlike.items():
-            names = ", ".join(str(record) for record in records[:3]) + (", ..." if len(records) > 3 else "")
-            self.fault(path, f"is not the file whose SHA-256 is recorded in {names}")
+            right = len(self._like.get(path, []))
+            if path not in self._certain and right <= len(records):
+                self.fault(path, f"is not the file whose SHA-256 is recorded in {listed(records)}")
+            if path in self._certain or right >= len(records):
+                for record in records:
+                    self.fault(record, f"has another SHA-256 of {path} than that file has")
         self._unlike.clear()
+        for (kind, digest), count in self.codes.items():
+            files = f"{count} file{'s' if count > 1 else ''}"
+            self.note(f"{files} of {kind} made by another version of the code ({digest[:12]}).")
+        if len(self.processors) > 1:
+            kinds = ", ".join(f"{name} ({count})" for name, count in sorted(self.processors.items()))
+            self.note(f"The scores are of {len(self.processors)} kinds of processor, whose last bits may differ: {kinds}.")
 
 
 def mapping(value: object) -> Mapping:
     """A part of a record that has to be a mapping; an empty one where it isn't."""
     return value if isinstance(value, Mapping) else {}
+
+
+def listed(paths: Sequence[Path]) -> str:
+    """The first three of some files, for a sentence."""
+    return ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
+
+
+def alike(found: object, expected: object) -> bool:
+    """Whether two JSON values are equal, but for the rounding of numbers. What only one of two mappings has is not compared."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        return all(alike(found[key], expected[key]) for key in found.keys() & expected.keys())
+    if isinstance(found, list) and isinstance(expected, list):
+        return len(found) == len(expected) and all(map(alike, found, expected))
+    if isinstance(found, float) and isinstance(expected, float):
+        return _close(found, expected)
+    return found == expected and type(found) is type(expected)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _close(a: float, b: float) -> bool:
+    return a == b or math.isclose(a, b, rel_tol=ROUNDING, abs_tol=ROUNDING) or (a != a and b != b)
+
+
+def _equal_but_for_rounding(found: str, expected: str) -> bool:
+    one, other = (list(csv.reader(text.splitlines())) for text in (found, expected))
+    return (
+        found.endswith("\n")
+        and len(one) == len(other)
+        and all(len(a) == len(b) and all(map(_fields_alike, a, b)) for a, b in zip(one, other, strict=True))
+    )
+
+
+def _fields_alike(a: str, b: str) -> bool:
+    if a == b:
+        return True
+    # Whole numbers and texts are decisions.
+    if not all("." in field or "e" in field for field in (a, b)):
+        return False
+    try:
+        return _close(float(a), float(b))
+    except ValueError:
+        return False

@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
 from tenas.errors import TenasError, one_of
-from tenas.search.seeds import derive_seed
+from tenas.seeds import derive_seed
 from tenas.spaces import get_space, load_genotype
 
 if TYPE_CHECKING:

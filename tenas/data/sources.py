@@ -379,20 +379,22 @@ def load_prepared(path: Path) -> Loaded:
 class Source(NamedTuple):
     """Where images come from: ``load`` takes the path of the data set's entry, or None, and gives what is there.
 
-    ``side``: of the images when the data set's entry gives none; None: the images' own, at most 32.
+    ``side``: of the images when the data set's entry gives none; None: the images' own, at most 32. ``classes``: where they are
+    known before anything is loaded.
     """
 
     load: Callable[[Path | None], Loaded]
     side: int | None = None
     needs_path: bool = True
+    classes: int | None = None
 
 
 SOURCES: dict[str, Source] = {
-    "digits": Source(load_digits, 32, needs_path=False),
-    "cifar10": Source(load_cifar10, 32),
-    "cifar100": Source(load_cifar100, 32),
-    "imagenet16-120": Source(load_imagenet16, 16),
-    "imagenet-1k": Source(load_imagenet, 32),
+    "digits": Source(load_digits, 32, needs_path=False, classes=10),
+    "cifar10": Source(load_cifar10, 32, classes=10),
+    "cifar100": Source(load_cifar100, 32, classes=100),
+    "imagenet16-120": Source(load_imagenet16, 16, classes=120),
+    "imagenet-1k": Source(load_imagenet, 32, classes=1000),
     "folder": Source(load_folder, 32),
     "npz": Source(load_npz, None),
     "prepared": Source(load_prepared, None),

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tenas.code import code_digest
 from tenas.errors import TenasError
-from tenas.files import whole, write_json
-from tenas.provenance import Stopwatch, provenance
-from tenas.retrain import load_network
+from tenas.files import sha256, whole, write_json
+from tenas.provenance import Stopwatch, provenance, sealed
+from tenas.retrain.stored import load_network
 
 TOLERANCE = 1e-4
 # Other batches than the one that the network is traced with: the number of images must be free.
@@ -105,13 +106,18 @@ def export(network: str | os.PathLike, out: str | os.PathLike) -> dict:
     for name, content in (("network.pt2", stored.getvalue()), ("network.onnx", model)):
         with whole(out / name) as temporary:
             temporary.write_bytes(content)
-    result = {
-        **card,
-        "input": {"name": "images", "type": "float32", "shape": ["n", 3, side, side]},
-        "output": {"name": "logits", "type": "float32", "shape": ["n", card["classes"]]},
-        "largest_difference": differences,
-        "opset": OPSET,
-        "provenance": provenance(settings={"tolerance": TOLERANCE}, inputs=[network], stopwatch=stopwatch),
-    }
+    result = sealed(
+        {
+            **card,
+            "input": {"name": "images", "type": "float32", "shape": ["n", 3, side, side]},
+            "output": {"name": "logits", "type": "float32", "shape": ["n", card["classes"]]},
+            "largest_difference": differences,
+            "opset": OPSET,
+            "provenance": provenance(
+                settings={"tolerance": TOLERANCE}, inputs=[network], stopwatch=stopwatch, code=code_digest("tenas.export.stage")
+            ),
+            "files": {name: sha256(out / name) for name in ("network.pt2", "network.onnx")},
+        }
+    )
     write_json(out / "export.json", result)
     return result

@@ -105,7 +105,8 @@ class MaxPool(nn.MaxPool2d):
 def operator(name: str, inputs: int, channels: int, stride: int) -> nn.Module | None:
     """The module of an operator, from as many channels to as many; ``none`` has none.
 
-    Poolings have no batch normalisation after them: DARTS trains its found networks so, and TE-NAS searches so; DARTS's own search network has one.
+    Poolings have no batch normalisation after them: DARTS trains its found networks so, and TE-NAS searches so; DARTS's own
+    search network has one.
     """
     match name:
         case "none":

@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 
 
 def read_claims(path: str | os.PathLike) -> dict[str, dict]:
-    """The claims of a file, by name, checked against tenas/schemas/claims.yaml. Raises TenasError where they are faulty."""
+    """The claims of a file, by name, checked. Raises TenasError where they are faulty."""
     claims = checked(Claims, read_yaml(path, "file of claims"), str(path))
     return claims.model_dump(exclude_none=True)["claims"]
 

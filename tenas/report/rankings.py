@@ -1,99 +1,259 @@
-"""A figure of a search: what taking each operator away did to the measures, and which were pruned for it."""
+"""A figure of a search, one row of panels per round: what was pruned or kept, and for which measurements."""
 
 import csv
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from tenas import layout
 from tenas.errors import TenasError
 from tenas.files import whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KEYS = ("cell", "edge", "target", "source", "operator", "pruned")
-PRUNED, KEPT = "#ee6677", "#4477aa"
+# Paul Tol's bright scheme, told apart by the colour-blind; markers differ too.
+PRUNED, KEPT, OUT = "#ee6677", "#4477aa", "#999999"
+# Above so many cells they are drawn as pixels: thousands of them would make megabytes of SVG.
+MOST_VECTORS = 400
+# Above so many kept cells their places are not written beside them.
+MOST_LABELS = 20
+# Above so many cells ranks are drawn on logarithmic axes: the best of them matter, and would lie in one corner.
+MOST_LINEAR = 30
 
 
-def read_ranking(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The measures of a ranking.csv, and its rows. Raises TenasError when it lacks the columns that a figure needs."""
+class Table(NamedTuple):
+    """A round's table: its file, its rows, and the measures that its columns are of."""
+
+    path: Path
+    rows: list[dict[str, str]]
+    measures: list[str]
+
+
+class Panel(NamedTuple):
+    """A panel of the figure: its title, and what draws it on matplotlib's axes."""
+
+    title: str
+    draw: Callable[["Axes"], None]
+
+
+def _read(path: Path, keys: Iterable[str], suffix: str | None, parts: Iterable[str], numbers: Iterable[str] = ()) -> Table:
+    """A table with the columns ``keys`` and, for each measure (a column with ``suffix``), those with ``parts``.
+
+    Raises TenasError when it lacks one, or has something other than numbers in a measure's columns or in ``numbers``.
+    """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             rows, columns = list(reader), reader.fieldnames or []
     except (OSError, UnicodeDecodeError) as error:
         raise TenasError(f"The ranking {path} cannot be read: {error}.") from error
-    measures = [name.removesuffix("_change") for name in columns if name.endswith("_change")]
-    missing = [name for name in (*KEYS, *(f"{measure}_se" for measure in measures)) if name not in columns]
-    if missing or not measures or not rows:
+    measures = [] if suffix is None else [name.removesuffix(suffix) for name in columns if name.endswith(suffix)]
+    of_measures = [f"{measure}{part}" for measure in measures for part in parts]
+    missing = [name for name in (*keys, *of_measures) if name not in columns]
+    if missing or (suffix is not None and not measures) or not rows:
         raise TenasError(f"The ranking {path} is not one: it lacks {missing[0] if missing else 'measures or rows'}.")
     for line, row in enumerate(rows, start=2):
         try:
-            for measure in measures:
-                float(row[f"{measure}_change"]), float(row[f"{measure}_se"] or 0)
+            for name in (*of_measures, *numbers):
+                # Where there is a single repeat, there is no error.
+                float(row[name] or (0 if name.endswith("_se") else row[name]))
         except (TypeError, ValueError) as error:
             raise TenasError(f"The ranking {path} is damaged in line {line}: {error}.") from error
-    return measures, rows
+    return Table(path, rows, measures)
 
 
-def plot_rankings(rankings: Iterable[str | os.PathLike], out: str | os.PathLike) -> None:
-    """Draw the rankings of a seed's rounds into the SVG file ``out``: a row of panels a round, a panel a measure.
-
-    ``rankings``: the files ``round<r>/ranking.csv``, in the order of the rounds.
-
-    In a panel each trial has a line: the mean change that taking the operator away made, with its standard error; a
-    red x where the operator was pruned. Trials of an edge stand together. A change that is infinite (a kernel that
-    turned singular, or ceased to be) is drawn as an arrow at the panel's side. Equal rankings give equal bytes.
-
-    Raises TenasError when a ranking is missing or damaged.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    rounds = [(path.parent.name, *read_ranking(path)) for path in map(Path, rankings)]
-    heights = [0.9 + 0.16 * len(rows) for _, _, rows in rounds]
-    width = max(len(measures) for _, measures, _ in rounds)
-    with rc_context({"svg.hashsalt": "tenas", "font.size": 8, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(2 + 3.4 * width, sum(heights)), layout="constrained")
-        panels = figure.subplots(len(rounds), width, squeeze=False, height_ratios=heights)
-        for row_of_panels, (name, measures, rows) in zip(panels, rounds, strict=True):
-            for column, panel in enumerate(row_of_panels):
-                if column < len(measures):
-                    _draw_panel(panel, measures[column], rows, labels=column == 0)
-                    panel.set_title(f"{name.replace('round', 'round ')}: {measures[column]}", loc="left")
-                else:
-                    panel.set_axis_off()
-        with whole(out) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
+# --- rounds that prune
 
 
-def _draw_panel(panel: "Axes", measure: str, rows: list[dict[str, str]], *, labels: bool) -> None:
-    """One measure of one round on matplotlib axes, trials from top to bottom."""
+def _pruning(path: Path) -> tuple[list[Panel], float]:
+    """One panel per measure: each trial's mean change, with its standard error."""
+    keys = ("cell", "edge", "target", "source", "operator", "pruned")
+    table = _read(path, keys, "_change", ("_change", "_se"))
+
+    def panel(measure: str, *, labels: bool) -> Panel:
+        return Panel(measure, lambda axes: _draw_changes(axes, measure, table.rows, labels=labels))
+
+    panels = [panel(measure, labels=place == 0) for place, measure in enumerate(table.measures)]
+    return panels, 0.9 + 0.16 * len(table.rows)
+
+
+def _draw_changes(axes: "Axes", measure: str, rows: list[dict[str, str]], *, labels: bool) -> None:
+    """One measure of one round, trials from top to bottom."""
     edges = [(row["cell"], row["edge"]) for row in rows]
     shaded = False
     for place, row in enumerate(rows):
         # Every second edge has a grey ground.
         shaded = shaded if place and edges[place] == edges[place - 1] else not shaded
         if shaded:
-            panel.axhspan(place - 0.5, place + 0.5, color="#f2f2f2", zorder=0, linewidth=0)
+            axes.axhspan(place - 0.5, place + 0.5, color="#f2f2f2", zorder=0, linewidth=0)
         pruned = row["pruned"] == "1"
         colour = PRUNED if pruned else KEPT
         change = float(row[f"{measure}_change"])
         if math.isfinite(change):
             error = float(row[f"{measure}_se"] or 0)
-            panel.errorbar(change, place, xerr=error, color=colour, fmt="x" if pruned else "o", markersize=4, linewidth=1)
+            axes.errorbar(change, place, xerr=error, color=colour, fmt="x" if pruned else "o", markersize=4, linewidth=1)
         else:
-            panel.plot(
+            axes.plot(
                 1 if change > 0 else 0, place, marker=">" if change > 0 else "<", color=colour, markersize=5,
-                transform=panel.get_yaxis_transform(), clip_on=False,
+                transform=axes.get_yaxis_transform(), clip_on=False,
             )  # fmt: skip
-    panel.axvline(0, color="#888888", linewidth=0.8, zorder=1)
-    panel.set_ylim(len(rows) - 0.5, -0.5)
-    panel.set_xlabel("change when taken away (mean, standard error); x: pruned")
+    axes.axvline(0, color="#888888", linewidth=0.8, zorder=1)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("change when taken away (mean, standard error); x: pruned")
     names = [f"{row['target']}<-{row['source']} {row['operator']}" for row in rows]
     if len({row["cell"] for row in rows}) > 1:
         names = [f"{row['cell']} {name}" for row, name in zip(rows, names, strict=True)]
-    panel.set_yticks(range(len(rows)), names if labels else [""] * len(rows))
-    panel.tick_params(axis="y", length=0)
+    axes.set_yticks(range(len(rows)), names if labels else [""] * len(rows))
+    axes.tick_params(axis="y", length=0)
+
+
+# --- rounds of cells
+
+
+def _cells(path: Path) -> tuple[list[Panel], float]:
+    """With two measures, their ranks against each other; with more, the place by all against the rank by each; with one, its
+    score against its place."""
+    table = _read(path, ("cell", "place", "kept"), "_rank", ("_score", "_se", "_rank"), ("place",))
+    if len(table.measures) == 1:
+        (measure,) = table.measures
+        return [Panel(f"cells by {measure}", lambda axes: _draw_scores(axes, measure, table.rows))], 2.8
+    if len(table.measures) == 2:
+        first, second = table.measures
+        title = f"{second} against {first}"
+        labels = f"rank by {first}, 1 for the best", f"rank by {second}"
+        return [Panel(title, lambda axes: _draw_ranks(axes, table.rows, f"{first}_rank", f"{second}_rank", labels))], 3.4
+
+    def panel(measure: str) -> Panel:
+        labels = f"rank by {measure}, 1 for the best", "place by all measures"
+        return Panel(measure, lambda axes: _draw_ranks(axes, table.rows, f"{measure}_rank", "place", labels))
+
+    return [panel(measure) for measure in table.measures], 3.0
+
+
+def _draw_ranks(axes: "Axes", rows: list[dict[str, str]], x: str, y: str, labels: tuple[str, str]) -> None:
+    """Cells by two of their ranks, the best in the lower left corner; kept cells have their places beside them."""
+    out, kept = ([row for row in rows if row["kept"] == kept] for kept in ("0", "1"))
+    few = len(rows) <= MOST_VECTORS
+    for some, colour, marker, size, name in ((out, OUT, "x", 14 if few else 3, "left out"), (kept, KEPT, "o", 24, "kept")):
+        axes.scatter(
+            [float(row[x]) for row in some], [float(row[y]) for row in some], color=colour, marker=marker, s=size,
+            linewidths=1 if few else 0.5, label=f"{name} ({len(some):,})", rasterized=len(some) > MOST_VECTORS,
+            zorder=3 if some is kept else 2,
+        )  # fmt: skip
+    _write_places(axes, kept, x, y)
+    for axis, set_limits, label in ((axes.xaxis, axes.set_xlim, labels[0]), (axes.yaxis, axes.set_ylim, labels[1])):
+        axis.set_label_text(label)
+        if len(rows) > MOST_LINEAR:
+            axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+            axis.set_major_formatter("{x:,.0f}")
+            axis.set_minor_formatter("")
+            set_limits(0.8, len(rows) * 1.25)
+        else:
+            axis.get_major_locator().set_params(integer=True)
+            set_limits(1 - 0.05 * len(rows), len(rows) * 1.05)
+    axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none", handletextpad=0.2, borderpad=0.3)
+
+
+def _write_places(axes: "Axes", kept: list[dict[str, str]], x: str, y: str) -> None:
+    if len(kept) <= MOST_LABELS:
+        for row in kept:
+            axes.annotate(
+                str(int(float(row["place"]))), (float(row[x]), float(row[y])), (3.5, 3.5), textcoords="offset points",
+                fontsize=6.5,
+            )  # fmt: skip
+
+
+def _draw_scores(axes: "Axes", measure: str, rows: list[dict[str, str]]) -> None:
+    """Each cell's mean score with its standard error, best first. Infinite ones are drawn as arrows at the panel's edge."""
+    for row in rows:
+        kept = row["kept"] == "1"
+        place, score = float(row["place"]), float(row[f"{measure}_score"])
+        colour = KEPT if kept else OUT
+        if math.isfinite(score):
+            axes.errorbar(
+                place, score, yerr=float(row[f"{measure}_se"] or 0), color=colour, fmt="o" if kept else "x", markersize=4,
+                linewidth=1, rasterized=len(rows) > MOST_VECTORS,
+            )  # fmt: skip
+        else:
+            axes.plot(
+                place, 1 if score > 0 else 0, marker="^" if score > 0 else "v", color=colour, markersize=5,
+                transform=axes.get_xaxis_transform(), clip_on=False,
+            )  # fmt: skip
+    axes.set_xlabel("place, 1 for the best; o: kept, x: left out")
+    axes.set_ylabel(f"{measure}, more is better\n(mean, standard error)")
+
+
+# --- rounds of trainings
+
+
+def _trainings(path: Path) -> tuple[list[Panel], float]:
+    """One panel: the finalists by their validation accuracy."""
+    keys = ("cell", "shortlisted", "valid_accuracy", "place", "kept")
+    table = _read(path, keys, None, (), ("valid_accuracy", "place"))
+    return [Panel("short trainings", lambda axes: _draw_trainings(axes, table.rows))], 0.9 + 0.2 * len(table.rows)
+
+
+def _draw_trainings(axes: "Axes", rows: list[dict[str, str]]) -> None:
+    """Accuracies from the best to the worst, the winner as a star."""
+    rows = sorted(rows, key=lambda row: float(row["place"]))
+    values = [float(row["valid_accuracy"]) for row in rows]
+    low, high = min(values), max(values)
+    margin = 0.1 * (high - low) or 1.0
+    for line, (row, value) in enumerate(zip(rows, values, strict=True)):
+        kept, winner = row["kept"] == "1", line == 0
+        colour = KEPT if kept else OUT
+        axes.hlines(line, low - margin, value, color="#e4e4e4", linewidth=2, zorder=1)
+        axes.plot(value, line, marker="*" if winner else "o" if kept else "x", color=colour, markersize=9 if winner else 4.5)
+        axes.annotate(
+            f"{value:.2f}", (value, line), (7, 0), textcoords="offset points", va="center", fontsize=7,
+            fontweight="bold" if winner else "normal",
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [f"cell {row['cell']} (shortlist {row['shortlisted']})" for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(low - margin, high + 3 * margin)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("validation accuracy, %; star: the best, o: kept, x: left out")
+
+
+KINDS = {
+    Path(layout.RANKING).name: _pruning, Path(layout.CELLS).name: _cells, Path(layout.TRAININGS).name: _trainings,
+}  # fmt: skip
+
+
+def plot_rankings(rankings: Iterable[str | os.PathLike], out: str | os.PathLike) -> None:
+    """Draw the tables of a seed's rounds into the SVG file ``out``, one row of panels per round.
+
+    ``rankings``: the files ``round<r>/ranking.csv``, ``cells.csv`` or ``trainings.csv``, in the order of the rounds.
+
+    Rounds that prune have one panel per measure: for each trial the mean change that taking the operator away made, with its
+    standard error; a red x where it was pruned. Trials of an edge stand together. A change that is infinite (a kernel that
+    turned singular, or ceased to be) is an arrow at the panel's side. Rounds of cells set ranks against each other, and number
+    the kept cells by their places. A round of trainings has its finalists by validation accuracy. Equal tables give equal bytes.
+
+    Raises TenasError when a table is missing or damaged.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    rounds = []
+    for path in map(Path, rankings):
+        if path.name not in KINDS:
+            raise TenasError(f"{path} is no table of a round; their names are {', '.join(KINDS)}.")
+        rounds.append((path.parent.name.replace("round", "round "), *KINDS[path.name](path)))
+    heights = [height for _, _, height in rounds]
+    width = max(len(panels) for _, panels, _ in rounds)
+    with rc_context({"svg.hashsalt": "tenas", "font.size": 8, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(2 + 3.4 * width, sum(heights)), layout="constrained")
+        grid = figure.subplots(len(rounds), width, squeeze=False, height_ratios=heights)
+        for row, (name, panels, _) in zip(grid, rounds, strict=True):
+            for place, axes in enumerate(row):
+                if place < len(panels):
+                    panels[place].draw(axes)
+                    axes.set_title(f"{name}: {panels[place].title}", loc="left")
+                else:
+                    axes.set_axis_off()
+        with whole(out) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})

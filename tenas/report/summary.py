@@ -1,77 +1,160 @@
 """The results of a run's seeds, gathered from their files."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any, NamedTuple
 
+from tenas import layout
 from tenas.errors import TenasError
 from tenas.files import read_json, read_table
+from tenas.settings.search import read_settings
 
 COLUMNS = ("seed", "arch", "search_seconds", "pruned_share", "parameters", "best_epoch", "valid_accuracy", "test_accuracy")
+# Of a search with rounds of cells or of trainings, after pruned_share.
+FUNNEL = {"cells": ("kept_share",), "training": ("training_seconds", "finalist_accuracy")}
 
 
-def search_seconds(seed_dir: Path) -> float:
-    """Wall time of the scoring jobs of a search, summed over rounds and shards: what it would take one after another.
+class RoundSummary(NamedTuple):
+    """What a round came to. ``subjects``: what it measured or trained, and ``kept`` of them.
 
-    Which shards belong to a round is what its first one says: an earlier search with more of them may have left some.
+    ``shares``: of its decisions, how often each is taken again on resampled repeats. ``seconds``: of its jobs, one after another.
+    ``best``: the text of the cell that stands first, for rounds of cells and trainings; with ``accuracy``, in %, for the latter.
     """
-    total = 0.0
-    for first in sorted(seed_dir.glob("round*/scores/1.json")):
-        shards = read_json(first, "record of scores").get("shard", "1/1").partition("/")[2]
-        records = [read_json(first.with_name(f"{i}.json"), "record of scores") for i in range(1, int(shards) + 1)]
-        total += sum(record["wall_seconds"] for record in records)
-    return round(total, 3)
+
+    number: int
+    kind: str
+    subjects: int
+    kept: int
+    shares: list[float]
+    seconds: float
+    best: str | None = None
+    accuracy: float | None = None
 
 
-def pruned_share(seed_dir: Path, genotype: dict) -> float | None:
-    """How sure a search was: the mean over its decisions of how often each is taken again on resampled repeats.
+def _seconds(path: Path, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TenasError(f"The record {path} does not say how many seconds it took: run its stage again.")
+    return float(value)
 
-    The rounds are those that led to the genotype, by its record; None for a genotype that doesn't have one.
+
+def scoring_seconds(folder: Path) -> float:
+    """Wall time of the jobs that filled a folder of scores, summed over its shards.
+
+    Which shards belong to it is what the first one says: an earlier search with more of them may have left some. Raises
+    TenasError where a record is missing or damaged.
     """
-    last = [name for name in genotype.get("made_by", {}).get("inputs", {}) if name.startswith("round")]
-    if not last:
-        return None
-    shares = [
-        float(row["pruned_share"])
-        for number in range(1, int(last[0].removeprefix("round").partition("/")[0]) + 1)
-        for row in read_table(seed_dir / f"round{number}" / "ranking.csv", ("pruned", "pruned_share"), "ranking")
-        if row["pruned"] == "1"
-    ]
-    return round(mean(shares), 4)
+    first = folder / "1.json"
+    shard = str(read_json(first, "record of scores").get("shard"))
+    index, _, shards = shard.partition("/")
+    if index != "1" or not shards.isdecimal() or int(shards) < 1:
+        raise TenasError(f"The record {first} is of shard {shard!r}: measure the round again.")
+    paths = [folder / f"{number}.json" for number in range(1, int(shards) + 1)]
+    return sum(_seconds(path, read_json(path, "record of scores").get("wall_seconds")) for path in paths)
 
 
-def _seed(seed_dir: Path) -> tuple[dict, dict, dict]:
-    """Genotype, benchmark and metrics of a seed; the latter two are empty where the run has none."""
-    genotype = read_json(seed_dir / "genotype.json", "genotype")
+def _number(path: Path, row: Mapping[str, str], column: str) -> float | None:
+    """A number of a table; None where the field is empty."""
+    try:
+        return float(row[column]) if row[column] else None
+    except ValueError as error:
+        raise TenasError(f"The table {path} has {row[column]!r} for {column!r}, which is no number.") from error
+
+
+def training_seconds(run_dir: Path, seed: int, number: int, trainings: int) -> float:
+    """Time of a round's short trainings, one after another. Raises TenasError where the metrics of one are missing or damaged."""
+    places = [{"seed": seed, "round": number, "place": place} for place in range(1, trainings + 1)]
+    paths = [layout.path(layout.TRAINING_METRICS, run_dir, **place) for place in places]
+    return sum(_seconds(path, read_json(path, "training's metrics").get("training_seconds")) for path in paths)
+
+
+def summarise_round(run_dir: Path, seed: int, number: int, entry: Mapping[str, Any]) -> RoundSummary:
+    """Read the table and the records of a round; ``entry``: its settings. Raises TenasError where one is missing or damaged."""
+    kind = entry["kind"]
+    path = layout.path(layout.TABLE[kind], run_dir, seed=seed, round=number)
+    if kind == "training":
+        rows = read_table(path, ("arch", "valid_accuracy", "place", "kept"), "ranking")
+        shares: list[float] = []
+        # Trainings that were looked up took no time.
+        seconds = training_seconds(run_dir, seed, number, len(rows)) if entry["column"] is None else 0.0
+    else:
+        decision, share = ("kept", "kept_share") if kind == "cells" else ("pruned", "pruned_share")
+        rows = read_table(path, (decision, share, *(("arch", "place") if kind == "cells" else ())), "ranking")
+        values = [_number(path, row, share) for row in rows if row[decision] == "1"]
+        shares = [value for value in values if value is not None]
+        seconds = scoring_seconds(layout.path(layout.SCORES, run_dir, seed=seed, round=number, shard=1).parent)
+    if not rows:
+        raise TenasError(f"The table {path} has no rows: run its stage again.")
+    seconds = round(seconds, 3)
+    if kind in ("operators", "edges"):
+        return RoundSummary(number, kind, len(rows), sum(row["pruned"] == "0" for row in rows), shares, seconds)
+    kept, first = sum(row["kept"] == "1" for row in rows), next((row for row in rows if row["place"] == "1"), None)
+    if first is None:
+        raise TenasError(f"The table {path} has no cell in the first place: run its stage again.")
+    accuracy = _number(path, first, "valid_accuracy") if kind == "training" else None
+    return RoundSummary(number, kind, len(rows), kept, shares, seconds, first["arch"], accuracy)
+
+
+def summarise_rounds(run_dir: str | os.PathLike, seed: int, settings: Mapping[str, Any]) -> list[RoundSummary]:
+    """The rounds of a seed, in their order."""
+    return [summarise_round(Path(run_dir), seed, number, entry) for number, entry in enumerate(settings["rounds"], start=1)]
+
+
+def _of_search(rounds: Sequence[RoundSummary]) -> dict[str, float | None]:
+    """The columns of a search: its seconds, and how sure it was."""
+
+    def share(kinds: tuple[str, ...]) -> float | None:
+        shares = [value for part in rounds if part.kind in kinds for value in part.shares]
+        return round(mean(shares), 4) if shares else None
+
+    kinds = {part.kind for part in rounds}
+    found: dict[str, float | None] = {
+        "search_seconds": round(sum(part.seconds for part in rounds if part.kind != "training"), 3),
+        "pruned_share": share(("operators", "edges")),
+    }
+    if "cells" in kinds:
+        found["kept_share"] = share(("cells",))
+    if "training" in kinds:
+        last = [part for part in rounds if part.kind == "training"][-1]
+        found["training_seconds"] = round(sum(part.seconds for part in rounds if part.kind == "training"), 3)
+        found["finalist_accuracy"] = last.accuracy
+    return found
+
+
+def _seed(run_dir: Path, seed: int) -> tuple[dict, dict, dict]:
+    """Genotype, look-up and metrics of a seed; the latter two are empty where the run has none."""
+    genotype_file = layout.path(layout.GENOTYPE, run_dir, seed=seed)
+    genotype = read_json(genotype_file, "genotype")
     found = []
-    for path, what in (
-        (seed_dir / "benchmark.json", "benchmark look-up"),
-        (seed_dir / "retrain" / "metrics.json", "retraining's metrics"),
-    ):
+    for pattern, what in ((layout.LOOKUP, "benchmark look-up"), (layout.RETRAIN_METRICS, "retraining's metrics")):
+        path = layout.path(pattern, run_dir, seed=seed)
         result = read_json(path, what) if path.exists() else {}
         # An accuracy of another cell beside this one would be the worst kind of wrong: one that looks right.
         if result and result.get("arch") != genotype["arch"]:
-            raise TenasError(f"The {what} {path} is of another genotype than {seed_dir / 'genotype.json'}: run it again.")
+            raise TenasError(f"The {what} {path} is of another genotype than {genotype_file}: run it again.")
         found.append(result)
     return genotype, *found
 
 
 def summarise(run_dir: str | os.PathLike, seeds: Iterable[int]) -> tuple[list[str], list[dict]]:
-    """Columns and rows of summary.csv, a row a seed. Accuracies in %; empty where the run has no such result.
+    """Columns and rows of summary.csv, one row per seed. Accuracies in %; empty where the run has no such result.
 
-    ``search_seconds``: time of all scoring jobs. ``pruned_share``: how sure the search was (docs/method.md).
+    ``search_seconds``: time of all scoring jobs. ``pruned_share``: how sure the search was of what it pruned (docs/method.md).
+    Where there are such rounds: ``kept_share``, how sure it was of the cells that it kept; ``training_seconds``, time of the
+    short trainings; ``finalist_accuracy``, the best one's validation accuracy in its short training.
 
-    After COLUMNS, for each accuracy of the benchmark: its value, ``_rank`` (1 is best), ``_regret`` (points below it).
-    Raises TenasError when a seed has no genotype yet, or results of another one.
+    After those and COLUMNS, for each accuracy of the table: its value, ``_rank`` (1 is best), ``_regret`` (points below it).
+    Raises TenasError when a seed has no genotype yet, or results of another one, and when a round's table or record is missing.
     """
     run_dir = Path(run_dir)
-    columns, rows = list(COLUMNS), []
+    settings = read_settings(layout.path(layout.SEARCH, run_dir))
+    kinds = {entry["kind"] for entry in settings["rounds"]}
+    funnel = [column for kind, columns in FUNNEL.items() if kind in kinds for column in columns]
+    columns, rows = [*COLUMNS[:4], *funnel, *COLUMNS[4:]], []
     for seed in seeds:
-        genotype, benchmark, metrics = _seed(run_dir / f"seed{seed}")
-        seed_dir = run_dir / f"seed{seed}"
-        row = {"seed": seed, "arch": genotype["arch"], "search_seconds": search_seconds(seed_dir)}
-        row["pruned_share"] = pruned_share(seed_dir, genotype)
+        genotype, benchmark, metrics = _seed(run_dir, seed)
+        row = {"seed": seed, "arch": genotype["arch"]} | _of_search(summarise_rounds(run_dir, seed, settings))
         row |= {key: metrics[key] for key in COLUMNS[4:] if key in metrics}
         for name, standing in benchmark.get("accuracies", {}).items():
             if standing is not None:
@@ -98,25 +181,41 @@ def accuracies(rows: Iterable[dict]) -> dict[str, dict[str, float]]:
     }
 
 
+def _told(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -> list[str]:
+    """The funnel, one line per round."""
+    lines = [f"  {'round':<7}{'kind':<11}{'subjects':>8}{'kept':>7}{'seconds':>9}  best"]
+    for part in rounds:
+        best = f"{'' if part.accuracy is None else f'{part.accuracy:.2f} %  '}{part.best or ''}"
+        looked_up = part.kind == "training" and settings["rounds"][part.number - 1]["column"] is not None
+        seconds = "table" if looked_up else f"{part.seconds:,.0f}"
+        lines.append(f"  {part.number:<7}{part.kind:<11}{part.subjects:>8,}{part.kept:>7,}{seconds:>9}  {best}".rstrip())
+    return lines
+
+
 def show(run_dir: str | os.PathLike) -> str:
-    """A run for a reader at a terminal: each seed's genotype and accuracies, and where the rest lies.
+    """A run for a reader at a terminal: each seed's funnel round by round, its genotype and accuracies, and where the rest lies.
 
     Raises TenasError when no seed of the run has a genotype.
     """
     run_dir = Path(run_dir)
-    seeds = sorted(int(path.parent.name[4:]) for path in run_dir.glob("seed[0-9]*/genotype.json"))
+    found = run_dir.glob(layout.GENOTYPE.replace("{seed}", "[0-9]*"))
+    seeds = sorted(int(path.parent.name[4:]) for path in found if path.parent.name[4:].isdecimal())
     if not seeds:
         raise TenasError(f"There is no result in {run_dir}: no seed there has a genotype yet.")
+    settings = read_settings(layout.path(layout.SEARCH, run_dir))
     lines = [f"run {run_dir.name}"]
     tested = []
     for seed in seeds:
-        seed_dir = run_dir / f"seed{seed}"
-        genotype, benchmark, metrics = _seed(seed_dir)
+        genotype, benchmark, metrics = _seed(run_dir, seed)
+        rounds = summarise_rounds(run_dir, seed, settings)
+        spent = _of_search(rounds)
+        trained = f", {spent['training_seconds']:.0f} s of short trainings" if spent.get("training_seconds") else ""
         lines += [
             "",
             f"seed {seed}",
+            *_told(rounds, settings),
+            f"  search     {spent['search_seconds']:.0f} s of scoring{trained}",
             f"  genotype   {genotype['arch']}",
-            f"  search     {search_seconds(seed_dir):.0f} s of scoring",
         ]
         if metrics:
             tested.append(metrics["test_accuracy"])
@@ -134,11 +233,11 @@ def show(run_dir: str | os.PathLike) -> str:
                     f"  benchmark  {name} {standing['accuracy']:.2f} %, rank {standing['rank']:,} of "
                     f"{benchmark['cells']:,}, {standing['regret']:.2f} below the best"
                 )
-        lines.append(f"  drawing    {seed_dir / 'genotype.svg'}")
+        lines.append(f"  drawing    {layout.path(layout.DRAWING, run_dir, seed=seed)}")
     if len(tested) > 1:
         lines += ["", f"retrained, {len(tested)} seeds: {mean(tested):.2f} ({stdev(tested):.2f}) %"]
     lines.append("")
-    for path, what in ((run_dir / "summary.csv", "table"), (run_dir.parent / "report.html", "report")):
+    for path, what in ((layout.path(layout.SUMMARY, run_dir), "table"), (run_dir.parent / "report.html", "report")):
         if path.exists():
             lines.append(f"{what}: {path}")
     return "\n".join(lines).rstrip("\n")

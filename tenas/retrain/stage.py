@@ -16,19 +16,18 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from tqdm import tqdm
 
-from tenas.code import code_digest
 from tenas.data import Part, load_splits
 from tenas.data.prepared import channel_statistics
 from tenas.data.sources import split_by_class
 from tenas.errors import TenasError
-from tenas.files import whole, write_csv, write_json
-from tenas.networks import Network, count_flops, count_parameters, initialise
-from tenas.provenance import Stopwatch, provenance
+from tenas.files import sha256, whole, write_csv, write_json
+from tenas.networks import Network, count_flops, count_parameters, initialise, seeded
+from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.retrain.distributed import Processes, distribute, joined
 from tenas.retrain.feed import STATISTICS, make_feed
 from tenas.retrain.stored import save_network
 from tenas.retrain.train import evaluate, steps_of_epoch, train_epoch
-from tenas.search.made_by import space_modules
+from tenas.search.made_by import training_code
 from tenas.settings.retrain import check_retraining
 from tenas.spaces import Genotype
 
@@ -230,15 +229,19 @@ class Trained(NamedTuple):
 
 
 def run_training(
-    settings: Mapping, genotype: Genotype, *, seed: int, place: torch.device, processes: Processes, out: Path, stale: Iterable[str],
-    needs_test: bool,
+    settings: Mapping, genotype: Genotype, *, seed: int, place: torch.device, processes: Processes, out: Path,
+    stale: Iterable[str], needs_test: bool,
 ) -> Trained:  # fmt: skip
-    """Train the network of a genotype to the last epoch; of its weights those of the chosen epoch. ``stale``: older results to go."""
+    """Train the network of a genotype to the last epoch, and give it the weights of the chosen one.
+
+    ``stale``: patterns of older results, which are removed before the first epoch.
+    """
     keys = check_retraining({k: v for k, v in settings.items() if k not in ("preset", "dataset")})
     check_precision(keys["precision"], place)
     data = read_data(settings["dataset"], keys, seed, processes, needs_test=needs_test)
     shape = {"channels": keys["channels"], "cells": keys["cells"], "classes": data.classes, "stem": keys["stem"]}
-    network = Network(genotype, **shape, auxiliary=keys["auxiliary"] > 0)
+    with seeded(seed):
+        network = Network(genotype, **shape, auxiliary=keys["auxiliary"] > 0)
     network.set_drop_path(keys["drop_path"])  # refused here, if at all, not in the second epoch
     plain = Network(genotype, **shape)
     parameters, flops = count_parameters(plain), count_flops(plain, (3, data.side, data.side))
@@ -262,7 +265,7 @@ def run_training(
         "arch": genotype.arch,
         "seed": seed,
         "data": digests,
-        "code": code_digest("tenas.retrain.stage", *space_modules(genotype.space, networks=True)),
+        "code": training_code(genotype.space),
     }
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
     initialise(network, "pytorch", seed)
@@ -327,13 +330,20 @@ def retrain(
             threads=threads,
             processes=processes.count,
             data_sha256=done.digests,
+            code=training_code(genotype.space),
         ),
     }
     if processes.first:
         save_network(out / "network.pt", done.network, genotype, done.shape, data.side, *done.constants)
         write_csv(out / "history.csv", HISTORY, state["history"])
+        metrics = _sealed_with(metrics, out, "history.csv", "network.pt")
         write_json(out / "metrics.json", metrics)
     return metrics
+
+
+def _sealed_with(metrics: Mapping, out: Path, *names: str) -> dict:
+    """Metrics with the hashes of the files that were written beside them, and their own."""
+    return sealed({**metrics, "files": {name: sha256(out / name) for name in names}})
 
 
 def _of_training(done: Trained) -> dict:
@@ -363,14 +373,15 @@ def train_finalist(
 ) -> dict:
     """A short training of a search's finalist: as ``retrain``, without the test images and without a network to keep.
 
-    Writes history.csv and metrics.json, whose ``valid_accuracy`` the search chooses by. Without a genotype, where the shortlist is
-    shorter than was planned, the metrics say so.
+    Writes history.csv and metrics.json, whose ``valid_accuracy`` the search chooses by. Without a genotype, where the
+    shortlist is shorter than was planned, the metrics say so.
     """
     stopwatch = Stopwatch()
     out = Path(out)
     if genotype is None:
         metrics = {"arch": None, **facts, "reason": "The shortlist has no cell at this place."}
         write_csv(out / "history.csv", HISTORY, [])
+        metrics = _sealed_with(metrics, out, "history.csv")
         write_json(out / "metrics.json", metrics)
         return metrics
     with joined(device) as (processes, place), torch_set_up(threads, place):
@@ -391,9 +402,11 @@ def train_finalist(
             threads=threads,
             processes=processes.count,
             data_sha256=done.digests,
+            code=training_code(genotype.space),
         ),
     }
     if processes.first:
         write_csv(out / "history.csv", HISTORY, done.state["history"])
+        metrics = _sealed_with(metrics, out, "history.csv")
         write_json(out / "metrics.json", metrics)
     return metrics

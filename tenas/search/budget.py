@@ -8,7 +8,8 @@ from tenas.spaces import get_space
 
 
 def resolved_limits(settings: Mapping, *, classes: int, side: int) -> dict:
-    """limits.json of a run (tenas.search.limits.resolve). ``classes`` and ``side``: of the images, unless the retraining has a side.
+    """limits.json of a run (tenas.search.limits.resolve). ``classes`` and ``side``: of the images, unless the retraining has a
+    side.
 
     Raises TenasError for limits that no cell meets.
     """

@@ -9,7 +9,7 @@ from tenas.files import read_json
 from tenas.scoring.subjects import Cell
 from tenas.spaces.base import Space
 
-COLUMNS = ("cell", "arch", "shortlisted", "valid_accuracy", "best_epoch", "seconds", "place", "kept")
+COLUMNS = ("cell", "arch", "shortlisted", "valid_accuracy", "best_epoch", "place", "kept")
 
 
 def rank_finalists(
@@ -17,8 +17,8 @@ def rank_finalists(
 ) -> tuple[tuple[str, ...], list[dict], list[Cell]]:
     """The ranking of a round of trainings: one row per cell, in the shortlist's order, and the cells that are kept, best first.
 
-    ``results``: of each cell ``valid_accuracy`` in %, and ``best_epoch`` and ``seconds`` where it was trained. Equal accuracies go to
-    the cell that stands higher on the shortlist.
+    ``results``: of each cell ``valid_accuracy`` in %, and ``best_epoch`` where it was trained. Equal accuracies go to the cell
+    that stands higher on the shortlist. There are no times: a decision holds the hash of this table.
     """
     order = sorted(range(len(cells)), key=lambda place: (-results[place]["valid_accuracy"], place))
     by_place = {index: place for place, index in enumerate(order, start=1)}
@@ -29,7 +29,6 @@ def rank_finalists(
             "shortlisted": index + 1,
             "valid_accuracy": result["valid_accuracy"],
             "best_epoch": result.get("best_epoch", ""),
-            "seconds": result.get("seconds", ""),
             "place": by_place[index],
             "kept": int(by_place[index] <= keep),
         }
@@ -50,13 +49,7 @@ def trained(metrics: Sequence[str | os.PathLike], cells: Sequence[Cell]) -> list
         value = read_json(path, "training's metrics")
         if value.get("arch") != cell.arch:
             raise TenasError(f"The training {path} is of another cell than the shortlist has in its place: run it again.")
-        results.append(
-            {
-                "valid_accuracy": value["valid_accuracy"],
-                "best_epoch": value["best_epoch"],
-                "seconds": value["training_seconds"],
-            }
-        )
+        results.append({"valid_accuracy": value["valid_accuracy"], "best_epoch": value["best_epoch"]})
     return results
 
 

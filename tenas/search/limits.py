@@ -153,7 +153,8 @@ def resolve(
             most = amount(limits[name], largest, name)
             if smallest > most:
                 raise TenasError(
-                    f"No cell of {space.name} has at most {most:,.0f} {unit}: the smallest has {smallest:,}, the largest {largest:,}."
+                    f"No cell of {space.name} has at most {most:,.0f} {unit}: the smallest has {smallest:,}, "
+                    f"the largest {largest:,}."
                 )
             found["sums"][name] = {
                 "most": most, "smallest": smallest, "largest": largest, "base": sums[name].base,

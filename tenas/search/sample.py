@@ -70,7 +70,8 @@ def listed_cells(path: str | os.PathLike, space: Space, limits: Limits | None = 
 
 
 def cells_of_round(settings: Mapping, round: int, seed: int, before: str | os.PathLike, limits: Limits | None = None) -> Cells:
-    """The cells of round ``round`` of a search: drawn from the mask ``before``, listed in a file, or those of the shortlist ``before``."""
+    """The cells of round ``round`` of a search: drawn from the mask ``before``, listed in a file, or those of the shortlist
+    ``before``."""
     space, sample = get_space(settings["space"]), settings["rounds"][round - 1]["sample"]
     if sample is None:
         return read_shortlist(before, space)

@@ -69,7 +69,8 @@ def kept(rank_list: Sequence[np.ndarray], score: np.ndarray, keep: int, each: in
 def rank_cells(settings: Mapping, cells: Cells, values: Mapping[Measurement, float]) -> tuple[list[str], list[dict], list[Cell]]:
     """The ranking of a round of cells: its columns, one row per cell in their order, and the cells that are kept, best first.
 
-    For each measure: ``score`` (mean over the repeats, of logarithms where it is never negative; more is better), ``se`` (standard
+    For each measure: ``score`` (mean over the repeats, of logarithms where it is never negative; more is better), ``se``
+    (standard
     error of that mean; empty below two finite repeats), ``rank``. Then the aggregate, ``place`` by it, ``kept``, and
     ``kept_share``: how often the cell is kept when repeats are resampled (empty where every measure has a single one).
     """
@@ -130,7 +131,7 @@ def read_shortlist(path: str | os.PathLike, space: Space) -> Cells:
         raise TenasError(f"The shortlist {path} is of the space {value.get('space')!r}, not {space.reference}.")
     try:
         cells = tuple(Cell(int(entry["number"]), space.parse(entry["arch"]).arch) for entry in value["cells"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TenasError(f"The shortlist {path} is damaged: it lists something other than cells.") from error
     if not cells or len({cell.number for cell in cells}) < len(cells):
         raise TenasError(f"The shortlist {path} is damaged: it has no cell, or one of them twice.")

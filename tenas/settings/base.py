@@ -63,7 +63,8 @@ _BOUNDS = {
 
 
 def sentence(error: ValidationError, where: str, at: str = "") -> str:
-    """The first fault of a validation, as a sentence that names key, value and what is allowed. ``at``: of the value as a whole."""
+    """The first fault of a validation, as a sentence that names key, value and what is allowed. ``at``: of the value as a
+    whole."""
     first = error.errors(include_url=False)[0]
     kind, context = first["type"], first.get("ctx", {})
     place = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[", "dict[", "constrained"))]
@@ -85,7 +86,8 @@ def sentence(error: ValidationError, where: str, at: str = "") -> str:
         return f"{where}: {name} is {value}; it must be {word} {context[bound]:g}."
     if kind in ("too_short", "too_long"):
         bound = context.get("min_length", context.get("max_length"))
-        return f"{where}: {name} has {context['actual_length']} entries; it must have at {'least' if kind == 'too_short' else 'most'} {bound}."
+        word = "least" if kind == "too_short" else "most"
+        return f"{where}: {name} has {context['actual_length']} entries; it must have at {word} {bound}."
     if kind in ("whole", "real"):
         return f"{where}: {name} is {value}; it {first['msg']}."
     message = first["msg"].removeprefix("Value error, ")
@@ -133,7 +135,7 @@ _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _con
 def read_yaml(path: str | os.PathLike, what: str) -> object:
     """The value of a YAML file. Raises TenasError when it cannot be read, is no YAML, or gives a key twice."""
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise TenasError(f"The {what} {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

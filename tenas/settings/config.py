@@ -58,11 +58,11 @@ class Dataset(Model):
     """Where images come from."""
 
     source: str
-    """Name of a source, or reference to one's own."""
+    """Name of a source (docs/data.md), or reference to one's own."""
     path: str | None = None
     """Folder or file of the source; not for digits."""
     images: Annotated[Whole, Field(ge=1, le=10_000)] = 10_000
-    """Images that the search may draw from."""
+    """Images that the search may draw from, a seeded sample of the training part."""
     side: Annotated[Whole, Field(ge=8, le=4096)] | None = None
     """Height and width that images are resized to; by default the source's own."""
     seed: Annotated[Whole, Field(ge=0)] = 0
@@ -85,7 +85,7 @@ class Run(Model):
     trainings: str | None = None
     """What a round of trainings does: real, table, table:COLUMN, none; null for what the preset says."""
     seeds: Annotated[list[Seed], Field(min_length=1), BeforeValidator(_distinct)]
-    """Seeds of the searches."""
+    """Seeds; each is a search of its own, in ``results/<run>/seed<k>/``."""
     retrain: str | None = None
     """Name of a preset of config/retrain, or null for a search alone."""
     retraining: dict[str, Any] = {}
@@ -98,19 +98,20 @@ class Config(Model):
     shards: Annotated[Whole, Field(ge=1)] = 2
     """Jobs that a round of a search is split into, at most one per subject; the result does not depend on it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where jobs score and train: cpu, cuda, or auto, a GPU where there is one."""
+    """Where jobs score and train: cpu, cuda, or auto, a GPU where there is one. On a cluster whose login node has none say
+    cuda."""
     threads: Threads = Threads()
     """Processor threads of a job."""
     benchmark: dict[str, str | None] = {}
-    """Table of a space: CSV, CSV.gz or Parquet, one row per cell; ``builtin`` for the one that comes with the project, which is also
-    what a space has that is not named here; null for none."""
+    """Table of a space: CSV, CSV.gz or Parquet, one row per cell; ``builtin`` for the one that comes with the project, which
+    is also what a space has that is not named here; null for none."""
     claims: str | None = None
-    """File of published figures, to be set beside the results of the runs that it names."""
+    """File of published figures, to be set beside the results of the runs that it names: ``results/claims.json`` and ``.md``."""
     table_search: TableSearch | None = None
-    """Searches on the table of nas-bench-201; null for none."""
+    """Searches on the table of nas-bench-201, which make ``results/table_search.csv``; null for none."""
     datasets: Annotated[dict[Name, Dataset], Field(min_length=1)]
     """Data sets by name."""
     runs: dict[Name, Run] = {}
-    """Runs by name; each makes results/<name>/."""
+    """Runs by name; each makes ``results/<name>/``."""
     studies: dict[Name, Study] = {}
-    """Correlation studies by name; each makes results/<name>/."""
+    """Correlation studies by name; each makes ``results/<name>/``."""

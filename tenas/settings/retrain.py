@@ -16,9 +16,13 @@ class ColourJitter(Model):
     """Largest random changes; shares, and for the hue a share of the whole circle."""
 
     brightness: Share = 0
+    """Largest change of the brightness, as a share."""
     contrast: Share = 0
+    """Largest change of the contrast, as a share."""
     saturation: Share = 0
+    """Largest change of the saturation, as a share."""
     hue: Annotated[Real, Field(ge=0, le=0.5)] = 0
+    """Largest change of the hue, as a share of the whole circle."""
 
 
 class Retraining(Model):
@@ -66,9 +70,11 @@ class Retraining(Model):
     auxiliary: NotNegative = 0
     """Weight of the loss of DARTS's auxiliary head, which reads the second reduction cell; 0 for no such head."""
     drop_path: Annotated[Real, Field(ge=0, lt=1)] = 0
-    """Probability with which an operator's output is dropped at the end; it grows with the epochs from 0 (DARTS's networks alone)."""
+    """Probability with which an operator's output is dropped at the end; it grows with the epochs from 0 (DARTS's networks
+    alone)."""
     validation: Annotated[Real, Field(ge=0, lt=1)]
-    """Share of each class of the training images that is held out to choose the epoch; 0 to train on all and take the last epoch."""
+    """Share of each class of the training images that is held out to choose the epoch; 0 to train on all and take the last
+    epoch."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the network computes in; weights, normalisation and loss stay in fp32."""
     compile: bool = False

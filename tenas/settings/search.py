@@ -88,6 +88,15 @@ class OperatorsRound(_Pruning):
     """Cell type and number of the one edge that the round settles; null for all edges at once."""
 
 
+class OperatorsEntry(OperatorsRound):
+    """A round of operators in a preset, which stands for as many as leave one operator on each edge."""
+
+    times: Positive | None = None
+    """How many such rounds there are at most; null for as many as leave one operator on each edge."""
+    order: Literal["together", "edge_by_edge"] = "together"
+    """Whether a round prunes all edges at once, or each edge is settled in a round of its own."""
+
+
 class EdgesRound(_Pruning):
     """A round that prunes edges: a node keeps as many as its space says (DARTS)."""
 
@@ -221,7 +230,7 @@ def _measures_of_round(entry: Mapping, shared: Mapping, where: str) -> dict:
     if own is None:
         return dict(shared)
     if isinstance(own, list):
-        own = dict.fromkeys(own, {})
+        own = {name: {} for name in own}
     if not isinstance(own, Mapping):
         raise TenasError(f"{where}: 'measures' is {own!r}; it must be a mapping, or an array (list) of names.")
     return {name: merged(shared.get(name) or {}, value or {}) for name, value in own.items()}
@@ -249,15 +258,22 @@ def _rounds(preset: Preset, space: Space, retraining: Mapping | None, datasets: 
         if kind == "cells":
             found.append(checked(CellsRound, entry, here).model_dump(mode="json"))
             continue
+        for value in entry["measures"].values():
+            # In a smaller network a cell type does not stand, and its trials would change nothing.
+            value["cells"] = max(value["cells"], space.least_cells)
         entry = {key: getattr(preset, key) for key in ("change", "decimals", "ranks")} | entry
         if kind == "edges":
             if space.edges_rounds(1):
                 found.append(checked(EdgesRound, entry, here).model_dump())
             continue
-        order, times = entry.pop("order", preset.order), entry.pop("times", None)
-        model = checked(OperatorsRound, {"prune": preset.prune} | entry, here).model_dump()
-        edges = [key for key in left if left[key] > 1] if order == "edge_by_edge" else [None] * (times or len(space.operators))
-        for edge in edges:
+        model = checked(OperatorsEntry, {"prune": preset.prune, "order": preset.order} | entry, here).model_dump()
+        order, times, own = model.pop("order"), model.pop("times"), model.pop("edge")
+        edges = [key for key in left if left[key] > 1] if order == "edge_by_edge" else [None] * len(space.operators)
+        if own is not None:
+            edges = [key for key in left if key == own]
+            if not edges:
+                raise TenasError(f"{here}: 'edge' is {list(own)!r}; {space.name} has no such cell type and edge.")
+        for edge in edges[:times]:
             round = space.operators_round(1, left, model["prune"], edge)
             if round.trials:
                 found.append(model | {"prune": round.prune, "edge": None if edge is None else list(edge)})
@@ -273,8 +289,8 @@ def _training(entry: dict, preset: Preset, space: Space, retraining: Mapping | N
         known = [space.short_trainings[name] for name in datasets if name in space.short_trainings]
         if not column and not known:
             raise TenasError(
-                f"{where}: 'trainings' is 'table', but which column of the table of {space.name} has short trainings on this data "
-                "set is not known: say table:COLUMN."
+                f"{where}: 'trainings' is 'table', but which column of the table of {space.name} has short trainings on this "
+                "data set is not known: say table:COLUMN."
             )
         column = column or known[0]
         entry = entry | {"column": column, "training": {}}
@@ -295,7 +311,8 @@ SHORT = {
 
 
 def with_changes(preset: Mapping, changes: Mapping, where: str) -> dict:
-    """A preset with changes merged in. Those of ``rounds`` may be a mapping from the number of a round, from 1, to its changes."""
+    """A preset with changes merged in. Those of ``rounds`` may be a mapping from the number of a round, from 1, to its
+    changes."""
     changes = dict(changes)
     by_number = changes.pop("rounds", None)
     result = merged(preset, changes)
@@ -349,7 +366,8 @@ def search_settings(
 
     ``preset``: a name, or the path of a YAML file; ``changes``: keys that are different (a measure that is null is left out).
     ``retraining``: resolved settings of the run's retraining, which limits and short trainings are about. ``limits`` and
-    ``trainings``: of the run. ``datasets``: names that its data set goes by, for a table of trainings. Raises TenasError for whatever would stop the search later.
+    ``trainings``: of the run. ``datasets``: names that its data set goes by, for a table of trainings. Raises TenasError for
+    whatever would stop the search later.
     """
     space = get_space(space)
     where = f"preset {preset}" if not changes else f"preset {preset} with the run's changes"
@@ -377,7 +395,18 @@ def search_settings(
 
 def read_settings(path: str | os.PathLike) -> dict:
     """The settings of a search from its search.json, checked again: the file may have been edited."""
-    return check_settings(read_json(path, "search settings"), str(path))
+    value = read_json(path, "search settings")
+    if is_of_earlier_version(value):
+        raise TenasError(
+            f"The settings {path} are of an earlier version, whose searches had no list of rounds: read the run with the version "
+            "that made it, or search again."
+        )
+    return check_settings(value, str(path))
+
+
+def is_of_earlier_version(value: Mapping) -> bool:
+    """Whether these are settings from before searches had a list of rounds."""
+    return "measures" in value and "rounds" not in value
 
 
 def check_settings(value: Mapping, where: str) -> dict:

@@ -35,6 +35,7 @@ class Darts(Space):
     trained = MappingProxyType({"channels": 36, "cells": 20})
     stems = ("cifar", "imagenet")
     auxiliary = True
+    least_cells = 2
 
     def parse(self, text: str) -> Genotype:
         """Read ``Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=..., reduce_concat=...)``.

@@ -5,15 +5,16 @@ from typing import Annotated
 
 
 def audit(
-    run: Annotated[Path, "folder of the run"],
+    run: Annotated[Path, "folder of the run, or of a study"],
     *,
     data: Annotated[Path | None, "folder of its images (default: where its records say)"] = None,
+    table: Annotated[Path | None, "table of its space, if one was read (default: where its records say)"] = None,
 ) -> str:
     """Follow a run's genotypes back to the images, and say what is not as it was recorded."""
-    from tenas.audit.stage import audit, in_words
+    from tenas.audit import audit, in_words
     from tenas.errors import TenasError
 
-    found = audit(run, data)
+    found = audit(run, data, table)
     lines = [*found.trail, "", *(f"note: {note}" for note in found.notes)]
     if found.faults:
         print("\n".join(lines))

@@ -66,13 +66,15 @@ def oriented(scores: Mapping[str, Scores]) -> dict[str, np.ndarray]:
     return found
 
 
-def correlations(scores: Mapping[str, Scores], accuracies: Mapping[str, np.ndarray], seed: int) -> list[dict]:
+def correlations(
+    scores: Mapping[str, Scores], accuracies: Mapping[str, np.ndarray], seed: int, resamples: int = RESAMPLES
+) -> list[dict]:
     """A row for each measure, accuracy and subset of cells, as COLUMNS. Signs: positive where better by the measure is better.
 
-    ``scores``: measure -> values (cells, repeats), and seconds of a measurement. ``accuracies``: name -> (cells,), in %. Subsets: ``all``, and
-    ``top``, the tenth of the cells with the best accuracy. A cell's gain in nDCG is the share of the subset's cells
-    that are worse, so that a random order has about 0.5 and the best order 1.
-    Intervals are those of 95 % by percentile bootstrap over the cells (RESAMPLES of them; all measures see the same ones).
+    ``scores``: measure -> values (cells, repeats), and seconds of a measurement. ``accuracies``: name -> (cells,), in %.
+    Subsets: ``all``, and ``top``, the tenth of the cells with the best accuracy. A cell's gain in nDCG is the share of the
+    subset's cells that are worse, so that a random order has about 0.5 and the best order 1.
+    Intervals are those of 95 % by percentile bootstrap over the cells (all measures see the same resamples); NaN without any.
     ``seconds`` is the mean cost of a cell in one repeat, ``worst`` the number of cells whose mean is infinite.
     """
     places = oriented(scores)
@@ -85,11 +87,12 @@ def correlations(scores: Mapping[str, Scores], accuracies: Mapping[str, np.ndarr
             accuracy_of = values[chosen]
             gains = (rankdata(accuracy_of, method="min") - 1) / (len(chosen) - 1)
             generator = np.random.default_rng(seed)
-            samples = generator.integers(len(chosen), size=(RESAMPLES, len(chosen)))
+            samples = generator.integers(len(chosen), size=(resamples, len(chosen)))
             for name, all_places in places.items():
                 scores_of = all_places[chosen]
                 found = statistics(scores_of, accuracy_of, gains)
-                resampled = np.array([statistics(scores_of[s], accuracy_of[s], gains[s]) for s in samples])
+                again = [statistics(scores_of[s], accuracy_of[s], gains[s]) for s in samples]
+                resampled = np.array(again).reshape(resamples, len(STATISTICS))
                 rows.append(
                     {"measure": name, "accuracy": accuracy, "subset": subset, "cells": len(chosen)}
                     | {

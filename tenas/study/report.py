@@ -10,12 +10,13 @@ import numpy as np
 from tenas.benchmark.builtin import index_path
 from tenas.benchmark.index import accuracies_of, read_index
 from tenas.errors import TenasError
-from tenas.files import read_json, write_csv, write_json
+from tenas.files import format_csv, read_json, sha256, sha256_of, write_json, write_text
 from tenas.layout import record_of
 from tenas.measures.catalogue import get_measure
-from tenas.provenance import Stopwatch, provenance
-from tenas.scoring.subjects import Cells, read_cells
+from tenas.provenance import Stopwatch, provenance, sealed
+from tenas.scoring.subjects import Cell, Cells, read_cells
 from tenas.scoring.table import read_scores
+from tenas.search.made_by import stage_code
 from tenas.spaces import get_space
 from tenas.study.correlate import COLUMNS, FEWEST, TESTS, Scores, correlations, oriented
 
@@ -43,6 +44,22 @@ def read_table_of_values(scores: Sequence[str | os.PathLike], measures: Mapping,
     return found
 
 
+def read_accuracies(index: str | os.PathLike, cells: Sequence[Cell], space: str) -> dict[str, np.ndarray]:
+    """Test accuracies of the cells in a table, by name, in %. Raises TenasError when it lacks a cell or an accuracy."""
+    table = read_index(index, space).set_index("arch")
+    missing = [cell.arch for cell in cells if cell.arch not in table.index]
+    if missing:
+        raise TenasError(f"The benchmark index {index} has no cell {missing[0]}.")
+    names = [name for name in accuracies_of(table) if name.endswith(TESTS)]
+    if not names:
+        raise TenasError(f"The benchmark index {index} has no test accuracies, whose names end in {' or '.join(TESTS)}.")
+    accuracies = {name: table.loc[[cell.arch for cell in cells], name].to_numpy(float) for name in names}
+    for name, values in accuracies.items():
+        if (values != values).any():
+            raise TenasError(f"The benchmark index {index} lacks {name} of some of the study's cells.")
+    return accuracies
+
+
 def correlate(
     settings: Mapping,
     cells: str | os.PathLike,
@@ -58,22 +75,15 @@ def correlate(
     chosen = read_cells(cells, get_space(settings["space"])).cells
     if len(chosen) < FEWEST:
         raise TenasError(f"A study needs at least {FEWEST} cells; {cells} has {len(chosen)}.")
-    table = read_index(index, settings["space"]).set_index("arch")
-    missing = [cell.arch for cell in chosen if cell.arch not in table.index]
-    if missing:
-        raise TenasError(f"The benchmark index {index} has no cell {missing[0]}.")
-    names = [name for name in accuracies_of(table) if name.endswith(TESTS)]
-    if not names:
-        raise TenasError(f"The benchmark index {index} has no test accuracies, whose names end in {' or '.join(TESTS)}.")
-    accuracies = {name: table.loc[[cell.arch for cell in chosen], name].to_numpy(float) for name in names}
-    for name, values in accuracies.items():
-        if (values != values).any():
-            raise TenasError(f"The benchmark index {index} lacks {name} of some of the study's cells.")
+    accuracies = read_accuracies(index, chosen, settings["space"])
     values = read_table_of_values(scores, settings["measures"], read_cells(cells, get_space(settings["space"])))
     rows = correlations(values, accuracies, settings["seed"])
     plot_forest(rows, out / "forest.svg")
-    plot_scatter(oriented(values), names[0], accuracies[names[0]], out / "scatter.svg")
+    plot_scatter(oriented(values), *next(iter(accuracies.items())), out / "scatter.svg")
+    text = format_csv(COLUMNS, rows)
+    files = {name: sha256(out / name) for name in ("forest.svg", "scatter.svg")} | {"correlations.csv": sha256_of(text)}
+    code = stage_code("study_correlate", settings, settings["measures"])
     inputs = [cells, index_path(index, settings["space"]), *scores]
-    made = provenance(settings=settings, inputs=inputs, stopwatch=stopwatch, cells=len(chosen))
-    write_json(out / "correlations.json", made)
-    write_csv(out / "correlations.csv", COLUMNS, rows)
+    made = provenance(settings=settings, inputs=inputs, stopwatch=stopwatch, cells=len(chosen), code=code, files=files)
+    write_json(out / "correlations.json", sealed(made))
+    write_text(out / "correlations.csv", text)

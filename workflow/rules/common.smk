@@ -12,6 +12,7 @@ from tenas import layout
 from tenas.code import code_digest
 from tenas.config import load_config
 from tenas.errors import TenasError
+from tenas.references import is_reference
 from tenas.report.claims import read_claims, runs_of
 from tenas.search.made_by import measuring_code, ranking_code, stage_code
 from tenas.settings.search import schedule
@@ -22,6 +23,8 @@ except TenasError as error:
     raise WorkflowError(str(error)) from None
 RUNS = CONFIG["runs"]
 STUDIES = CONFIG["studies"]
+# Kinds of rounds that end with a mask.
+PRUNES = ("operators", "edges")
 
 # The `tenas` of the environment that Snakemake itself runs in, whether that is activated or not.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -68,14 +71,26 @@ def rounds(run):
     return schedule(RUNS[run]["settings"])
 
 
-def round_of(wildcards):
-    """The round of a job, or an empty one where the run has none of that number."""
-    number = int(wildcards.round)
-    return rounds(wildcards.run)[number - 1] if number <= len(rounds(wildcards.run)) else None
+def round_of(wildcards, *kinds):
+    """The round of a job. Raises WorkflowError where the run has none of that number, or one of another kind."""
+    number, found = int(wildcards.round), rounds(wildcards.run)
+    if number > len(found):
+        raise WorkflowError(f"The run {wildcards.run} has no round {number}; its rounds are 1 to {len(found)}.")
+    round = found[number - 1]
+    if kinds and round.stage not in kinds:
+        raise WorkflowError(
+            f"Round {number} of the run {wildcards.run} is one of {round.stage}, not of {' or '.join(kinds)}."
+        )
+    return round
+
+
+def entry(run, number):
+    """The settings of a round."""
+    return RUNS[run]["settings"]["rounds"][number - 1]
 
 
 def entry_of(wildcards):
-    return RUNS[wildcards.run]["settings"]["rounds"][int(wildcards.round) - 1]
+    return entry(wildcards.run, round_of(wildcards).number)
 
 
 def state_after(run, seed, number):
@@ -84,15 +99,19 @@ def state_after(run, seed, number):
     return layout.results(layout.STATE[stage]).format(run=run, seed=seed, round=number)
 
 
-def state_before(wildcards):
-    return state_after(wildcards.run, wildcards.seed, int(wildcards.round) - 1)
+def state_before(*kinds):
+    """An input: what the round before has left, for a rule that is of rounds of these kinds."""
+    return lambda wildcards: state_after(wildcards.run, wildcards.seed, round_of(wildcards, *kinds).number - 1)
 
 
 def subjects_of(wildcards):
     """What a round measures: the mask before it, or its sample of cells."""
-    if round_of(wildcards).stage == "cells":
+    round = round_of(wildcards, *PRUNES, "cells")
+    if int(wildcards.shard) > shards_of(wildcards):
+        raise WorkflowError(f"Round {round.number} of the run {wildcards.run} has {shards_of(wildcards)} shards.")
+    if round.stage == "cells":
         return layout.results(layout.SAMPLE).format(**wildcards)
-    return state_before(wildcards)
+    return state_before()(wildcards)
 
 
 def limits_of(wildcards):
@@ -102,7 +121,7 @@ def limits_of(wildcards):
 
 @cache
 def measured_shards(records, code, settings):
-    """How many shards were begun of what is measured with the same code and settings; None where there are none."""
+    """How many shards there were when one of them ended, measured with the same code and settings; None where none has ended."""
     for record in sorted(Path(records).glob("[0-9]*.json")):
         try:
             found = json.loads(record.read_text(encoding="utf-8"))
@@ -113,36 +132,46 @@ def measured_shards(records, code, settings):
     return None
 
 
-def shards_of(subjects, folder, code, settings):
-    """Jobs that measurements are split into: as configured, but none without a subject. What was begun in another number of
-    shards is ended in it: how work is split changes no result, and must not repeat any."""
+def split(subjects, folder, code, settings):
+    """Jobs that measurements are split into: as configured, but none without a subject. Where a shard has ended already, the
+    others are split as it was: how work is split changes no result, and must not repeat any."""
     return measured_shards(folder, code, json.dumps(settings)) or min(CONFIG["shards"], subjects)
 
 
-def score_code(wildcards):
-    return measuring_code("score", RUNS[wildcards.run]["settings"], entry_of(wildcards))
+def score_code(run, number):
+    return measuring_code("score", RUNS[run]["settings"], entry(run, number))
 
 
-def shards(wildcards):
+def shards(run, seed, number):
     """Shards of a round of a search. Trial 0 of a round that prunes is the whole network."""
-    round = round_of(wildcards)
-    folder = Path(layout.results(layout.SCORES).format(**dict(wildcards) | {"shard": 1})).parent
-    subjects = round.trials + (round.stage != "cells")
-    return shards_of(subjects, folder, score_code(wildcards), RUNS[wildcards.run]["settings"])
+    round = rounds(run)[number - 1]
+    folder = Path(layout.results(layout.SCORES).format(run=run, seed=seed, round=number, shard=1)).parent
+    subjects = round.trials + (round.stage in PRUNES)
+    return split(subjects, folder, score_code(run, number), RUNS[run]["settings"])
+
+
+def shards_of(wildcards):
+    return shards(wildcards.run, wildcards.seed, round_of(wildcards).number)
 
 
 def study_shards(study):
     cells = STUDIES[study]["cells"]
     folder = Path(layout.results(layout.STUDY_SCORES, "study").format(study=study, shard=1)).parent
     code = measuring_code("study_score", STUDIES[study], STUDIES[study])
-    return shards_of(CONFIG["shards"] if cells == "all" else cells, folder, code, STUDIES[study])
+    return split(CONFIG["shards"] if cells == "all" else cells, folder, code, STUDIES[study])
 
 
-def scores_of(wildcards, pattern=layout.SCORES):
+def scores(run, seed, number, pattern):
+    """Of each shard of a round the scores, or their records."""
     return [
-        layout.results(pattern).format(**dict(wildcards) | {"shard": shard})
-        for shard in range(1, shards(wildcards) + 1)
+        layout.results(pattern).format(run=run, seed=seed, round=number, shard=shard)
+        for shard in range(1, shards(run, seed, number) + 1)
     ]
+
+
+def scores_of(pattern):
+    """An input: ``scores`` of a job's round."""
+    return lambda wildcards: scores(wildcards.run, wildcards.seed, round_of(wildcards).number, pattern)
 
 
 def study_scores_of(wildcards, pattern=layout.STUDY_SCORES):
@@ -152,27 +181,40 @@ def study_scores_of(wildcards, pattern=layout.STUDY_SCORES):
     ]
 
 
-def trainings_of(wildcards):
+def trainings(run, seed, number):
     """The metrics of a round's short trainings; none where they are looked up."""
-    if entry_of(wildcards)["column"] is not None:
+    if entry(run, number)["column"] is not None:
         return []
-    places = range(1, round_of(wildcards).trials + 1)
-    return [layout.results(layout.TRAINING_METRICS).format(**dict(wildcards) | {"place": place}) for place in places]
-
-
-def tables(run, pattern):
-    """A file of each round of a run's seed; ``pattern``: of the layout, or its table by kind of round."""
     return [
-        layout.results(pattern[round.stage] if isinstance(pattern, dict) else pattern).replace(
-            "{round}", str(round.number)
-        )
+        layout.results(layout.TRAINING_METRICS).format(run=run, seed=seed, round=number, place=place)
+        for place in range(1, rounds(run)[number - 1].trials + 1)
+    ]
+
+
+def trainings_of(wildcards):
+    return trainings(wildcards.run, wildcards.seed, round_of(wildcards, "training").number)
+
+
+def tables(run, seed):
+    """What each round has found: the ranking of its trials or cells."""
+    return [
+        layout.results(layout.TABLE[round.stage]).format(run=run, seed=seed, round=round.number)
         for round in rounds(run)
     ]
 
 
-def code_of(stage, networks=False):
-    """A parameter: the digest of the code that a stage of a search runs, with its space."""
-    return lambda wildcards: stage_code(stage, RUNS[wildcards.run]["settings"], networks=networks)
+def code_of(stage, networks=False, images=False):
+    """A parameter: the digest of the code that a stage of a search runs, with its space.
+
+    ``images``: whether it reads the data set itself, for which a source of one's own is part of its code.
+    """
+
+    def code(wildcards):
+        own = dataset_of(wildcards.run)["source"]
+        digest = stage_code(stage, RUNS[wildcards.run]["settings"], networks=networks)
+        return [digest, code_digest(own)] if images and is_reference(own) else digest
+
+    return code
 
 
 def index_of(space):
@@ -192,15 +234,12 @@ def space_of(run):
 
 def records_of(run, seed):
     """All that the summary of a seed says of its search: the records of its measurements, the tables of its rounds."""
-    found = []
+    found = tables(run, seed)
     for round in rounds(run):
-        key = {"run": run, "seed": seed, "round": round.number}
-        wildcards = type("Wildcards", (dict,), {"__getattr__": dict.__getitem__})(key)
         if round.stage == "training":
-            found += trainings_of(wildcards)
+            found += trainings(run, seed, round.number)
         else:
-            found += scores_of(wildcards, layout.SCORES_RECORD)
-        found.append(layout.results(layout.TABLE[round.stage]).format(**key))
+            found += scores(run, seed, round.number, layout.SCORES_RECORD)
     return found
 
 

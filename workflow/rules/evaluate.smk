@@ -94,7 +94,7 @@ rule retrain:
         device=CONFIG["device"],
         tenas=lambda wildcards, resources, threads: launched(resources, threads),
         threads=lambda wildcards, resources, threads: max(1, threads // processes(resources)),
-        code=code_of("retrain", networks=True),
+        code=code_of("retrain", networks=True, images=True),
     shell:
         "{params.tenas} retrain --settings {input.settings:q} --genotype {input.genotype:q} --seed {wildcards.seed}"
         " --threads {params.threads} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"

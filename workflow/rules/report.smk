@@ -1,7 +1,7 @@
 # What a run has found, over its seeds, what that says of the claims, and the figures of the report (snakemake --report results/report.html).
 rule plot_rankings:
     input:
-        rankings=lambda wildcards: [name.format(**wildcards) for name in tables(wildcards.run, layout.TABLE)],
+        rankings=lambda wildcards: tables(wildcards.run, wildcards.seed),
     output:
         report(
             layout.results(layout.RANKINGS),

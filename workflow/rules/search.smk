@@ -59,7 +59,7 @@ rule mask:
 rule sample:
     input:
         settings=layout.results(layout.SEARCH),
-        before=state_before,
+        before=state_before("cells"),
         limits=limits_of,
         listed=lambda wildcards: [
             name for name in [entry_of(wildcards)["sample"]] if isinstance(name, str) and name != "all"
@@ -101,9 +101,9 @@ rule score:
     resources:
         gpu=gpus_of_a_job(),
     params:
-        shards=shards,
+        shards=shards_of,
         device=CONFIG["device"],
-        code=score_code,
+        code=lambda wildcards: score_code(wildcards.run, int(wildcards.round)),
     shell:
         "tenas score --settings {input.settings:q} --images {input.images:q} --subjects {input.subjects:q}"
         " --round {wildcards.round} --seed {wildcards.seed} --shard {wildcards.shard}/{params.shards}"
@@ -114,9 +114,9 @@ rule score:
 rule prune:
     input:
         settings=layout.results(layout.SEARCH),
-        mask=state_before,
-        scores=scores_of,
-        records=lambda wildcards: scores_of(wildcards, layout.SCORES_RECORD),
+        mask=state_before(*PRUNES),
+        scores=scores_of(layout.SCORES),
+        records=scores_of(layout.SCORES_RECORD),
         limits=limits_of,
     output:
         ranking=layout.results(layout.RANKING),
@@ -141,8 +141,8 @@ rule shortlist:
     input:
         settings=layout.results(layout.SEARCH),
         cells=layout.results(layout.SAMPLE),
-        scores=scores_of,
-        records=lambda wildcards: scores_of(wildcards, layout.SCORES_RECORD),
+        scores=scores_of(layout.SCORES),
+        records=scores_of(layout.SCORES_RECORD),
     output:
         ranking=layout.results(layout.CELLS),
         cells=layout.results(layout.SHORTLIST),
@@ -164,7 +164,7 @@ rule shortlist:
 rule training:
     input:
         settings=layout.results(layout.SEARCH),
-        shortlist=state_before,
+        shortlist=state_before("training"),
         dataset=lambda wildcards: file_of(RUNS[wildcards.run]["dataset"]),
     output:
         metrics=layout.results(layout.TRAINING_METRICS),
@@ -184,7 +184,7 @@ rule training:
         device=CONFIG["device"],
         tenas=lambda wildcards, resources, threads: launched(resources, threads),
         threads=lambda wildcards, resources, threads: max(1, threads // processes(resources)),
-        code=code_of("training", networks=True),
+        code=code_of("training", networks=True, images=True),
     shell:
         "{params.tenas} training --settings {input.settings:q} --dataset {params.dataset:q} --shortlist {input.shortlist:q}"
         " --round {wildcards.round} --place {wildcards.place} --seed {wildcards.seed} --threads {params.threads}"
@@ -194,7 +194,7 @@ rule training:
 rule finalists:
     input:
         settings=layout.results(layout.SEARCH),
-        shortlist=state_before,
+        shortlist=state_before("training"),
         trainings=trainings_of,
         table=lambda wildcards: index_file(space_of(wildcards.run)) if entry_of(wildcards)["column"] else [],
     output:

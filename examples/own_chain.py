@@ -1,0 +1,62 @@
+"""A chain of layers that each choose: kernel size, expansion, or to be skipped. A configuration names it
+examples/own_chain.py:SPACE.
+
+The layers are inverted residuals (Sandler et al., MobileNetV2, CVPR 2018): a 1x1 convolution that widens, a convolution of each
+channel, a 1x1 convolution that narrows; k5_e4 has a kernel of 5 and widens fourfold.
+"""
+
+from torch import nn
+
+from tenas import ChainSpace, Layer
+
+
+class InvertedResidual(nn.Module):
+    """(n, inputs, h, w) to (n, outputs, h / stride, w / stride); with a residual where that has the same shape."""
+
+    def __init__(self, inputs, outputs, stride, kernel, expansion):
+        super().__init__()
+        width = inputs * expansion
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.is_residual = stride == 1 and inputs == outputs
+
+    def forward(self, x):
+        return x + self.body(x) if self.is_residual else self.body(x)
+
+
+def inverted(kernel, expansion):
+    return lambda inputs, outputs, stride: InvertedResidual(inputs, outputs, stride, kernel, expansion)
+
+
+OPERATORS = {
+    "skip": lambda inputs, outputs, stride: nn.Identity(),
+    "k3_e1": inverted(3, 1),
+    "k3_e4": inverted(3, 4),
+    "k5_e1": inverted(5, 1),
+    "k5_e4": inverted(5, 4),
+}
+# Only a layer that changes neither width nor size can be skipped.
+CHANGES = ("k3_e1", "k3_e4", "k5_e1", "k5_e4")
+KEEPS = ("skip", "k3_e1", "k3_e4", "k5_e4")
+
+# Six layers of four choices each, 4,096 networks. Widths are multiples of the network's channels.
+SPACE = ChainSpace(
+    "own-chain",
+    OPERATORS,
+    [
+        Layer(1, operators=KEEPS),
+        Layer(2, stride=2, operators=CHANGES),
+        Layer(2, operators=KEEPS),
+        Layer(4, stride=2, operators=CHANGES),
+        Layer(4, operators=KEEPS),
+        Layer(4, operators=KEEPS),
+    ],
+)

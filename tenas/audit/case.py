@@ -1,0 +1,187 @@
+"""What the parts of an audit share: the settings, the images, and checks that every record goes through."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tenas import layout
+from tenas.audit.ledger import Ledger, listed, mapping
+from tenas.benchmark.builtin import builtin_table, has_builtin, index_path
+from tenas.files import json_text, sha256
+from tenas.provenance import input_path
+from tenas.search.made_by import ranking_code
+from tenas.spaces import Space
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass
+class Case:
+    """A run or a study under audit. ``written``: its settings as they stand in the file, ``settings``: with every key."""
+
+    folder: Path
+    settings_file: Path
+    written: dict[str, Any]
+    settings: dict[str, Any]
+    space: Space
+    data: Path | None
+    table: Path | None
+    ledger: Ledger = field(default_factory=Ledger)
+    trail: list[str] = field(default_factory=list)
+    _others: dict[str, list[Path]] = field(default_factory=dict)
+    _same: int = 0
+
+    # --- settings
+
+    def same_settings(self, path: Path, recorded: object) -> None:
+        """A record's settings are those of the run."""
+        # Keys that a later version has filled in are not in what an earlier one recorded.
+        if recorded in (self.settings, self.written):
+            self._same += 1
+        else:
+            self._others.setdefault(json.dumps(recorded), []).append(path)
+
+    def close(self) -> None:
+        """Say whose settings are the odd ones: those of single files, or the run's own."""
+        if not self._same and len(self._others) == 1:
+            ((_, paths),) = self._others.items()
+            self.ledger.fault(self.settings_file, f"has other settings than {listed(paths)} say they were made with")
+        else:
+            for path in (path for paths in self._others.values() for path in paths):
+                self.ledger.fault(path, f"was made with other settings than {self.settings_file} has")
+        self.ledger.close()
+
+    # --- records
+
+    def decision(
+        self,
+        path: Path,
+        what: str,
+        stage: str,
+        decided: Mapping,
+        inputs: Sequence[Path | None],
+        otherwise: str,
+        entry: Mapping = NOTHING,
+    ) -> None:
+        """A JSON file must be ``decided``, byte by byte, with a true record of what it follows from.
+
+        ``inputs``: files in the order in which their hashes are recorded; None for one that is not looked at. ``entry``: the
+        round, where the stage ranks by its measures.
+        """
+        value = self.ledger.json(path, what)
+        if not value:
+            return
+        made_by = value.get("made_by")
+        if json_text(value) != json_text({**decided, "made_by": made_by}):
+            self.ledger.fault(path, otherwise)
+        true = self.made_by(path, stage, mapping(made_by), inputs, entry)
+        if true and self.ledger.sound(path):
+            self.ledger.certain(path)
+
+    def made_by(self, path: Path, stage: str, made_by: Mapping, inputs: Sequence[Path | None], entry: Mapping = NOTHING) -> bool:
+        """What a decision says that it follows from is true. Whether that holds for all of it, and of the present code."""
+        code = ranking_code(stage, self.settings, entry)
+        self.same_settings(path, made_by.get("settings"))
+        self.ledger.code(path, "decisions", made_by.get("code_sha256"), code)
+        recorded = mapping(made_by.get("inputs"))
+        named = [_name(file) for file in inputs if file is not None]
+        found = [name if name in named else name.rpartition("/")[2] for name in recorded]
+        if None not in inputs:
+            self.ledger.equal(path, "inputs", found, named)
+        hashes = dict(zip(found, recorded.values(), strict=True))
+        for file in inputs:
+            if file is not None and _name(file) in hashes:
+                self.ledger.recorded(file, hashes[_name(file)], path)
+        return (
+            made_by.get("settings") in (self.settings, self.written)
+            and made_by.get("code_sha256") == code
+            and all(file is not None and hashes.get(_name(file)) == self.ledger.hash(file) for file in inputs)
+        )
+
+    def inputs(self, path: Path, recorded: object, places: Mapping[str, Path | None], *, exact: bool = False) -> None:
+        """The hashes that a record of provenance has of its inputs, by their paths.
+
+        ``places``: where files of a name must lie; None for one that is not here. Others are looked for where the record says.
+        ``exact``: there must be all of ``places`` and no others.
+        """
+        hashes = {str(name): digest for name, digest in mapping(recorded).items()}
+        names = {Path(name).name for name in hashes}
+        if exact and names != set(places):
+            self.ledger.fault(path, f"names other inputs than {', '.join(sorted(places))}")
+        for name, digest in hashes.items():
+            place = places.get(Path(name).name, input_path(name))
+            if place is not None and (Path(name).name in places or place.exists()):
+                self.ledger.recorded(place, digest, path)
+            elif Path(name).name not in places:
+                self.ledger.note(f"{name}, which {path} was made from, is not here: its hash was not looked at.")
+
+    def result(self, path: Path, what: str, arch: str | None, kind: str, code: str) -> dict:
+        """A sealed record of something that was made of a genotype, and the files beside it whose hashes it has.
+
+        ``kind``: of files, for a note where another version of the code than ``code`` has made it.
+        """
+        value = self.ledger.json(path, what)
+        if not value:
+            return {}
+        self.ledger.equal(path, "arch", value.get("arch"), arch)
+        self.ledger.sealed(path, value)
+        if arch is not None:
+            self.ledger.code(path, kind, mapping(value.get("provenance")).get("code"), code)
+        for name, digest in mapping(value.get("files")).items():
+            self.ledger.recorded(path.parent / Path(str(name)).name, digest, path)
+        return value
+
+    # --- tables
+
+    def find_table(self, digest: object, named: Iterable[str | Path] = ()) -> Path | None:
+        """The table of the space whose hash is recorded: the one that was given, one that records name, or the built-in one."""
+        places = [] if self.table is None else [index_path(self.table, self.space)]
+        places += [input_path(str(name)) for name in named]
+        places += [builtin_table(self.space)] if has_builtin(self.space) else []
+        for place in places:
+            if place.is_file() and sha256(place) == digest:
+                self.ledger.hash(place)
+                return place
+        return None
+
+    # --- images
+
+    def prepared(self, name: str) -> Path | None:
+        """A file of the prepared images; None where it is not known where they are."""
+        return None if self.data is None else self.data / name
+
+    def images(self, records: Iterable[Path]) -> None:
+        """The images are those of their card. ``records``: those of scores, which say where they were."""
+        if self.data is None:
+            self.data = self._recorded_data(records)
+        if self.data is None:
+            return
+        card_file = self.data / layout.CARD
+        card = self.ledger.json(card_file, "data card")
+        self.ledger.recorded(self.data / layout.IMAGES, card.get("sha256"), card_file)
+        if "labels_sha256" in card:
+            self.ledger.recorded(self.data / layout.LABELS, card["labels_sha256"], card_file)
+        for name, digest in mapping(mapping(card.get("provenance")).get("inputs")).items():
+            if (place := input_path(str(name))).exists():
+                self.ledger.recorded(place, digest, card_file)
+            else:
+                self.ledger.note(f"{name}, which the images were drawn from, is not here: its hash was not looked at.")
+        self.trail.append(f"images {self.data}: {card.get('images')} of {card.get('source')}, SHA-256 {card.get('sha256')}")
+
+    def _recorded_data(self, records: Iterable[Path]) -> Path | None:
+        for record in records:
+            for name in mapping(self.ledger.json(record, "record of scores").get("inputs")):
+                if Path(name).name == layout.IMAGES:
+                    return Path(name).parent
+        return None
+
+
+def _name(file: Path) -> str:
+    """What a decision calls a file: with its round, where it is of one. Runs and data sets can be moved."""
+    return "/".join(file.parts[-2:]) if re.fullmatch(r"round\d+", file.parent.name) else file.name

@@ -1,0 +1,69 @@
+"""The audit of a round that prunes: the ranking once more from the scores, the mask from the ranking."""
+
+from collections.abc import Mapping, Sequence
+
+from tenas import layout
+from tenas.audit.scores import Scores, look_at_scores
+from tenas.audit.step import State, Step
+from tenas.errors import TenasError
+from tenas.measures.catalogue import get_measure
+from tenas.scoring.subjects import Trials
+from tenas.scoring.table import read_scores
+from tenas.search.prune import rank_round
+
+
+def follow_pruning(step: Step) -> State | None:
+    """Take the decisions of a round of operators or edges again; what follows from them."""
+    case, ledger, ranking, mask = step.case, step.case.ledger, step.file(layout.RANKING), step.file(layout.MASK)
+    subjects = Trials(step.before.value, step.round)
+    try:
+        case.space.trials(subjects.mask, step.round)
+    except TenasError as error:
+        ledger.fault(step.before.path, f"does not go with the round after it: {error}")
+        ledger.hash(ranking)
+        return step.after(None)
+    scores = look_at_scores(
+        case,
+        step.file(layout.SCORES, shard=1).parent,
+        subjects,
+        stage="score",
+        entry=step.entry,
+        facts={"seed": step.seed, "round": step.round.number},
+        subjects_file=step.before.path,
+    )
+    folder = scores.paths[0].parent
+    sound = all(map(ledger.sound, scores.paths))
+    values = None
+    with ledger.damage(scores.paths[0] if not sound else folder, "cannot be ranked"):
+        values = read_scores(scores.paths, step.entry["measures"], subjects, f"round {step.round.number}")
+    if values is None:
+        ledger.hash(ranking)
+        return step.after(None)
+    columns, rows, after = rank_round(step.entry, subjects, values, step.limits)
+    ledger.table(ranking, columns, rows, "is not the ranking that its scores lead to")
+    case.decision(
+        mask, "mask", "prune", after.to_json(), [step.before.path, ranking, *step.limits_files],
+        "is not the mask that its ranking leads to", step.entry,
+    )  # fmt: skip
+    _tell(step, rows, scores)
+    return step.after(after, sound=sound)
+
+
+def _tell(step: Step, rows: Sequence[Mapping], scores: Scores) -> None:
+    """What a round has pruned, and from which rows of which files."""
+    folder = scores.paths[0].parent
+    step.tell(f"  round {step.round.number}, {step.round.trials} trials; measurements in {folder}: {scores.counts}")
+    for row in rows:
+        if not row["pruned"]:
+            continue
+        cell = f"{row['cell']} " if len(step.case.space.cell_types) > 1 else ""
+        changes = []
+        for reference in step.entry["measures"]:
+            name = get_measure(reference).name
+            # One repeat has no error.
+            error = f" +- {row[f'{name}_se']:.2g}" if row[f"{name}_se"] != "" else ""
+            changes.append(f"{name} {row[f'{name}_change']:+.4g}{error} (rank {row[f'{name}_rank']:g})")
+        step.tell(
+            f"    {cell}{row['target']}<-{row['source']} loses {row['operator']:<13} share {row['pruned_share']:.2f}: "
+            f"{', '.join(changes)}; rows {scores.places(row['trial'])}, whole {scores.places(0)}"
+        )

@@ -1,0 +1,140 @@
+"""The audit of a folder of scores, of a round of a search or of a study: its shards, their rows, their records."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tenas import layout
+from tenas.audit.case import Case
+from tenas.audit.ledger import mapping
+from tenas.errors import TenasError
+from tenas.files import read_csv
+from tenas.measures.catalogue import get_measure
+from tenas.scoring.subjects import Measurement, Subjects, Trials, plan
+from tenas.scoring.table import score_columns
+from tenas.search.made_by import measuring_code
+
+
+@dataclass
+class Scores:
+    """The shards' files, and where the rows of each subject are: file and line, the header being line 1."""
+
+    paths: list[Path] = field(default_factory=list)
+    rows: dict[int, list[tuple[Path, int]]] = field(default_factory=dict)
+
+    def places(self, subject: int) -> str:
+        """Where a subject's rows are, such as ``1.csv:14-17``."""
+        lines: dict[Path, list[list[int]]] = {}
+        for path, line in self.rows.get(subject, []):
+            ranges = lines.setdefault(path, [])
+            if ranges and ranges[-1][-1] == line - 1:
+                ranges[-1][-1] = line
+            else:
+                ranges.append([line, line])
+        return ", ".join(f"{path.name}:{first}-{last}" for path, ranges in lines.items() for first, last in ranges)
+
+    @property
+    def counts(self) -> str:
+        """How many rows each file has, for a reader."""
+        found = dict.fromkeys(self.paths, 0)
+        for places in self.rows.values():
+            for path, _ in places:
+                found[path] += 1
+        return ", ".join(f"{path.name} ({count})" for path, count in found.items())
+
+
+def look_at_scores(
+    case: Case,
+    folder: Path,
+    subjects: Subjects,
+    *,
+    stage: str,
+    entry: Mapping,
+    facts: Mapping[str, int],
+    subjects_file: Path,
+) -> Scores:
+    """Look at each shard's scores and record; faults are in the ledger.
+
+    ``stage``, ``entry``: what was measured, and by which stage. ``facts``: what the records have to say besides.
+    ``subjects_file``: the mask or the list of cells that was measured.
+    """
+    ledger, measures = case.ledger, entry["measures"]
+    shards = _shards(case, folder)
+    inputs = {
+        subjects_file.name: subjects_file,
+        **{name: case.prepared(name) for name in (layout.IMAGES, layout.CARD)},
+        **({layout.LABELS: case.prepared(layout.LABELS)} if any(get_measure(name).needs_labels for name in measures) else {}),
+    }
+    code = measuring_code(stage, case.settings, entry)
+    found = Scores()
+    for shard in range(1, shards + 1):
+        path = folder / f"{shard}.csv"
+        record_file = layout.record_of(path)
+        record = ledger.json(record_file, "record of scores")
+        expected = plan(measures, subjects.ids, (shard, shards)) if shards <= len(subjects.ids) else []
+        found.paths.append(path)
+        _rows(case, path, measures, subjects, expected, found)
+        if not record:
+            continue
+        for key, value in {**facts, "shard": f"{shard}/{shards}", "measurements": len(expected)}.items():
+            ledger.equal(record_file, key, record.get(key), value)
+        case.same_settings(record_file, record.get("settings"))
+        ledger.code(record_file, "measurements", record.get("code"), code)
+        case.inputs(record_file, record.get("inputs"), inputs, exact=True)
+        ledger.recorded(path, record.get("scores_sha256"), record_file)
+        ledger.sealed(record_file, record)
+        _costs(case, record_file, record, expected)
+        machine = mapping(record.get("machine"))
+        ledger.processors[str(machine.get("processor"))] += 1
+    known = {f"{shard}.{kind}" for shard in range(1, shards + 1) for kind in ("csv", "json")}
+    for path in sorted(folder.glob("*")):
+        if path.name not in known:
+            ledger.note(f"{path} is no part of the scores: an earlier or interrupted run has left it.")
+    return found
+
+
+def _shards(case: Case, folder: Path) -> int:
+    """Into how many shards measurements were split, by the first record that says so."""
+    for record in sorted(folder.glob("*.json"), key=lambda path: (len(path.name), path.name)):
+        said = re.fullmatch(r"\d{1,6}/([1-9]\d{0,5})", str(case.ledger.json(record, "record of scores").get("shard")))
+        if said:
+            return int(said[1])
+    case.ledger.fault(folder, "has no record that says into how many shards the measurements were split")
+    return len(list(folder.glob("*.csv"))) or 1
+
+
+def _rows(case: Case, path: Path, measures: Mapping, subjects: Subjects, expected: Sequence[Measurement], found: Scores) -> None:
+    """A scores file has the rows of its shard, in their order."""
+    ledger = case.ledger
+    if ledger.hash(path) is None:
+        return
+    try:
+        rows = read_csv(path, score_columns(subjects), "scores file")
+    except TenasError as error:
+        ledger.fault(path, f"is damaged: {error}")
+        return
+    number = "trial" if isinstance(subjects, Trials) else "cell"
+    order = {get_measure(name).name: place for place, name in enumerate(measures)}
+    places = {subject: place for place, subject in enumerate(subjects.ids)}
+    expected = sorted(expected, key=lambda m: (places[m.subject], order[m.measure], m.repeat))
+    if len(rows) != len(expected):
+        ledger.fault(path, f"has {len(rows)} rows, where its shard has {len(expected)}")
+    for line, (row, measurement) in enumerate(zip(rows, expected, strict=False), start=2):
+        has = (row[number], row["measure"], row["repeat"])
+        if has != tuple(map(str, measurement)):
+            here, there = (f"{number} {subject}, {name}, repeat {repeat}" for subject, name, repeat in (has, measurement))
+            ledger.fault(path, f"has {here} in line {line}, where {there} belongs")
+            break
+    for line, row in enumerate(rows, start=2):
+        if row[number].isdecimal():
+            found.rows.setdefault(int(row[number]), []).append((path, line))
+
+
+def _costs(case: Case, path: Path, record: Mapping, expected: Sequence[Measurement]) -> None:
+    """The record has the cost of every measurement."""
+    counts: dict[str, int] = {}
+    for measurement in expected:
+        counts[measurement.measure] = counts.get(measurement.measure, 0) + 1
+    found = {name: mapping(cost).get("measurements") for name, cost in mapping(record.get("costs")).items()}
+    case.ledger.equal(path, "costs", found, dict(sorted(counts.items())))
