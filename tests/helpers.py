@@ -40,26 +40,6 @@ measures:
   linear_regions: {repeats: 2, inputs: crops, count: 300, blocks: 3, channels: 1, weights: kaiming_fan_in, redraw: true}
 """
 
-# Runs a subcommand and notes its exit status, the files of the package whose functions were called, and whether torch was loaded.
-TRACER = """
-import inspect, json, sys
-from pathlib import Path
-import tenas
-root = Path(tenas.__file__).parent
-called = set()
-def trace(frame, event, argument):
-    code = frame.f_code
-    # Functions alone: the bodies of modules and classes run at import.
-    if event == "call" and code.co_flags & inspect.CO_OPTIMIZED:
-        called.add(code.co_filename)
-from tenas.cli import main
-sys.setprofile(trace)
-status = main(sys.argv[2:])
-sys.setprofile(None)
-ours = [Path(name).relative_to(root).as_posix() for name in called if name.startswith(str(root))]
-Path(sys.argv[1]).write_text(json.dumps({"status": status, "called": ours, "torch": "torch" in sys.modules}))
-"""
-
 
 # --- settings
 

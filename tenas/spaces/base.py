@@ -163,13 +163,10 @@ class Space:
 
     ``networks``: what builds networks, by default a module's name, imported when the first is built: functions ``supernet``,
     ``cells`` and ``network`` (tenas.networks.builders), and ``operator`` unless the space has factories. ``trained``: what
-    Network
-    takes for the networks that are trained in the end, unless a retraining says otherwise. ``stems`` and ``auxiliary``: what
-    those
-    networks may have. ``least_cells``: of a supernet in which each cell type stands. ``short_trainings``: data set -> the
-    column of
-    the space's table that has validation accuracies after a few epochs. ``listed_cells``: how many cells a whole table of the
-    space lists; None where none lists all.
+    Network takes for the networks that are trained in the end, unless a retraining says otherwise. ``stems`` and
+    ``auxiliary``: what those networks may have. ``least_cells``: of a supernet in which each cell type stands.
+    ``short_trainings``: data set -> the column of the space's table that has validation accuracies after a few epochs.
+    ``listed_cells``: how many cells a whole table of the space lists; None where none lists all.
     """
 
     name: str
