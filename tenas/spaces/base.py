@@ -327,18 +327,21 @@ class Space:
 
     def size(self, mask: Mask) -> int:
         """How many genotypes a mask spans."""
+        return self.size_of(operators_left(mask))
+
+    def size_of(self, left: Mapping[tuple[str, int], int]) -> int:
+        """``size`` where each (cell type, edge) has as many operators as ``left`` says."""
         total = 1
-        for rows in mask.active:
+        for cell in self.cell_types:
             for target in range(self.inputs, self.nodes):
-                counts = [sum(row) for edge, row in zip(self.edges, rows, strict=True) if edge.target == target and any(row)]
-                kept = self.kept_edges(sum(edge.target == target for edge in self.edges))
-                # The sum over all subsets of ``kept`` edges of the product of their operators: an elementary symmetric
-                # polynomial.
-                sums = [1] + [0] * kept
+                counts = [left[cell, index] for index, edge in enumerate(self.edges) if edge.target == target]
+                # Over all choices of the edges that are kept, the sum of the products of their operators: an elementary
+                # symmetric polynomial.
+                sums = [1] + [0] * self.kept_edges(len(counts))
                 for count in counts:
-                    for size in range(kept, 0, -1):
+                    for size in range(len(sums) - 1, 0, -1):
                         sums[size] += sums[size - 1] * count
-                total *= sums[kept]
+                total *= sums[-1]
         return total
 
     def genotypes(self, mask: Mask | None = None) -> Iterator[Genotype]:
