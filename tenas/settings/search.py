@@ -1,6 +1,7 @@
 """Settings of a search: what a preset says, and what search.json holds once it is resolved. No torch."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
@@ -328,12 +329,21 @@ def with_changes(preset: Mapping, changes: Mapping, where: str) -> dict:
     return result
 
 
+def _places(key: str) -> list[str]:
+    """The parts of a key: between dots, but for those of a reference under ``measures``."""
+    before, _, after = key.partition("measures.")
+    reference = re.match(r"(.+?:\w+)(\..*)?$", after)
+    if not reference:
+        return key.split(".")
+    return [*f"{before}measures".split("."), reference[1], *(reference[2] or "").split(".")[1:]]
+
+
 def assigned(assignments: Iterable[str]) -> dict:
     """Changes from texts KEY=VALUE, such as ``prune=2`` or ``rounds.1.keep=8``; values are YAML. Raises TenasError for others."""
     changes: dict = {}
     for text in assignments:
         key, equals, value = text.partition("=")
-        if not equals or not all(key.split(".")):
+        if not equals or not all(_places(key)):
             raise TenasError(f"{text!r} is no change of a setting; expected KEY=VALUE, such as rounds.1.keep=8.")
         try:
             parsed = yaml.safe_load(value)
@@ -343,7 +353,7 @@ def assigned(assignments: Iterable[str]) -> dict:
         with suppress(TypeError, ValueError):
             parsed = float(parsed) if isinstance(parsed, str) else parsed
         part = changes
-        *parents, last = key.split(".")
+        *parents, last = _places(key)
         for parent in parents:
             part = part.setdefault(parent, {})
             if not isinstance(part, dict):
