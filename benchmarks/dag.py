@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import yaml
 
-from tenas.settings import search_settings
-from tenas.spaces import get_space
+from tenas.settings.search import schedule, search_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACE, SHARDS = "darts", 16
@@ -34,10 +33,9 @@ class Plan(NamedTuple):
 
 
 def jobs_of(runs: int) -> int:
-    """Jobs of a configuration: two in all; for each run settings, mask, genotype, figure, look-up, summary, and rounds."""
-    settings = search_settings(SPACE, "default", SEARCH)
-    rounds = len(get_space(SPACE).rounds(settings["exclude"], settings["prune"]))
-    return 2 + runs * (6 + rounds * (SHARDS + 1))
+    """Jobs of a configuration: two in all; for each run settings, mask, genotype, two figures, look-up, summary, and rounds."""
+    rounds = schedule(search_settings(SPACE, "default", SEARCH))
+    return 2 + runs * (7 + len(rounds) * (SHARDS + 1))
 
 
 def configuration(runs: int) -> dict:

@@ -1,8 +1,9 @@
 """How fast is the NTK? ``python -m benchmarks.ntk [--plots docs/img]``
 
-Pairs, in one run, the plain loop (one backward pass a sample) with ``ntk_gram``, all cores busy in both. The loop is
-given the better of one process with a thread a core and one single-threaded process a core; ``ntk_gram`` runs in
-single-threaded processes, as a search does. Rates are the best of a few rounds, in which the three take turns.
+Pairs, in one run, the plain loop (one backward pass per sample) with ``ntk_gram``, all cores busy in both. The loop is
+given the better of one process with one thread per core and one single-threaded process per core; ``ntk_gram`` runs in
+single-threaded processes, as a search does. Rates are the best of a few rounds, in which the three take turns. ``--cases``
+and ``--least`` make it short.
 
 "GFLOP" is the arithmetic of the convolutions' backward passes, as the loop does it: two operations for each weight,
 output pixel, sample and cotangent, for the weight's gradient and again for the input's. ``ntk_gram`` leaves out what is
@@ -24,6 +25,7 @@ from tenas.networks import Supernet
 from tenas.spaces import get_space
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Space, channels, cells, images.
 CASES = [
     ("nas-bench-201", 3, 1, 72),
     ("nas-bench-201", 3, 1, 32),
@@ -70,18 +72,24 @@ def gflop(*case: object) -> float:
     return total * len(images) / 1e9
 
 
-def compare(rounds: int) -> None:
-    spaces = [case for case in CASES if case[0] != "darts" or _known("darts")]
+def case_of(text: str) -> tuple[str, int, int, int]:
+    """A case from a text such as ``nas-bench-201,3,1,72``."""
+    space, *numbers = text.split(",")
+    channels, cells, images = map(int, numbers)
+    return space, channels, cells, images
+
+
+def compare(cases: Sequence[tuple[str, int, int, int]], rounds: int, least: float) -> None:
     rows = []
     with Workers(CORES, 1) as many, Workers(1, CORES) as one:
-        peak = max(many.rate(product) for _ in range(rounds)) * 2 * 1536**3 / 1e9
-        for case in spaces:
+        peak = max(many.rate(product, least=least) for _ in range(rounds)) * 2 * 1536**3 / 1e9
+        for case in cases:
             best: dict[str, float] = {}
             for _ in range(rounds):
                 turn = {
-                    "threads": one.rate(kernel, "loop", *case),
-                    "processes": many.rate(kernel, "loop", *case),
-                    "ours": many.rate(kernel, "ours", *case),
+                    "threads": one.rate(kernel, "loop", *case, least=least),
+                    "processes": many.rate(kernel, "loop", *case, least=least),
+                    "ours": many.rate(kernel, "ours", *case, least=least),
                 }
                 best = {name: max(rate, best.get(name, 0)) for name, rate in turn.items()}
             work, loop = gflop(*case), max(best["threads"], best["processes"])
@@ -97,36 +105,32 @@ def compare(rounds: int) -> None:
                 ]
             )
     header = ["supernet", f"loop, {CORES} threads", f"loop, {CORES} processes", "ours", "ratio", "GFLOP", "GFLOP/s", "of peak"]
-    print(f"Kernels a second, {CORES} cores busy. Matrix products reach {peak:.0f} GFLOP/s, float32.\n")
+    print(f"Kernels per second, {CORES} cores busy. Matrix products reach {peak:.0f} GFLOP/s, float32.\n")
     print(table(header, rows))
-
-
-def _known(space: str) -> bool:
-    try:
-        get_space(space)
-    except Exception:
-        return False
-    return True
 
 
 CURVES: dict[str, tuple[str, Sequence[int], Callable[[int], tuple]]] = {
     "ntk_by_n": ("images n", [8, 16, 24, 32, 48, 72], lambda n: ("nas-bench-201", 3, 1, n)),
     "ntk_by_channels": ("channels C, n = 16", [1, 2, 3, 4, 6, 8, 12, 16], lambda c: ("nas-bench-201", c, 1, 16)),
-    "ntk_by_operators": ("operators an edge, n = 16", [1, 2, 3, 4], lambda k: ("nas-bench-201", 3, 1, 16, k)),
+    "ntk_by_operators": ("operators per edge, n = 16", [1, 2, 3, 4], lambda k: ("nas-bench-201", 3, 1, 16, k)),
 }
 
 
-def plot(folder: Path) -> None:
+def plot(folder: Path, points: int | None, least: float) -> None:
+    """Draw the cost of a kernel against images, channels and operators; ``points``: how many of each curve."""
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
     with Workers(1, 1) as worker:
-        for name, (label, values, case) in CURVES.items():
-            seconds = {way: [1 / max(worker.rate(kernel, way, *case(v)) for _ in range(2)) for v in values] for way in WAYS}
+        for name, (label, every, case) in CURVES.items():
+            values = every[:points]
+            seconds = {
+                way: [1 / max(worker.rate(kernel, way, *case(v), least=least) for _ in range(2)) for v in values] for way in WAYS
+            }
             figure, axes = pyplot.subplots(figsize=(5, 3.5), layout="constrained")
-            for way, title in (("loop", "one backward pass a sample"), ("ours", "all cotangents at once")):
+            for way, title in (("loop", "one backward pass per sample"), ("ours", "all cotangents at once")):
                 axes.plot(values, seconds[way], marker="o", label=title)
-            axes.set(xlabel=label, ylabel="seconds a kernel, one thread", yscale="log")
+            axes.set(xlabel=label, ylabel="seconds per kernel, one thread", yscale="log")
             axes.legend(frameon=False)
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             pyplot.close(figure)
@@ -137,11 +141,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed; the best counts")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw cost against n, channels and operators there")
+    parser.add_argument("--cases", type=case_of, nargs="+", default=CASES, metavar="SPACE,CHANNELS,CELLS,IMAGES")
+    parser.add_argument("--least", type=float, default=1.0, help="seconds over which a rate is measured, at least")
+    parser.add_argument("--points", type=int, help="points of each curve; by default all")
     arguments = parser.parse_args()
     if arguments.plots:
-        plot(arguments.plots)
+        plot(arguments.plots, arguments.points, arguments.least)
     else:
-        compare(arguments.rounds)
+        compare(arguments.cases, arguments.rounds, arguments.least)
 
 
 if __name__ == "__main__":

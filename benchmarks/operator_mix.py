@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.side_by_side import table
+from tenas import layout
 from tenas.benchmark import read_index
 from tenas.errors import TenasError
 from tenas.spaces import load_genotype
@@ -51,15 +52,15 @@ def worth_of(mix: dict[str, float], index: pd.DataFrame, operators: Sequence[Seq
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("index", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("index", type=Path, help="table of NAS-Bench-201, or builtin")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs with two seeds at least")
     arguments = parser.parse_args()
     index = read_index(arguments.index)
     operators = [operators_of(arch) for arch in index["arch"]]
     by_operators = dict(zip(operators, index[list(ACCURACIES)].to_numpy(), strict=True))
     rows = []
     for run in arguments.runs:
-        found = [operators_of(path) for path in sorted(run.glob("seed*/genotype.json"))]
+        found = [operators_of(path) for path in sorted(run.glob(layout.GENOTYPE.format(seed="*")))]
         if len(found) < 2:
             raise TenasError(f"The run {run} has {len(found)} genotypes; two at least are needed.")
         mix = mix_of(found)

@@ -1,4 +1,4 @@
-"""Work done by processes side by side: how much of it a second, with all of them busy at once."""
+"""Work done by processes side by side: how much of it per second, with all of them busy at once."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -44,7 +44,7 @@ class Workers:
         self.pool.shutdown()
 
     def rate(self, job: Callable[..., Callable[[], object]], *arguments: object, least: float = 1.0) -> float:
-        """How often a second ``job(*arguments)()`` is done by all processes together."""
+        """How often per second ``job(*arguments)()`` is done by all processes together."""
         futures = [self.pool.submit(_work, job, arguments, least) for _ in range(self.processes)]
         return sum(count / seconds for count, seconds in (future.result() for future in futures))
 

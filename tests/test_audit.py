@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY, call, snakemake, succeed, write_config
+from runs import TINY, call, snakemake, succeed, write_config
 
 from tenas.audit import audit
 from tenas.cli import main

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from runs import ROOT
 
 from tenas.audit import audit
 from tenas.cli import main
@@ -25,6 +25,8 @@ from tenas.stages.score import score
 from tenas.stages.search import search_seed
 from tenas.stages.shortlist import shortlist
 
+# A table of a few cells is enough here.
+pytestmark = pytest.mark.filterwarnings("ignore::tenas.benchmark.index.IncompleteTableWarning")
 RUN, SEED = Path("found"), Path("found/seed0")
 SMALL = {"repeats": 2, "batch": 8, "channels": 2, "cells": 1, "weights": "kaiming_fan_in", "redraw": True}
 # Of SNIP, labels are needed.
@@ -45,9 +47,9 @@ def settings(preset: dict = PRESET, **given: object) -> dict:
 
 
 @pytest.fixture(scope="module")
-def funnel(tmp_path_factory) -> Path:
+def searched(tmp_path_factory) -> Path:
     """A folder with prepared images and a finished search of one seed. To be read, not to be changed."""
-    folder, before = tmp_path_factory.mktemp("funnel"), Path.cwd()
+    folder, before = tmp_path_factory.mktemp("searched"), Path.cwd()
     os.chdir(folder)
     try:
         assert main(["prepare", json.dumps({"source": "digits", "images": 200}), "--out", "data/digits"]) == 0
@@ -58,9 +60,9 @@ def funnel(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def copy(funnel, tmp_path, monkeypatch) -> Path:
+def copy(searched, tmp_path, monkeypatch) -> Path:
     """A copy of the finished search, as the working directory."""
-    shutil.copytree(funnel, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -345,6 +347,22 @@ def test_limits_by_a_table_are_looked_up_again(copy):
     assert faults()[str(path)] == ["has other numbers under latency than follow from its settings, costs and table"]
     Path("latency.csv").unlink()
     assert clean() == ["The table latency.csv of the latency limit is not here: its figures were taken as they are."]
+
+
+def test_what_the_workflow_makes_is_clean(funnel, monkeypatch):
+    """A funnel of every kind of round in shards, with a study, as Snakemake makes them."""
+    monkeypatch.chdir(funnel)
+    for folder in ("results/funnel", "results/study"):
+        found = audit(folder)
+        assert (found.faults, found.notes) == ({}, []), folder
+    trail = "\n".join(audit("results/funnel").trail)
+    for kind in (
+        " 30 trials; ",
+        " 12 cells, of which it keeps 4; ",
+        " 4 cells, of which it keeps 3; ",
+        " 3 trainings, of which it keeps 1; ",
+    ):
+        assert kind in trail
 
 
 def test_settings_of_an_earlier_version_are_a_sentence(copy, capsys):

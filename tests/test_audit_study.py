@@ -16,6 +16,8 @@ from tenas.provenance import sealed
 from tenas.settings.study import study_settings
 from tenas.spaces import get_space
 
+# A table of a few cells is enough here.
+pytestmark = pytest.mark.filterwarnings("ignore::tenas.benchmark.index.IncompleteTableWarning")
 STUDY = Path("study")
 SMALL = {"repeats": 2, "batch": 4, "channels": 2, "cells": 1, "weights": "kaiming_fan_in", "redraw": True}
 SETTINGS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from runs import ROOT
 from test_retrain import ARCH, DARTS, FILES, TINY, rows_of, train_tiny
 
 from tenas.data.sources import Arrays

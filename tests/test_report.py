@@ -193,9 +193,11 @@ def save_cells(path: Path, measures: list[str], cells: int, keep: int, repeats: 
 
 
 def save_trainings(path: Path, cells: list[Cell], accuracies: list[float]) -> Cell:
-    results = [{"valid_accuracy": value, "best_epoch": 3, "seconds": 12.5} for value in accuracies]
+    results = [{"valid_accuracy": value, "best_epoch": 3} for value in accuracies]
     columns, rows, (winner,) = rank_finalists(cells, results, 1)
     write_csv(path, columns, rows)
+    for place in range(1, len(cells) + 1):
+        write_json(path.parent / f"trainings/{place}/metrics.json", {"training_seconds": 12.5})
     return winner
 
 
@@ -263,7 +265,7 @@ def test_a_funnel_is_told_round_by_round(funnel):
 
 def test_a_funnel_lacks_nothing_silently(funnel):
     tables = [funnel / "seed4" / name for name in ("round2/cells.csv", "round4/trainings.csv", "round2/scores/2.json")]
-    for path in tables:
+    for path in (*tables, funnel / "seed4/round4/trainings/3/metrics.json"):
         text = path.read_text()
         path.unlink()
         with pytest.raises(TenasError, match=f"{re.escape(str(path))} cannot be read"):

@@ -12,8 +12,9 @@ from typing import Any
 
 from tenas import layout
 from tenas.audit.ledger import Ledger, listed, mapping
-from tenas.code import PACKAGE
+from tenas.benchmark.builtin import builtin_table, has_builtin, index_path
 from tenas.files import json_text, sha256
+from tenas.provenance import input_path
 from tenas.search.made_by import ranking_code
 from tenas.spaces import Space
 
@@ -114,7 +115,7 @@ class Case:
         if exact and names != set(places):
             self.ledger.fault(path, f"names other inputs than {', '.join(sorted(places))}")
         for name, digest in hashes.items():
-            place = places.get(Path(name).name, input_file(name))
+            place = places.get(Path(name).name, input_path(name))
             if place is not None and (Path(name).name in places or place.exists()):
                 self.ledger.recorded(place, digest, path)
             elif Path(name).name not in places:
@@ -139,8 +140,11 @@ class Case:
     # --- tables
 
     def find_table(self, digest: object, named: Iterable[str | Path] = ()) -> Path | None:
-        """The table of the space whose hash is recorded: the one that was given, or one of those that records name."""
-        for place in [*([self.table] if self.table else []), *map(input_file, map(str, named))]:
+        """The table of the space whose hash is recorded: the one that was given, one that records name, or the built-in one."""
+        places = [] if self.table is None else [index_path(self.table, self.space)]
+        places += [input_path(str(name)) for name in named]
+        places += [builtin_table(self.space)] if has_builtin(self.space) else []
+        for place in places:
             if place.is_file() and sha256(place) == digest:
                 self.ledger.hash(place)
                 return place
@@ -164,7 +168,7 @@ class Case:
         if "labels_sha256" in card:
             self.ledger.recorded(self.data / layout.LABELS, card["labels_sha256"], card_file)
         for name, digest in mapping(mapping(card.get("provenance")).get("inputs")).items():
-            if (place := input_file(str(name))).exists():
+            if (place := input_path(str(name))).exists():
                 self.ledger.recorded(place, digest, card_file)
             else:
                 self.ledger.note(f"{name}, which the images were drawn from, is not here: its hash was not looked at.")
@@ -176,12 +180,6 @@ class Case:
                 if Path(name).name == layout.IMAGES:
                     return Path(name).parent
         return None
-
-
-def input_file(name: str) -> Path:
-    """The file that a record calls so: as a path from here; what comes with the package lies there."""
-    path = Path(name)
-    return PACKAGE.parent / path if not path.exists() and path.parts[:1] == (PACKAGE.name,) else path
 
 
 def _name(file: Path) -> str:

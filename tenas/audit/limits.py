@@ -6,8 +6,9 @@ What operators cost is not counted again, for that takes torch; the record's own
 from pathlib import Path
 
 from tenas import layout
-from tenas.audit.case import Case, input_file
+from tenas.audit.case import Case
 from tenas.audit.ledger import mapping
+from tenas.benchmark.builtin import index_path
 from tenas.benchmark.index import read_column
 from tenas.files import read_json
 from tenas.search.limits import UNITS, Limits, from_json, resolve
@@ -24,7 +25,7 @@ def look_at_limits(case: Case) -> Limits | None:
     if not value:
         return None
     case.ledger.sealed(path, value)
-    table_file = input_file(limits["latency"]["table"]) if "latency" in limits else None
+    table_file = index_path(limits["latency"]["table"], case.space) if "latency" in limits else None
     recorded = mapping(mapping(value.get("made_by")).get("inputs"))
     table_is_here = table_file is not None and table_file.is_file()
     if table_file is not None and not table_is_here:

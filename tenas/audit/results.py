@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tenas import layout
-from tenas.audit.case import Case, input_file
+from tenas.audit.case import Case
 from tenas.audit.ledger import alike, mapping
 from tenas.audit.step import State
 from tenas.benchmark.index import look_up
 from tenas.code import code_digest
 from tenas.errors import TenasError
 from tenas.files import format_csv, read_table
+from tenas.provenance import input_path
 from tenas.report.drawing import draw
 from tenas.report.summary import accuracies, summarise
 from tenas.search.made_by import training_code
@@ -47,11 +48,11 @@ def _look_up(case: Case, path: Path, genotype: Genotype) -> None:
     case.ledger.equal(path, "arch", value.get("arch"), genotype.arch)
     inputs = mapping(mapping(value.get("provenance")).get("inputs"))
     case.inputs(path, inputs, {})
-    tables = [input_file(str(name)) for name in inputs]
+    tables = [input_path(str(name)) for name in inputs]
     if not all(table.is_file() and case.ledger.hash(table) in inputs.values() for table in tables):
         return
     try:
-        again = look_up(genotype, value.get("index"))
+        again = look_up(genotype, value.get("index"), case.space)
     except (TenasError, OSError, TypeError, ValueError) as error:
         case.ledger.fault(path, f"cannot be looked up again: {' '.join(str(error).split())}")
         return

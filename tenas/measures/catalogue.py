@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from tenas.errors import TenasError, one_of
+from tenas.measures.threads import one_thread
 from tenas.references import is_reference, load_object
 
 if TYPE_CHECKING:
@@ -68,8 +69,6 @@ class Measure:
         """
         if self.needs_labels and labels is None:
             raise TenasError(f"The measure {self.name} is one of a loss: it needs the labels of the images.")
-        from tenas.measures.threads import one_thread
-
         with one_thread():
             value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import re
@@ -161,10 +162,14 @@ class Space:
     ``edges_of_a_node``: how many incoming edges a node of a genotype keeps; None for all.
 
     ``networks``: what builds networks, by default a module's name, imported when the first is built: functions ``supernet``,
-    ``cells`` and ``network`` (tenas.networks.builders). ``trained``: what Network takes for the networks that are trained in the
-    end, unless a retraining says otherwise. ``stems`` and ``auxiliary``: what those networks may have. ``least_cells``: of a
-    supernet in which each cell type stands. ``short_trainings``: data set -> the column of the space's table that has validation
-    accuracies after a few epochs. ``listed_cells``: how many cells a whole table of the space lists; None where none lists all.
+    ``cells`` and ``network`` (tenas.networks.builders), and ``operator`` unless the space has factories. ``trained``: what
+    Network
+    takes for the networks that are trained in the end, unless a retraining says otherwise. ``stems`` and ``auxiliary``: what
+    those
+    networks may have. ``least_cells``: of a supernet in which each cell type stands. ``short_trainings``: data set -> the
+    column of
+    the space's table that has validation accuracies after a few epochs. ``listed_cells``: how many cells a whole table of the
+    space lists; None where none lists all.
     """
 
     name: str
@@ -273,9 +278,14 @@ class Space:
         return self.operators
 
     def operation(self, name: str, inputs: int, outputs: int, stride: int) -> Any:
-        """The module of an operator, (n, inputs, h, w) to (n, outputs, h / stride, w / stride); None for one that gives
-        nothing."""
-        raise NotImplementedError(f"the space {self.name} does not say how its operators are built")
+        """The module of an operator, (n, inputs, h, w) to (n, outputs, h / stride, w / stride); None for one that gives nothing.
+
+        By default the function ``operator`` of ``networks`` makes it, of the same arguments.
+        """
+        networks = importlib.import_module(self.networks) if isinstance(self.networks, str) else self.networks
+        if not hasattr(networks, "operator"):
+            raise TenasError(f"The networks of {self.reference}, {self.networks!r}, have no function 'operator'.")
+        return networks.operator(name, inputs, outputs, stride)
 
     # --- masks
 

@@ -3,7 +3,6 @@
 import ast
 import re
 from types import MappingProxyType
-from typing import Any
 
 from tenas.errors import TenasError
 from tenas.spaces.base import Choice, Edge, Genotype, Space, WrongFormError
@@ -37,11 +36,6 @@ class Darts(Space):
     stems = ("cifar", "imagenet")
     auxiliary = True
     least_cells = 2
-
-    def operation(self, name: str, inputs: int, outputs: int, stride: int) -> Any:
-        from tenas.networks.darts import make_operator
-
-        return make_operator(name, outputs, stride)
 
     def parse(self, text: str) -> Genotype:
         """Read ``Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=..., reduce_concat=...)``.

@@ -1,7 +1,6 @@
 """The topology space of NAS-Bench-201 (Dong and Yang, ICLR 2020; NATS-Bench "tss"): one cell, 4 nodes, 6 edges, 5 operators."""
 
 from types import MappingProxyType
-from typing import Any
 
 from tenas.spaces.base import Edge, Genotype, Space
 
@@ -14,6 +13,7 @@ class NasBench201(Space):
     cell_types = ("cell",)
     inputs = 1
     nodes = 4
+    networks = "tenas.networks.nas_bench_201"
     edges = tuple(Edge(target, source) for target in range(1, 4) for source in range(target))
 
     listed_cells = len(operators) ** len(edges)
@@ -24,11 +24,6 @@ class NasBench201(Space):
             "imagenet16-120": "imagenet16_valid_e12",
         }
     )
-
-    def operation(self, name: str, inputs: int, outputs: int, stride: int) -> Any:
-        from tenas.networks.nas_bench_201 import make_operator
-
-        return make_operator(name, outputs)
 
     def canonical_form(self, genotype: Genotype) -> str:
         """A text that two cells share when they are isomorphic: the same sums of the same operators.

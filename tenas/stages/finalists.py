@@ -17,6 +17,7 @@ def finalists(
     out: Annotated[Path, "JSON file of the cells that are kept, best first"],
 ) -> None:
     """Choose the best of the finalists by the validation accuracy of their short trainings."""
+    from tenas.benchmark.builtin import index_path
     from tenas.files import write_csv, write_json
     from tenas.search.finalists import looked_up, rank_finalists, trained
     from tenas.search.made_by import made_by
@@ -31,5 +32,5 @@ def finalists(
     results = trained(trainings, cells) if entry["column"] is None else looked_up(table, entry["column"], space, cells)
     columns, rows, kept = rank_finalists(cells, results, entry["keep"])
     write_csv(ranking, columns, rows)
-    inputs = [shortlist, ranking, *([table] if entry["column"] is not None else [])]
+    inputs = [shortlist, ranking, *([index_path(table, space)] if entry["column"] is not None else [])]
     write_json(out, shortlist_json(space, kept) | {"made_by": made_by("finalists", resolved, inputs)})
