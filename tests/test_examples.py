@@ -6,6 +6,9 @@ that is only on PYTHONPATH. ``tenas search`` then finds the same.
 
 import csv
 import json
+import math
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from runs import ROOT, call, job_counts, snakemake, succeed, write_config
 
 import tenas
 from tenas.cli import main
+from tenas.config import load_config
 from tenas.networks import Network, count_flops, count_parameters
 from tenas.retrain import load_network
 from tenas.settings.base import merged
@@ -112,6 +116,35 @@ def here(lab, monkeypatch) -> Path:
 
 def result(run: str) -> Path:
     return Path("results") / run / "seed0"
+
+
+def test_the_page_about_what_is_ones_own_can_be_followed(tmp_path, monkeypatch, capsys):
+    """Its files as they stand there, its Python, and its commands."""
+    page = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```(?:python|yaml)\n(?:# (my_\w+\.\w+)\n)?(.*?)```", page, re.DOTALL)
+    for name, text in blocks:
+        if name:
+            Path(name).write_text(text)
+    assert [name for name, _ in blocks] == [
+        "my_space.py",
+        "my_measure.py",
+        "my_preset.yaml",
+        "my_images.py",
+        "my_config.yaml",
+        "",
+    ]
+    exec(blocks[-1][1], {})
+    arch, table, value = re.fullmatch(r"(\S+)\n(.*)\n(\S+)\n", capsys.readouterr().out, re.DOTALL).groups()
+    assert arch in table
+    assert math.isfinite(float(value))
+    config = load_config(yaml.safe_load(Path("my_config.yaml").read_text()))
+    assert config["runs"]["mine"]["settings"]["space"] == "my_space.py:SPACE"
+    commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("    tenas search")]
+    assert len(commands) == 3
+    for command in commands[1:]:
+        more = ["--preset", "my_preset.yaml", "--out", "results/third"] if command[-1] == "..." else []
+        assert main([*(part for part in command if part != "..."), *more]) == 0
 
 
 def test_the_configuration_of_the_examples_is_planned_as_it_stands(tmp_path):
