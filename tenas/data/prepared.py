@@ -23,7 +23,7 @@ def filled(dataset: Mapping) -> dict:
     if unknown:
         raise TenasError(f"A data set has no key {sorted(unknown)[0]!r}; it may have source, path, images, side and seed.")
     if not isinstance(entry.get("source"), str):
-        raise TenasError("A data set needs the key 'source', the name of an entry of the data registry.")
+        raise TenasError("A data set needs the key 'source': the name of a source, or path/to/file.py:object.")
     for key, least, most in (("images", 2, MOST_IMAGES), ("side", 8, None), ("seed", 0, None)):
         value = entry[key]
         if key == "side" and value is None:
