@@ -34,4 +34,5 @@ class Residual(nn.Module):
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        added: Tensor = x + self.body(x)
+        return added

@@ -17,7 +17,8 @@ class _Front(ModuleType):
     @property
     def _function(self) -> Callable[..., Any]:
         # Found by its name when it is called: nothing here depends on it.
-        return import_module("tenas.api").search
+        function: Callable[..., Any] = import_module("tenas.api").search
+        return function
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return self._function(*arguments, **options)
