@@ -2,9 +2,9 @@
 
 An operator is a factory: a function of (channels in, channels out, stride) that makes a module, or gives None for an operator
 that adds nothing. The package makes the rest: supernet, discrete networks, sampling, limits, drawing, texts.
-"""
 
-from torch import nn
+Torch is imported where a module is made: jobs that only rank or draw then start without it, in a moment.
+"""
 
 from tenas import CellSpace
 
@@ -13,6 +13,8 @@ def conv(kernel):
     """ReLU, convolution, batch normalisation."""
 
     def make(inputs, outputs, stride):
+        from torch import nn
+
         convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
         return nn.Sequential(nn.ReLU(), convolution, nn.BatchNorm2d(outputs))
 
@@ -23,6 +25,8 @@ def depthwise(kernel):
     """ReLU, a convolution of each channel, a 1x1 convolution, batch normalisation."""
 
     def make(inputs, outputs, stride):
+        from torch import nn
+
         own = nn.Conv2d(inputs, inputs, kernel, stride, kernel // 2, groups=inputs, bias=False)
         return nn.Sequential(nn.ReLU(), own, nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
@@ -31,6 +35,8 @@ def depthwise(kernel):
 
 def skip(inputs, outputs, stride):
     """The identity; where height and width are halved, which no identity can, a pooling."""
+    from torch import nn
+
     return nn.Identity() if stride == 1 else nn.AvgPool2d(2)
 
 
@@ -44,7 +50,7 @@ OPERATORS = {"none": nothing, "skip": skip, "conv_1x1": conv(1), "conv_3x3": con
 SPACE = CellSpace("own-cells", OPERATORS, nodes=4)
 
 # Normal and reduction cells that read the two cells before them, as in DARTS. A node keeps two of its edges. The edges from the
-# cell before the last cannot be a convolution: that costs most there.
+# cell before the last cannot be a 3x3 convolution: that costs most there.
 DARTS_LIKE = CellSpace(
     "own-darts",
     {name: OPERATORS[name] for name in ("skip", "conv_3x3", "dw_5x5")},

@@ -5,18 +5,18 @@ The layers are inverted residuals (Sandler et al., MobileNetV2, CVPR 2018): a 1x
 channel, a 1x1 convolution that narrows; k5_e4 has a kernel of 5 and widens fourfold.
 """
 
-from torch import nn
-
 from tenas import ChainSpace, Layer
 
 
-class InvertedResidual(nn.Module):
-    """(n, inputs, h, w) to (n, outputs, h / stride, w / stride); with a residual where that has the same shape."""
+def inverted(kernel, expansion):
+    def make(inputs, outputs, stride):
+        # Where a module is made: jobs that only rank or draw start without torch.
+        from torch import nn
 
-    def __init__(self, inputs, outputs, stride, kernel, expansion):
-        super().__init__()
+        from tenas.networks import Residual
+
         width = inputs * expansion
-        self.body = nn.Sequential(
+        body = nn.Sequential(
             nn.Conv2d(inputs, width, 1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
@@ -26,18 +26,19 @@ class InvertedResidual(nn.Module):
             nn.Conv2d(width, outputs, 1, bias=False),
             nn.BatchNorm2d(outputs),
         )
-        self.is_residual = stride == 1 and inputs == outputs
+        return Residual(body) if stride == 1 and inputs == outputs else body
 
-    def forward(self, x):
-        return x + self.body(x) if self.is_residual else self.body(x)
+    return make
 
 
-def inverted(kernel, expansion):
-    return lambda inputs, outputs, stride: InvertedResidual(inputs, outputs, stride, kernel, expansion)
+def skip(inputs, outputs, stride):
+    from torch import nn
+
+    return nn.Identity()
 
 
 OPERATORS = {
-    "skip": lambda inputs, outputs, stride: nn.Identity(),
+    "skip": skip,
     "k3_e1": inverted(3, 1),
     "k3_e4": inverted(3, 4),
     "k5_e1": inverted(5, 1),

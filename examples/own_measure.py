@@ -1,8 +1,5 @@
 """A measure: a function of (network, images) and its record. A configuration names it examples/own_measure.py:MEASURE."""
 
-import torch
-from torch import nn
-
 from tenas import Measure
 
 
@@ -12,6 +9,10 @@ def effective_rank(network, images):
     From 1, all images look alike, to the number of features (or of images, if that is smaller). Source: Roy and Vetterli,
     "The effective rank", EUSIPCO 2007, definition 1; here of features that are centred over the batch.
     """
+    # In the function: jobs that only rank or draw read the record, and start without torch.
+    import torch
+    from torch import nn
+
     classifier = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     seen = []
     # What a measure does to the network it must undo: the trials of a round share it.

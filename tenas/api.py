@@ -88,7 +88,7 @@ def measure(name: str | Measure) -> Measure:
 
 
 def build(
-    genotype: Genotype | str | os.PathLike,
+    genotype: Genotype | str | os.PathLike[str],
     *,
     channels: int,
     cells: int,
@@ -171,8 +171,8 @@ def search(
     progress: bool = True,
     trainings: str | None = None,
     changes: Mapping[str, Any] | None = None,
-    table: str | os.PathLike | None = None,
-    out: str | os.PathLike | None = None,
+    table: str | os.PathLike[str] = "builtin",
+    out: str | os.PathLike[str] | None = None,
 ) -> SearchResult:
     """Search a space on images: the rounds of a preset, in this process. Gives what was found, and how.
 
@@ -193,7 +193,7 @@ def search(
         progress: whether to show a bar, or lines in a log.
         trainings: what a round of trainings does: real, table:COLUMN, none; by default what the preset says.
         changes: keys of the preset that are different, as in a run's ``search`` in a configuration.
-        table: table of the space, for trainings that are looked up.
+        table: table of the space, for trainings that are looked up; builtin comes with the project.
         out: a folder to keep the files in; the same call then goes on where an interrupted one was.
 
     Raises:
@@ -245,7 +245,7 @@ def search(
             folder,
             threads=threads,
             device=device,
-            table=None if table is None else Path(table),
+            table=Path(table),
             progress=shown if progress else silent,
         )
         return SearchResult(

@@ -35,8 +35,9 @@ def _module_file(name: str, importer: Path | None = None) -> Path | None:
     """
     top, roots = name.partition(".")[0], [PACKAGE.parent]
     if top != PACKAGE.name:
-        own = importer is not None and not importer.is_relative_to(PACKAGE)
-        roots = [importer.parent, *(folder.parent for folder in importer.parents if folder.name == top)] if own else []
+        roots = []
+        if importer is not None and not importer.is_relative_to(PACKAGE):
+            roots = [importer.parent, *(folder.parent for folder in importer.parents if folder.name == top)]
     for root in roots:
         base = root.joinpath(*name.split("."))
         for file in (base.with_suffix(".py"), base / "__init__.py"):

@@ -38,6 +38,8 @@ def _import_file(path: Path, what: str) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     # Its neighbours can be imported as from a script of that folder, by what is imported when a function is called too.

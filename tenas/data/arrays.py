@@ -25,10 +25,11 @@ def as_pixels(images: object) -> np.ndarray:
     Raises TenasError for another shape or kind of number, values that are not finite, and images below 8 x 8.
     """
     array = _array(images)
-    layout = {"u": (3, "uint8 (n, height, width, 3)"), "f": (1, "float (n, 3, height, width)")}.get(array.dtype.kind)
-    known = layout is not None and (array.dtype.kind == "f" or array.dtype == np.uint8)
-    if not known or array.ndim != 4 or array.shape[layout[0]] != 3 or 0 in array.shape:
-        wanted = layout[1] if known and layout else "uint8 (n, height, width, 3) or float (n, 3, height, width)"
+    known = array.dtype.kind == "f" or array.dtype == np.uint8
+    channels = 1 if array.dtype.kind == "f" else 3
+    if not known or array.ndim != 4 or array.shape[channels] != 3 or 0 in array.shape:
+        forms = ("uint8 (n, height, width, 3)", "float (n, 3, height, width)")
+        wanted = forms[channels == 1] if known else " or ".join(forms)
         raise TenasError(f"The images are {array.dtype} {array.shape}; they must be {wanted}, grey ones in three channels.")
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())

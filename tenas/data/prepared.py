@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +17,14 @@ MOST_IMAGES = 10_000
 GRID = 8
 
 
-def filled(dataset: Mapping) -> dict:
+def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """The entry with its defaults, checked: the workflow's schema has done so, a caller from Python has not."""
     entry = {"path": None, "images": MOST_IMAGES, "side": None, "seed": 0, **dataset}
     unknown = entry.keys() - {"source", "path", "images", "side", "seed"}
     if unknown:
         raise TenasError(f"A data set has no key {sorted(unknown)[0]!r}; it may have source, path, images, side and seed.")
     if not isinstance(entry.get("source"), str):
-        raise TenasError("A data set needs the key 'source', the name of an entry of the data registry.")
+        raise TenasError("A data set needs the key 'source': the name of a source, or path/to/file.py:object.")
     for key, least, most in (("images", 2, MOST_IMAGES), ("side", 8, None), ("seed", 0, None)):
         value = entry[key]
         if key == "side" and value is None:
@@ -69,7 +70,7 @@ def preview(images: np.ndarray, path: Path) -> None:
         picture.resize((GRID * side * scale,) * 2, Image.Resampling.NEAREST).save(temporary)
 
 
-def prepare(dataset: Mapping, out: str | os.PathLike) -> dict:
+def prepare(dataset: Mapping[str, Any], out: str | os.PathLike[str]) -> dict[str, Any]:
     """Draw the sample that a search reads from a data set, and write it to the folder ``out``. Returns the card.
 
     ``dataset``: an entry of the configuration's ``datasets`` (``source``, ``path``, ``images``, ``side``, ``seed``).
@@ -95,7 +96,7 @@ def prepare(dataset: Mapping, out: str | os.PathLike) -> dict:
     return _write(out, images, labels, loaded.classes, dataset, facts, loaded.files, stopwatch)
 
 
-def prepare_arrays(images: object, labels: object | None, classes: int | None, out: str | os.PathLike) -> dict:
+def prepare_arrays(images: object, labels: object | None, classes: int | None, out: str | os.PathLike[str]) -> dict[str, Any]:
     """Write images of one's own, as arrays, to the folder ``out`` as ``prepare`` does; all of them are for the search.
 
     ``images``: uint8 (n, h, w, 3) or float (n, 3, h, w), of numpy or torch; the middle square of oblong ones. ``labels``: (n,)
@@ -127,11 +128,11 @@ def _write(
     images: np.ndarray,
     labels: np.ndarray,
     classes: int,
-    entry: Mapping,
-    facts: Mapping,
+    entry: Mapping[str, Any],
+    facts: Mapping[str, Any],
     files: Iterable[Path],
     stopwatch: Stopwatch,
-) -> dict:
+) -> dict[str, Any]:
     if len(images) < 2:
         raise TenasError(f"The data set has {len(images)} different image(s) to train on; a search needs at least two.")
     out.mkdir(parents=True, exist_ok=True)

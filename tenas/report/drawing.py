@@ -151,7 +151,7 @@ def _chain(space: Space, choices: tuple[Choice, ...], top: float) -> tuple[list[
     wide = max(len(choice.operator) for choice in choices) * CHARACTER + 26
     step, layers = wide + gap, getattr(space, "layers", [None] * len(choices))
     left = MARGIN + RADIUS + gap
-    parts = []
+    parts: list[str] = []
     boxes = [(left + step * (place % ROW), top + 16 + down * (place // ROW)) for place in range(len(choices))]
 
     def end(x: float, y: float, text: str) -> list[str]:
@@ -195,7 +195,8 @@ def draw(genotype: Genotype) -> str:
     layers, with their channels (C: the network's) and strides below.
     """
     space = genotype.space
-    parts, height = [], 4.0
+    parts: list[str] = []
+    height = 4.0
     width: float = 2 * MARGIN + _spacing(space) * (space.nodes - 1 + bool(space.output))
     if _is_chain(space):
         parts, width, chain_height = _chain(space, genotype.cells[0], height)

@@ -4,24 +4,28 @@ The package is also the function ``tenas.search``: calling it calls ``tenas.api.
 """
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from inspect import Signature, signature
 from types import ModuleType
 from typing import Any
 
 
 class _Front(ModuleType):
-    """This package, which can be called: its name and that of the function are the same."""
+    """This package, which can be called: ``tenas.search`` is its name and that of a function."""
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        # Found by its name when it is called: nothing here depends on it.
+        function: Callable[..., Any] = import_module("tenas.api").search
+        return function
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        from tenas.api import search
-
-        return search(*arguments, **options)
+        return self._function(*arguments, **options)
 
     @property
     def __signature__(self) -> Signature:
-        from tenas.api import search
-
-        return signature(search)
+        return signature(self._function)
 
 
 sys.modules[__name__].__class__ = _Front

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tenas.data.prepared import filled, prepare
 from tenas.data.sources import SOURCES
@@ -13,7 +14,7 @@ from tenas.references import is_reference
 from tenas.settings.search import assigned
 
 
-def given_limits(texts: Iterable[str]) -> dict:
+def given_limits(texts: Iterable[str]) -> dict[str, Any]:
     """Limits from texts such as ``parameters=0.5e6``, ``flops=60%`` and ``latency=FILE:COLUMN:5.0``."""
     found = assigned(texts)
     if "latency" in found:
@@ -28,7 +29,7 @@ def given_limits(texts: Iterable[str]) -> dict:
     return found
 
 
-def given_data(data: str | os.PathLike, out: Path) -> Path:
+def given_data(data: str | os.PathLike[str], out: Path) -> Path:
     """The folder of a prepared data set: ``data`` itself where it is one; else images are prepared below ``out``.
 
     ``data`` may be an .npz file, a folder of class folders, the name of a source that needs no path or a reference to one, or a
@@ -45,14 +46,15 @@ def given_data(data: str | os.PathLike, out: Path) -> Path:
     return folder
 
 
-def _entry(data: str) -> dict:
+def _entry(data: str) -> dict[str, Any]:
     """The entry of a configuration's ``datasets`` that ``data`` stands for."""
     path = Path(data)
     if data.lstrip().startswith("{"):
         try:
-            return json.loads(data)
+            entry: dict[str, Any] = json.loads(data)
         except ValueError as error:
             raise TenasError(f"The data set {data} is not valid JSON: {error}.") from error
+        return entry
     if path.suffix == ".npz":
         return {"source": "npz", "path": data}
     if path.is_dir():
@@ -65,7 +67,7 @@ def _entry(data: str) -> dict:
     )
 
 
-def _is_prepared(folder: Path, entry: dict) -> bool:
+def _is_prepared(folder: Path, entry: Mapping[str, Any]) -> bool:
     """Whether ``folder`` has the images of an entry, drawn from the files that are there now."""
     if not (folder / "card.json").exists():
         return False
@@ -75,10 +77,10 @@ def _is_prepared(folder: Path, entry: dict) -> bool:
     )
 
 
-def training_dataset(data: Path) -> dict:
+def training_dataset(data: Path) -> dict[str, Any]:
     """The data set that short trainings read: that which the prepared images were drawn from."""
     card = read_json(data / "card.json", "data card")
-    entry = card["provenance"]["settings"]
+    entry: dict[str, Any] = card["provenance"]["settings"]
     if entry["source"] == "arrays":
         return {"source": "prepared", "path": str(data), "side": card["side"]}
     return entry

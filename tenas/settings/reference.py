@@ -85,7 +85,7 @@ def _plain(value: Any) -> Any:
 def definitions() -> dict[str, dict[str, Any]]:
     """The schema of each model by its name, and of parts of it (PART), with references by name alone."""
     _, whole = models_json_schema([(model, "validation") for model in MODELS], ref_template="{model}")
-    found = _plain(whole["$defs"])
+    found: dict[str, dict[str, Any]] = _plain(whole["$defs"])
     for (name, key), closer in CLOSER.items():
         own = found[name]["properties"][key]
         found[name]["properties"][key] = {k: own[k] for k in ("description", "default") if k in own} | closer
@@ -119,7 +119,7 @@ def _pointed(value: Any) -> Any:
 def schema(model: type[Model], title: str) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a file that holds a model."""
     known = definitions()
-    waiting, needed = [model.__name__], {}
+    waiting, needed = [model.__name__], dict[str, dict[str, Any]]()
     while waiting:
         name = waiting.pop()
         if name not in needed:
@@ -127,7 +127,7 @@ def schema(model: type[Model], title: str) -> dict[str, Any]:
             waiting += _used(known[name])
     main = needed.pop(model.__name__)
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
-    return dialect | _pointed(main) | {"$defs": _pointed(dict(sorted(needed.items())))}
+    return {**dialect, **_pointed(main), "$defs": _pointed(dict(sorted(needed.items())))}
 
 
 def _value(part: Mapping[str, Any]) -> str:

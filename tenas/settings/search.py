@@ -367,12 +367,21 @@ def with_changes(preset: Mapping, changes: Mapping, where: str) -> dict:
     return result
 
 
+def _places(key: str) -> list[str]:
+    """The parts of a key: between dots, but for those of a reference under ``measures``."""
+    before, _, after = key.partition("measures.")
+    reference = re.match(r"(.+?:\w+)(\..*)?$", after)
+    if not reference:
+        return key.split(".")
+    return [*f"{before}measures".split("."), reference[1], *(reference[2] or "").split(".")[1:]]
+
+
 def assigned(assignments: Iterable[str]) -> dict:
     """Changes from texts KEY=VALUE, such as ``prune=2`` or ``rounds.1.keep=8``; values are YAML. Raises TenasError for others."""
     changes: dict = {}
     for text in assignments:
         key, equals, value = text.partition("=")
-        if not equals or not all(key.split(".")):
+        if not equals or not all(_places(key)):
             raise TenasError(f"{text!r} is no change of a setting; expected KEY=VALUE, such as rounds.1.keep=8.")
         try:
             parsed = yaml.safe_load(value)
@@ -382,7 +391,7 @@ def assigned(assignments: Iterable[str]) -> dict:
         if isinstance(parsed, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", parsed):
             parsed = float(parsed)
         part = changes
-        *parents, last = key.split(".")
+        *parents, last = _places(key)
         for parent in parents:
             part = part.setdefault(parent, {})
             if not isinstance(part, dict):
