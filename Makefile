@@ -24,7 +24,7 @@ lint: .venv/installed
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
-# An environment without pip (Debian splits venv in two packages) is made anew.
+# An environment without pip (Debian splits venv in two packages) is made again.
 .venv/installed: pyproject.toml constraints.txt
 	.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

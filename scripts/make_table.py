@@ -36,13 +36,13 @@ def make_table(source: Path, out: Path) -> None:
     """Write the table of a CSV as Parquet: numbers as they are printed, cells in their official order."""
     given = pd.read_csv(source).rename(columns=column_of).sort_values("index")
     archs = [SPACE.parse(arch).arch for arch in given["arch"]]
-    if list(given["index"]) != list(range(SPACE.size)) or len(set(archs)) != SPACE.size:
-        raise TenasError(f"{source} does not have each of the {SPACE.size:,} cells of {SPACE.name} once.")
+    if list(given["index"]) != list(range(SPACE.listed_cells)) or len(set(archs)) != SPACE.listed_cells:
+        raise TenasError(f"{source} does not have each of the {SPACE.listed_cells:,} cells of {SPACE.name} once.")
     columns = {"index": pa.array(given["index"], pa.int32()), "arch": pa.array(archs)}
     columns |= {name: pa.array(given[name], pa.float64()) for name in (*ACCURACIES, *SECONDS)}
     columns |= {name: pa.array(given[name], pa.int64()) for name in COSTS}
     # What tenas benchmark import writes there, less what depends on the machine.
-    record = {"source": {"name": source.name, "sha256": sha256(source), "cells": SPACE.size}}
+    record = {"source": {"name": source.name, "sha256": sha256(source), "cells": SPACE.listed_cells}}
     table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(record)})
     with whole(out) as temporary:
         parquet.write_table(

@@ -11,23 +11,33 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from tenas.references import is_reference, source_file
+from tenas.references import source_file
 
 PACKAGE = Path(__file__).parent
 # What reads, writes, checks and reports, and what only finds other modules, changes no result.
 NO_RESULT = frozenset(
     {"__init__.py", "api.py", "cli.py", "code.py", "errors.py", "files.py", "layout.py", "locks.py", "progress.py",
-     "provenance.py", "references.py", "settings"}
+     "provenance.py", "references.py", "settings", "stages/types.py"}
 )  # fmt: skip
 
 
 def _counts(file: Path) -> bool:
-    return not file.is_relative_to(PACKAGE) or file.relative_to(PACKAGE).parts[0] not in NO_RESULT
+    if not file.is_relative_to(PACKAGE):
+        return True
+    name = file.relative_to(PACKAGE)
+    return NO_RESULT.isdisjoint({name.parts[0], name.as_posix()})
 
 
-def _module_file(name: str, folder: Path) -> Path | None:
-    """The file of a module of this package, or of a module beside a user's own file; None for all others."""
-    roots = [PACKAGE.parent] if name.partition(".")[0] == PACKAGE.name else [folder] if folder != PACKAGE.parent else []
+def _module_file(name: str, importer: Path | None = None) -> Path | None:
+    """The file of a module of this package, or of one that lies with a file of one's own that imports it; None for all others.
+
+    Of one's own are modules beside the file, and those of a package in whose folder it lies.
+    """
+    top, roots = name.partition(".")[0], [PACKAGE.parent]
+    if top != PACKAGE.name:
+        roots = []
+        if importer is not None and not importer.is_relative_to(PACKAGE):
+            roots = [importer.parent, *(folder.parent for folder in importer.parents if folder.name == top)]
     for root in roots:
         base = root.joinpath(*name.split("."))
         for file in (base.with_suffix(".py"), base / "__init__.py"):
@@ -39,27 +49,31 @@ def _module_file(name: str, folder: Path) -> Path | None:
 @cache
 def _imported(file: Path) -> frozenset[Path]:
     names: set[str] = set()
+    found: set[Path | None] = set()
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    own = PACKAGE.parent if file.is_relative_to(PACKAGE) else file.parent
-    return frozenset(found for name in names if (found := _module_file(name, own)) is not None)
+        elif isinstance(node, ast.ImportFrom):
+            base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            parts = [base, *(base / alias.name for alias in node.names)]
+            found |= {path for part in parts for path in (part.with_suffix(".py"), part / "__init__.py") if path.is_file()}
+    found |= {_module_file(name, file) for name in names}
+    if not file.is_relative_to(PACKAGE) and (start := file.with_name("__init__.py")).is_file():
+        found.add(start)
+    return frozenset(path.resolve() for path in found if path is not None)
 
 
 def closure(modules: Iterable[str]) -> tuple[Path, ...]:
     """The files that ``modules`` (``tenas.x.y``, or references, see tenas.references) need, themselves among them, sorted.
 
     Modules without a say in results (NO_RESULT) are left out. So is what a name finds at run time: a space's networks and a
-    measure's function, which are modules to be named here.
+    measure's function, which are modules to be named here. Of what is installed nothing counts: its versions are recorded.
     """
     waiting, found = [], set()
     for module in modules:
-        file = source_file(module).resolve() if is_reference(module) else _module_file(module, PACKAGE.parent)
-        if file is None:
-            raise ValueError(f"{module} is no module of this package")
-        waiting.append(file)
+        waiting.append((_module_file(module) or source_file(module)).resolve())
     while waiting:
         file = waiting.pop()
         if file not in found and _counts(file):

@@ -1,4 +1,4 @@
-"""Objects of a user's own by reference: ``package.module:object`` or ``path/to/file.py:object``. No torch.
+"""Objects of one's own by reference: ``package.module:object`` or ``path/to/file.py:object``. No torch.
 
 Wherever a space, a measure or a data source is named, such a reference may stand. Only the text travels: worker processes,
 cluster jobs and the audit import the object themselves, and the file's content is part of the code digest.
@@ -7,11 +7,15 @@ cluster jobs and the audit import the object themselves, and the file's content 
 import importlib
 import importlib.util
 import sys
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
 from tenas.errors import TenasError
+
+# The names of modules that were imported by the path of their file begin with it.
+USER_MODULE = "tenas_user_"
 
 
 def is_reference(name: object) -> bool:
@@ -30,22 +34,42 @@ def _import_file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
         raise TenasError(f"The {what} is to come from {path}, which is not a file (from the folder {Path.cwd()}).")
     # The same file is the same module, whatever path leads to it: objects keep their identity within a process.
-    name = f"tenas_user_{sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    name = f"{USER_MODULE}{sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    # Its neighbours can be imported as from a script of that folder.
-    sys.path.insert(0, str(path.resolve().parent))
+    # Its neighbours can be imported as from a script of that folder, by what is imported when a function is called too.
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     finally:
-        sys.path.remove(str(path.resolve().parent))
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
     return module
+
+
+def load_module(name: str, what: str) -> ModuleType:
+    """A module by its name, or by the path of its file; ``what`` says in an error what it was to be.
+
+    Raises TenasError when it is missing, or its import fails.
+    """
+    try:
+        return _import_file(Path(name), what) if name.endswith(".py") else importlib.import_module(name)
+    except TenasError:
+        raise
+    except (Exception, SystemExit) as error:
+        # A script that ends the process when it is imported must not end this one.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise TenasError(f"The {what} {name!r} cannot be imported ({reason}).") from error
 
 
 def load_object(reference: str, what: str) -> object:
@@ -54,25 +78,34 @@ def load_object(reference: str, what: str) -> object:
     Raises TenasError when the file, the module or the object is missing, or its import fails.
     """
     module_name, attribute = _split(reference)
-    try:
-        if module_name.endswith(".py"):
-            module = _import_file(Path(module_name), what)
-        else:
-            module = importlib.import_module(module_name)
-    except TenasError:
-        raise
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise TenasError(f"The {what} {reference!r} cannot be imported ({reason}).") from error
+    module = load_module(module_name, what)
     if not hasattr(module, attribute):
         public = ", ".join(name for name in vars(module) if not name.startswith("_")) or "nothing"
         raise TenasError(f"The {what} {reference!r} does not exist: {module_name} has {public}.")
     return getattr(module, attribute)
 
 
+def reference_of(thing: object) -> str | None:
+    """A reference to an object that a module holds, so that another process can import it; None where none does.
+
+    What a script or a notebook has made itself (``__main__``) has none: to import it would run the script again.
+    """
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.startswith("__") or not str(file).endswith(".py"):
+            continue
+        for attribute, value in list(vars(module).items()):
+            if value is thing and not attribute.startswith("_"):
+                reference = f"{file if name.startswith(USER_MODULE) else name}:{attribute}"
+                with suppress(TenasError):
+                    source_file(reference)
+                    return reference
+    return None
+
+
 def source_file(reference: str) -> Path:
-    """The file that a reference names, for digests. Raises TenasError where there is none."""
-    module_name, _ = _split(reference)
+    """The file of a reference or of a module's name, for digests. Raises TenasError where there is none."""
+    module_name = _split(reference)[0] if is_reference(reference) else reference
     if module_name.endswith(".py"):
         path = Path(module_name)
         if not path.is_file():

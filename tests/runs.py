@@ -20,6 +20,7 @@ import yaml
 
 from tenas import layout
 from tenas.config import load_config
+from tenas.search.made_by import space_modules
 from tenas.settings.search import schedule
 from tenas.spaces import get_space
 
@@ -327,6 +328,26 @@ def expected_jobs(config: Mapping, folder: Path) -> dict[str, int]:
         found += Counter(study_settings=1, study_cells=1, study_score=min(config["shards"], study["cells"]), correlate=1)
     found += Counter(claims=int(checked["claims"] is not None), table_search=int(checked["table_search"] is not None))
     return dict(+found)
+
+
+# --- the code of a rule
+
+SPACE, NETWORKS = (space_modules(get_space("nas-bench-201"), networks=networks) for networks in (False, True))
+STAGES = {
+    "lookup": "benchmark_query",
+    "table_search": "benchmark_search",
+    "plot_rankings": "plot",
+    "correlate": "study_correlate",
+}
+BUILDS = {"limits", "score", "training", "retrain", "export", "study_score"}
+OF_NO_SPACE = {"prepare", "plot_rankings", "summary", "claims"}
+
+
+def modules_of(rule: str, measures: Iterable[str] = ()) -> list[str]:
+    """The modules that a rule's digest is over, in a search of NAS-Bench-201: its stage, the space's, those of ``measures``."""
+    of_space = [] if rule in OF_NO_SPACE else NETWORKS if rule in BUILDS else SPACE
+    measured = [f"tenas.measures.{name}" for name in measures] if rule in ("score", "study_score") else []
+    return [f"tenas.stages.{STAGES.get(rule, rule)}", *of_space, *measured]
 
 
 # --- results

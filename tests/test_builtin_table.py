@@ -54,7 +54,7 @@ def test_the_table_has_every_cell_of_the_space(table):
     assert TABLE.stat().st_size < 1_000_000
     assert list(table["index"]) == list(range(15_625))
     assert set(table["arch"]) == {genotype.arch for genotype in NB201.genotypes()}
-    assert NB201.size == 15_625
+    assert NB201.listed_cells == 15_625
     assert not table.isna().any().any()
     accuracies = table[[name for name in table if is_accuracy(name.removesuffix("_e12"))]]
     assert accuracies.shape[1] == 8 + 6

@@ -372,7 +372,7 @@ def test_a_faulty_npz_gets_a_sentence_and_leaves_nothing(tmp_path, fault, senten
 @pytest.mark.parametrize(
     ("entry", "sentence"),
     [
-        ({"source": "mnist"}, "Unknown source of a data set 'mnist'; known: digits, cifar10"),
+        ({"source": "mnist"}, r"Unknown source 'mnist'; known: digits, cifar10, .*prepared, path/to/file.py:object"),
         ({}, "needs the key 'source'"),
         ({"source": "npz"}, "needs the key 'path'"),
         ({"source": "digits", "path": "here"}, "takes no 'path'"),
@@ -452,4 +452,67 @@ def test_the_registry_is_light():
     heavy = "{'torch', 'torchvision', 'sklearn', 'PIL', 'pandas'}"
     code = f"import sys, tenas.data; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert list(SOURCES) == ["digits", "cifar10", "cifar100", "imagenet16-120", "imagenet-1k", "folder", "npz"]
+    assert list(SOURCES) == ["digits", "cifar10", "cifar100", "imagenet16-120", "imagenet-1k", "folder", "npz", "prepared"]
+
+
+# --- prepared images as a source, and sources of one's own
+
+
+def test_prepared_images_are_a_source(tmp_path):
+    """All of them are for training: their test part was left out when they were prepared."""
+    first = prepare({"source": "digits", "images": 100, "side": 8}, tmp_path / "digits")
+    entry = {"source": "prepared", "path": str(tmp_path / "digits")}
+    splits = load_splits(entry)
+    assert splits.test is None
+    assert (splits.classes, splits.side, len(splits.train.labels)) == (10, 8, first["images"])
+    np.testing.assert_array_equal(splits.train.images, np.load(tmp_path / "digits" / "images.npy"))
+    np.testing.assert_array_equal(splits.train.labels, np.load(tmp_path / "digits" / "labels.npy"))
+    again = prepare(entry, tmp_path / "again")
+    assert (again["images"], again["held_out_for_testing"], again["mean"]) == (first["images"], 0, first["mean"])
+    assert {Path(name).name for name in again["provenance"]["inputs"]} == {"images.npy", "labels.npy", "card.json"}
+    (tmp_path / "digits" / "labels.npy").unlink()
+    with pytest.raises(TenasError, match=r"labels\.npy cannot be read"):
+        load_splits(entry)
+    with pytest.raises(TenasError, match=r"card\.json cannot be read"):
+        load_splits({"source": "prepared", "path": str(tmp_path)})
+
+
+OWN = """
+import numpy as np
+from stripes import draw
+from tenas.data import Arrays, Loaded, Source
+
+def load(path):
+    images = draw(int(path.name) if path else 30)
+    return Loaded(Arrays(images, np.arange(len(images)) % 2), None, 2, [] if path is None else [path])
+
+SOURCE = Source(load, side=8, needs_path=False)
+NEEDS = Source(load, side=8)
+WRONG = Source(lambda path: load(path).train, side=8, needs_path=False)
+NUMBER = 5
+"""
+STRIPES = """
+import numpy as np
+
+def draw(count):
+    return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+"""
+
+
+def test_a_source_of_ones_own_is_an_object_in_a_file(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "stripes.py").write_text(STRIPES)
+    monkeypatch.chdir(tmp_path)
+    card = prepare({"source": "own.py:SOURCE", "images": 20}, tmp_path / "out")
+    assert (card["images"], card["available"], card["classes"], card["side"]) == (20, 30, 2, 8)
+    assert card["source"] == "own.py:SOURCE"
+    assert load_splits({"source": str(tmp_path / "own.py:SOURCE")}).classes == 2
+    for name, sentence in (
+        ("NEEDS", "of the source 'own.py:NEEDS' needs the key 'path'"),
+        ("WRONG", r"The source 'own.py:WRONG' gave a Arrays, not a tenas.data.Loaded"),
+        ("NUMBER", "is a int, not a source of images"),
+        ("NONE", "does not exist: own.py has"),
+    ):
+        with pytest.raises(TenasError, match=sentence):
+            prepare({"source": f"own.py:{name}"}, tmp_path / "other")
+        assert not (tmp_path / "other").exists()

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, call, copy_repository, snakemake, succeed, write_config
+from runs import ROOT, TINY, call, copy_repository, expected_jobs, modules_of, snakemake, succeed, write_config
+
+from tenas.code import closure
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = PIPELINE["stages"]
+# Rules of rounds, and of limits, that the default run does not have.
+OTHER_SEARCHES = {"limits", "sample", "shortlist", "training", "finalists"}
 
 
-def allowed_rules(stage: str) -> set[str]:
-    return set(re.search(r"--allowed-rules ((?: ?\w+)+)", STAGES[stage]["cmd"])[1].split())
+def allowed_rules(command: str) -> set[str]:
+    return set(re.search(r"--allowed-rules ((?: ?\w+)+)", command)[1].split())
 
 
 def outputs(stage: str) -> set[str]:
@@ -43,13 +47,22 @@ def dvc(folder: Path, *arguments: str):
     return call("dvc", *arguments, cwd=folder, PYTHONPATH=str(folder))
 
 
-def test_each_rule_of_the_default_run_belongs_to_one_stage(tmp_path):
-    """Those that need more of the configuration (claims, searches on a table) are for `snakemake` alone."""
-    write_config(tmp_path, TINY)
-    planned = succeed(snakemake(tmp_path, "--dry-run", "--quiet", "rules"))
-    rules = set(re.findall(r"^(\w+) +\d+$", planned, re.MULTILINE)) - {"all", "total"}
-    fenced = [rule for stage in STAGES if stage != "gather" for rule in allowed_rules(stage)]
-    assert sorted(fenced) == sorted(rules)
+def change(folder: Path, **changes: object) -> None:
+    path = folder / "config/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config |= {key: value for key, value in changes.items() if key in config}
+    config["runs"]["digits"] |= {key: value for key, value in changes.items() if key not in config}
+    write_config(folder, config)
+
+
+# --- dvc.yaml against the workflow
+
+
+def test_each_rule_of_a_run_belongs_to_one_stage():
+    """Those that need more of the configuration (claims, a study, searches on a table) are for `snakemake` alone."""
+    fenced = [rule for name, stage in STAGES.items() if name != "gather" for rule in allowed_rules(stage["cmd"])]
+    needed = expected_jobs(TINY, ROOT).keys() - {"all"}
+    assert sorted(fenced) == sorted(needed | OTHER_SEARCHES)
 
 
 def test_stages_track_every_file_of_the_default_run():
@@ -62,23 +75,43 @@ def test_stages_track_every_file_of_the_default_run():
     assert {out for out in tracked if out.startswith("results/") and not any(m.startswith(out) for m in made)} == set()
 
 
+@pytest.mark.parametrize("name", sorted(STAGES.keys() - {"gather", "settings"}))
+def test_a_stage_depends_on_the_code_that_its_rules_run(name):
+    """On all of it, and on nothing of the package that they do not run."""
+    rules = allowed_rules(STAGES[name]["cmd"]) - OTHER_SEARCHES
+    code = {path.relative_to(ROOT).as_posix() for rule in rules for path in closure(modules_of(rule, ("ntk", "regions")))}
+    listed = {dep for dep in STAGES[name]["deps"] if dep.startswith("tenas/")}
+    covers = {dep: {path for path in code if path == dep or path.startswith(f"{dep}/")} for dep in listed}
+    assert code - set().union(*covers.values()) == set()
+    assert {dep for dep, covered in covers.items() if not covered} == set()
+
+
+def test_the_number_of_shards_is_no_parameter():
+    for path in ("dvc.yaml", "paper/dvc.yaml"):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert "- shards" not in text
+
+
 def test_the_papers_runs_are_stages_of_their_own():
-    """One a run and one a data set of their configuration, which fence in every rule that the workflow has for them."""
+    """One per run and one per data set of their configuration, which fence in every rule that the workflow has for them."""
     config = yaml.safe_load((ROOT / "config/nas-bench-201.yaml").read_text(encoding="utf-8"))
     changed = json.loads(succeed(dvc(ROOT, "status", "--json", "paper/dvc.yaml")))
     stages = {f"prepare@{name}" for name in config["datasets"]} | {f"run@{name}" for name in config["runs"]}
     assert {name.partition(":")[2] for name in changed} == stages
     pipeline = yaml.safe_load((ROOT / "paper/dvc.yaml").read_text(encoding="utf-8"))["stages"]
     commands = [pipeline["prepare"]["do"]["cmd"], *pipeline["run"]["do"]["cmd"]]
-    fenced = {rule for text in commands for rule in re.search(r"--allowed-rules ((?: ?\w+)+)", text)[1].split()}
+    fenced = set().union(*map(allowed_rules, commands))
     arguments = ("--dry-run", "--forceall", "--quiet", "rules", "--configfile", "config/nas-bench-201.yaml", "--", "all")
     planned = succeed(call("snakemake", *arguments, cwd=ROOT))
     needed = set(re.findall(r"^(\w+) +\d+$", planned, re.MULTILINE)) - {"all", "total", "claims"}
-    assert fenced == needed
+    assert fenced == needed | OTHER_SEARCHES
 
 
 def test_analytics_are_off():
     assert "analytics = false" in (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
+
+
+# --- a clone in which it has run
 
 
 def test_a_second_repro_runs_nothing(reproduced):
@@ -90,6 +123,14 @@ def test_a_second_repro_runs_nothing(reproduced):
 
 def test_nor_does_snakemake_after_it(reproduced):
     assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
+
+
+def test_another_number_of_shards_runs_nothing(reproduced):
+    change(reproduced, shards=5)
+    assert "Running stage" not in succeed(dvc(reproduced, "repro"))
+    assert "up to date" in succeed(dvc(reproduced, "status", "dvc.yaml"))
+    assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
+    change(reproduced, shards=2)
 
 
 def test_the_results_are_those_of_snakemake(reproduced, finished):
@@ -113,9 +154,7 @@ def test_git_sees_no_results(reproduced):
 
 
 def test_a_change_runs_the_stages_that_it_touches(reproduced):
-    config = yaml.safe_load((reproduced / "config/config.yaml").read_text())
-    config["runs"]["digits"]["retraining"]["weight_decay"] = 0.001
-    write_config(reproduced, config)
+    change(reproduced, retraining=TINY["runs"]["digits"]["retraining"] | {"weight_decay": 0.001})
     output = succeed(dvc(reproduced, "repro"))
     ran = set(re.findall(r"Running stage '(\w+)", output))
     assert ran == {"settings", "retrain", "export", "gather", "summary"}
@@ -123,11 +162,9 @@ def test_a_change_runs_the_stages_that_it_touches(reproduced):
 
 
 def test_a_second_seed_is_searched_and_summarised(reproduced):
-    config = yaml.safe_load((reproduced / "config/config.yaml").read_text())
-    config["runs"]["digits"]["seeds"] = [0, 1]
-    write_config(reproduced, config)
+    change(reproduced, seeds=[0, 1])
     output = succeed(dvc(reproduced, "repro"))
-    assert {"search@1", "plot@1", "benchmark@1", "retrain@1", "export@1", "gather@1", "summary"} == set(
+    assert {"search@1", "plot@1", "lookup@1", "retrain@1", "export@1", "gather@1", "summary"} == set(
         re.findall(r"Running stage '([\w@]+)'", output)
     )
     rows = list(csv.DictReader((reproduced / "results/digits/summary.csv").open()))

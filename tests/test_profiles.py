@@ -5,7 +5,7 @@ import re
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, copy_repository, snakemake, succeed, write_config
+from runs import BUILDS, FUNNEL, ONCE, ROOT, TINY, Job, copy_repository, planned, snakemake, succeed, write_config
 
 SMK = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow").rglob("*.smk"))
 RULES = dict(re.findall(r"^rule (\w+):\n((?:    .*\n|\n)*)", SMK, re.MULTILINE))
@@ -17,15 +17,8 @@ def read_profile(name: str) -> dict:
     return yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text(encoding="utf-8"))
 
 
-def commands(output: str) -> dict[str, str]:
-    """Rule -> one of its commands, from a dry run with --printshellcmds."""
-    return dict(re.findall(r"^rule (\w+):\n(?:    .*\n)*Shell command: (.*)$", output, re.MULTILINE))
-
-
-def resources(output: str, rule: str) -> dict[str, str]:
-    """What a dry run gives the first job of a rule."""
-    line = re.search(rf"^rule {rule}:\n(?:    .*\n)*?    resources: (.*)$", output, re.MULTILINE)[1]
-    return dict(re.findall(r"(\w+)=([^,]+)", line))
+def first(jobs: list[Job], rule: str) -> Job:
+    return next(job for job in jobs if job.rule == rule)
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -42,19 +35,27 @@ def test_profiles_name_rules_that_are_jobs(name):
 
 
 def test_each_job_has_its_memory_time_and_partition_on_slurm(tmp_path):
-    measures = {"snip": {"repeats": 1, "batch": 4, "channels": 2, "cells": 1, "weights": "pytorch", "redraw": True}}
-    study = {"space": "nas-bench-201", "dataset": "digits", "cells": 24, "measures": measures}
+    """Of a configuration with every rule that is a job."""
     (tmp_path / "index.csv").touch()
-    with_study = {"studies": {"study": study}, "benchmark": {"nas-bench-201": "index.csv"}}
-    write_config(tmp_path, TINY | {"device": "cuda"} | with_study)
+    search = FUNNEL["runs"]["funnel"]["search"]
+    runs = {"funnel": TINY["runs"]["digits"] | {"search": search}}
+    studies = {"study": FUNNEL["studies"]["study"] | {"measures": {"snip": ONCE}}}
+    config = TINY | {"device": "cuda", "runs": runs, "studies": studies, "benchmark": {"nas-bench-201": "index.csv"}}
+    write_config(tmp_path, config)
     assert set(read_profile("slurm")["set-resources"]) == JOBS
-    output = succeed(snakemake(tmp_path, "--dry-run", "--profile", ROOT / "profiles/slurm"))
+    jobs = planned(tmp_path, "--profile", ROOT / "profiles/slurm")
     for rule in JOBS:
-        given = resources(output, rule)
+        given = first(jobs, rule).resources
         assert int(given["mem_mb"]) >= 4000
         assert int(given["runtime"]) >= 60
-        on_gpu = rule in ("score", "study_score", "retrain")
+        on_gpu = rule in ("score", "study_score", "training", "retrain")
         assert (given["slurm_partition"], given.get("gpu")) == (("gpu", "1") if on_gpu else ("cpu", None))
+
+
+def test_what_needs_a_gpu_in_one_profile_has_one_in_the_other():
+    slurm, kubernetes = (read_profile(name)["set-resources"] for name in ("slurm", "kubernetes"))
+    assert {rule for rule in slurm if slurm[rule].get("slurm_partition") == "gpu"} == set(kubernetes)
+    assert set(kubernetes) <= BUILDS
 
 
 def test_a_training_on_several_gpus_and_nodes_of_slurm(tmp_path):
@@ -66,11 +67,11 @@ def test_a_training_on_several_gpus_and_nodes_of_slurm(tmp_path):
         profile = re.sub(rf"^    # ({entries})$", r"    \1", text, flags=re.MULTILINE)
         assert profile != text
         (tmp_path / name / "config.yaml").write_text(profile)
-    dry = ("--dry-run", "--printshellcmds", "--cores", "8", "--resources", "gpu=8", "--profile")
-    command = commands(succeed(snakemake(tmp_path, *dry, "one")))["retrain"]
+    more = ("--cores", "8", "--resources", "gpu=8", "--profile")
+    command = first(planned(tmp_path, *more, "one"), "retrain").command
     assert command.startswith("torchrun --standalone --nproc-per-node 4 -m tenas.cli retrain ")
     assert " --threads 2 " in command
-    command = commands(succeed(snakemake(tmp_path, *dry, "several")))["retrain"]
+    command = first(planned(tmp_path, *more, "several"), "retrain").command
     start = "srun --nodes 2 --ntasks 2 --cpus-per-task 8 torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d "
     assert command.startswith(start)
     assert " --threads 2 " in command
@@ -105,8 +106,8 @@ def test_pods_get_what_their_jobs_need(tmp_path):
     store = tmp_path / "store"
     store.mkdir()
     storage = ("--default-storage-provider", "fs", "--default-storage-prefix", store)
-    output = succeed(snakemake(tmp_path, "--dry-run", "--profile", ROOT / "profiles/kubernetes", *storage))
-    for rule in ("score", "study_score", "retrain"):
-        given = resources(output, rule)
+    jobs = planned(tmp_path, "--profile", ROOT / "profiles/kubernetes", *storage)
+    for rule in ("score", "retrain"):
+        given = first(jobs, rule).resources
         assert (given["gpu"], given["gpu_manufacturer"]) == ("1", "nvidia")
         assert int(given["mem_mb"]) >= 4000

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from runs import (  # fmt: skip
+from runs import (
+    BUILDS,
     ONCE,
     ROOT,
     Job,
@@ -18,6 +19,7 @@ from runs import (  # fmt: skip
     copied,
     copy_repository,
     job_counts,
+    modules_of,
     planned,
     snakemake,
     succeed,
@@ -26,53 +28,45 @@ from runs import (  # fmt: skip
 )
 
 from tenas.code import NO_RESULT, PACKAGE, closure, code_digest
-from tenas.search.made_by import space_modules
-from tenas.spaces import get_space
-
-NAS = get_space("nas-bench-201")
-SPACE, NETWORKS = space_modules(NAS), space_modules(NAS, networks=True)
-BASELINES, KAPPA, REGIONS = ["tenas.measures.baselines"], ["tenas.measures.ntk"], ["tenas.measures.regions"]
 
 
 class Case(NamedTuple):
-    """A job of a finished run. ``modules``: what its digest is over, besides its stage; None for a rule without one."""
+    """A job of a finished run: one of its outputs. ``measures``: modules of what it measures by."""
 
     run: str
     target: str
-    modules: list[str] | None
-    torch: bool = False
-    stage: str = ""
+    measures: tuple[str, ...] = ()
 
 
 CASES = {
-    "prepare": Case("funnel", "data/digits/card.json", []),
-    "search_settings": Case("funnel", "results/funnel/search.json", None),
-    "limits": Case("funnel", "results/funnel/limits.json", NETWORKS, torch=True),
-    "mask": Case("funnel", "results/funnel/seed0/round0/mask.json", SPACE),
-    "sample": Case("funnel", "results/funnel/seed0/round2/sample.csv", SPACE),
-    "sample of a shortlist": Case("funnel", "results/funnel/seed0/round3/sample.csv", SPACE),
-    "score": Case("finished", "results/digits/seed0/round1/scores/1.csv", [*NETWORKS, *KAPPA, *REGIONS], torch=True),
-    "score of cells": Case("funnel", "results/funnel/seed0/round2/scores/2.csv", [*NETWORKS, *BASELINES], torch=True),
-    "prune": Case("funnel", "results/funnel/seed0/round1/mask.json", SPACE),
-    "shortlist": Case("funnel", "results/funnel/seed0/round2/shortlist.json", SPACE),
-    "training": Case("funnel", "results/funnel/seed0/round4/trainings/2/metrics.json", NETWORKS, torch=True),
-    "finalists": Case("funnel", "results/funnel/seed0/round4/finalists.json", SPACE),
-    "genotype": Case("funnel", "results/funnel/seed0/genotype.json", SPACE),
-    "genotype of a mask": Case("finished", "results/digits/seed0/genotype.json", SPACE),
-    "draw": Case("funnel", "results/funnel/seed0/genotype.svg", SPACE),
-    "lookup": Case("funnel", "results/funnel/seed0/benchmark.json", SPACE, stage="benchmark_query"),
-    "table_search": Case("funnel", "results/table_search.csv", ["tenas.spaces.nas_bench_201"], stage="benchmark_search"),
-    "retrain_settings": Case("finished", "results/digits/retrain.json", None),
-    "retrain": Case("finished", "results/digits/seed0/retrain/metrics.json", NETWORKS, torch=True),
-    "export": Case("finished", "results/digits/seed0/export/export.json", NETWORKS, torch=True),
-    "plot_rankings": Case("funnel", "results/funnel/seed0/rankings.svg", [], stage="plot"),
-    "summary": Case("funnel", "results/funnel/summary.csv", []),
-    "summary of a retraining": Case("finished", "results/digits/summary.csv", []),
-    "claims": Case("funnel", "results/claims.json", []),
-    "study_settings": Case("funnel", "results/study/study.json", None),
-    "study_cells": Case("funnel", "results/study/cells.csv", SPACE),
-    "study_score": Case("funnel", "results/study/scores/1.csv", [*NETWORKS, *BASELINES], torch=True),
-    "correlate": Case("funnel", "results/study/correlations.csv", SPACE, stage="study_correlate"),
+    "prepare": Case("funnel", "data/digits/card.json"),
+    "search_settings": Case("funnel", "results/funnel/search.json"),
+    "limits": Case("funnel", "results/funnel/limits.json"),
+    "mask": Case("funnel", "results/funnel/seed0/round0/mask.json"),
+    "sample": Case("funnel", "results/funnel/seed0/round2/sample.csv"),
+    "sample of a shortlist": Case("funnel", "results/funnel/seed0/round3/sample.csv"),
+    "score": Case("finished", "results/digits/seed0/round1/scores/1.csv", ("ntk", "regions")),
+    "score of cells": Case("funnel", "results/funnel/seed0/round2/scores/2.csv", ("baselines",)),
+    "prune": Case("funnel", "results/funnel/seed0/round1/mask.json"),
+    "shortlist": Case("funnel", "results/funnel/seed0/round2/shortlist.json"),
+    "training": Case("funnel", "results/funnel/seed0/round4/trainings/2/metrics.json"),
+    "finalists": Case("funnel", "results/funnel/seed0/round4/finalists.json"),
+    "genotype": Case("funnel", "results/funnel/seed0/genotype.json"),
+    "genotype of a mask": Case("finished", "results/digits/seed0/genotype.json"),
+    "draw": Case("funnel", "results/funnel/seed0/genotype.svg"),
+    "lookup": Case("funnel", "results/funnel/seed0/benchmark.json"),
+    "table_search": Case("funnel", "results/table_search.csv"),
+    "retrain_settings": Case("finished", "results/digits/retrain.json"),
+    "retrain": Case("finished", "results/digits/seed0/retrain/metrics.json"),
+    "export": Case("finished", "results/digits/seed0/export/export.json"),
+    "plot_rankings": Case("funnel", "results/funnel/seed0/rankings.svg"),
+    "summary": Case("funnel", "results/funnel/summary.csv"),
+    "summary of a retraining": Case("finished", "results/digits/summary.csv"),
+    "claims": Case("funnel", "results/claims.json"),
+    "study_settings": Case("funnel", "results/study/study.json"),
+    "study_cells": Case("funnel", "results/study/cells.csv"),
+    "study_score": Case("funnel", "results/study/scores/1.csv", ("baselines",)),
+    "correlate": Case("funnel", "results/study/correlations.csv"),
 }
 # What says when, how long and with how many seconds, in JSON files, at any depth.
 TIMES = {"wall_seconds", "training_seconds", "seconds", "costs", "record_sha256", "result_sha256"}
@@ -136,10 +130,10 @@ def test_a_rule_needs_its_declared_inputs_and_runs_the_code_of_its_digest(name, 
     made = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {path for path in made - {*job.inputs, *job.outputs, job.log} if not path.endswith("checkpoint.pt")} == set()
     notes = json.loads((tmp_path / "notes.json").read_text())
-    assert notes["torch"] == case.torch
-    if case.modules is None:
-        return
-    modules = [f"tenas.stages.{case.stage or job.rule}", *case.modules]
+    assert notes["torch"] == (job.rule in BUILDS)
+    if job.rule.endswith("_settings"):
+        return  # what it makes stands in its parameters
+    modules = modules_of(job.rule, case.measures)
     assert digest_of(source, case.target) == code_digest(*modules)
     covered = {path.relative_to(PACKAGE).as_posix() for path in closure(modules)}
     called = {path for path in notes["called"] if path.split("/")[0] not in NO_RESULT}

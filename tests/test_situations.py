@@ -8,15 +8,12 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, call, copy_repository, snakemake, succeed, write_config
+from runs import FUNNEL, ROOT, TINY, call, copy_repository, killed_when, search_bytes, snakemake, succeed, write_config
 
 SEED = Path("results/digits/seed0")
 SITUATIONS = {
@@ -31,19 +28,22 @@ SITUATIONS = {
     "a clone of other code or settings": "test_situations.test_a_clone_of_other_settings_is_not_given_the_results",
     "a parameter changed after a pull": "test_situations.test_changes_after_a_pull_are_noticed_both_ways",
     "the package edited after a pull": "test_situations.test_changes_after_a_pull_are_noticed_both_ways",
-    "files touched": "test_workflow.test_a_touch_repeats_nothing",
+    "files touched": "test_rules.test_a_touch_repeats_nothing",
     "a parameter changed, snakemake": "test_workflow.test_a_change_of_the_configuration_repeats_what_reads_it",
     "a parameter changed, dvc repro": "test_dvc.test_a_change_runs_the_stages_that_it_touches",
     "a parameter changed back": "test_situations.test_an_experiment_is_compared_and_taken_back",
-    "the package edited, snakemake": "test_workflow.test_an_edit_of_the_package_repeats_what_runs_it",
+    "the package edited, snakemake": "test_rules.test_an_edit_of_the_package_repeats_what_runs_it",
     "a seed added": "test_dvc.test_a_second_seed_is_searched_and_summarised",
+    "another number of shards, snakemake": "test_funnel.test_another_number_of_shards_repeats_nothing",
+    "another number of shards, dvc repro": "test_dvc.test_another_number_of_shards_runs_nothing",
+    "a file of one's own edited": "test_rules.test_an_edit_of_a_file_of_ones_own_repeats_what_runs_it",
     "an experiment": "test_situations.test_an_experiment_is_compared_and_taken_back",
     "results deleted": "test_situations.test_deleted_results_come_back_from_the_cache",
-    "snakemake killed": "test_workflow.test_a_killed_run_leaves_only_whole_files_and_goes_on",
+    "snakemake killed": "test_funnel.test_a_killed_run_leaves_only_whole_files_and_goes_on",
     "dvc repro killed": "test_situations.test_a_killed_repro_ends_in_the_same_files",
     "the paper's runs beside the default one": "test_situations.test_the_papers_runs_are_reproduced_apart",
     "downloaded data": "test_situations.test_a_downloaded_data_set_is_tracked",
-    "a score job killed": "test_resume.test_a_killed_job_is_gone_on_with",
+    "a score job killed": "test_resume.test_a_killed_job_is_resumed",
 }
 
 
@@ -185,13 +185,14 @@ def test_an_experiment_is_compared_and_taken_back(copy):
     sets += [f"runs.digits.search.measures.{m}.{k}={v}" for m, keys in preset.items() for k, v in keys.items()]
     arguments = [part for text in sets for part in ("--set-param", f"config/config.yaml:{text}")]
     succeed(run(copy, "dvc", "exp", "run", "--name", "released", *arguments))
-    assert json.loads((copy / "results/digits/search.json").read_text())["change"] == "relative"
+    rounds = json.loads((copy / "results/digits/search.json").read_text())["rounds"]
+    assert {entry["change"] for entry in rounds} == {"relative"}
     diff = json.loads(succeed(run(copy, "dvc", "metrics", "diff", "--json")))["results/digits/metrics.json"]
     assert {"seed0.test_accuracy", "seed1.test_accuracy"} <= diff.keys()
     assert 0 <= diff["seed1.test_accuracy"]["new"] <= 100
     git(copy, "checkout", "--quiet", ".")
     output = succeed(run(copy, "dvc", "repro"))
-    # The folder that the summary depends on still has the other seed's file: that second's work is done again.
+    # The folder that the summary depends on still has the other seed's file: that second's work is repeated.
     assert set(re.findall(r"Running stage '(.*)'", output)) <= {"summary"}
     assert (copy / "results/digits/metrics.json").read_bytes() == before
 
@@ -204,21 +205,7 @@ def test_a_killed_repro_ends_in_the_same_files(origin, copy):
     lock = yaml.safe_load((copy / "dvc.lock").read_text())
     del lock["stages"]["search@0"]
     (copy / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
-    environment = os.environ | {"PYTHONPATH": str(copy)}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    process = subprocess.Popen(
-        ["dvc", "repro", "search"], cwd=copy, env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        started = time.monotonic()
-        while not (copy / "logs/digits/score/seed0-round2-1.log").exists():
-            assert process.poll() is None
-            assert time.monotonic() - started < 120
-            time.sleep(0.05)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    killed_when(copy, "logs/digits/score/seed0-round2-1.log", "dvc", "repro", "search", PYTHONPATH=str(copy))
     assert not (copy / SEED / "genotype.json").exists()
     succeed(snakemake(copy, "--unlock", root=copy))
     succeed(run(copy, "dvc", "repro", "search"))
@@ -229,10 +216,12 @@ def test_a_killed_repro_ends_in_the_same_files(origin, copy):
         assert (copy / SEED / name).read_bytes() == (origin / SEED / name).read_bytes(), name
 
 
-def test_the_papers_runs_are_reproduced_apart(copy, origin):
-    """Their pipeline on a small configuration: it ends where Snakemake has nothing to do, and leaves the default run alone."""
-    run_of_it = TINY["runs"]["digits"] | {"dataset": "cifar10", "retrain": None, "retraining": {}}
-    config = TINY | {"benchmark": {}, "datasets": {"cifar10": TINY["datasets"]["digits"]}, "runs": {"cifar10-tiny": run_of_it}}
+def test_the_papers_runs_are_reproduced_apart(copy, funnel):
+    """Their pipeline on a small configuration, a search with every kind of round: it ends where Snakemake has nothing to do, in
+    Snakemake's bytes, and leaves the default run alone."""
+    config = {key: FUNNEL[key] for key in ("shards", "device", "threads")} | {"benchmark": {}}
+    config["datasets"] = {"cifar10": FUNNEL["datasets"]["digits"]}
+    config["runs"] = {"cifar10-tiny": FUNNEL["runs"]["funnel"] | {"dataset": "cifar10"}}
     (copy / "config/nas-bench-201.yaml").write_text(yaml.safe_dump(config))
     assert "Running stage" not in succeed(run(copy, "dvc", "repro"))
     ran = re.findall(r"Running stage '(?:paper/dvc.yaml:)?(.*)'", succeed(run(copy, "dvc", "repro", "paper/dvc.yaml")))
@@ -240,8 +229,7 @@ def test_the_papers_runs_are_reproduced_apart(copy, origin):
     planned = succeed(snakemake(copy, "--dry-run", "--configfile", "config/nas-bench-201.yaml", root=copy))
     assert "Nothing to be done" in planned
     assert "up to date" in succeed(run(copy, "dvc", "status", "paper/dvc.yaml"))
-    ours, theirs = copy / "results/cifar10-tiny/seed0", origin / SEED
-    assert (ours / "genotype.json").read_bytes() == (theirs / "genotype.json").read_bytes()
+    assert search_bytes(copy / "results/cifar10-tiny/seed0") == search_bytes(funnel / "results/funnel/seed0")
     assert "files, all as recorded" in succeed(run(copy, "tenas", "audit", "results/cifar10-tiny"))
 
 

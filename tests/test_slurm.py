@@ -1,6 +1,5 @@
 """The workflow on a real SLURM of one node, started here with two GPUs that are none: profiles/slurm as a user has it."""
 
-import copy
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, call, snakemake, succeed, write_config
+from runs import FUNNEL, ROOT, TINY, call, changed, copied, environment, search_bytes, succeed, write_config
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 SEED = Path("results/digits/seed0")
@@ -134,11 +133,10 @@ def prepared(folder: Path, config: dict = TINY) -> Path:
 
 def submit(folder: Path, *arguments: object) -> subprocess.Popen:
     """Snakemake with the profile, in the background, its output in ``output``."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SNAKEMAKE_", "PYTEST_", "CUDA_"))}
     command = ["snakemake", "--snakefile", ROOT / "Snakefile", "--profile", "profile", *arguments]
     with (folder / "output").open("w") as output:
         return subprocess.Popen(
-            list(map(str, command)), cwd=folder, env=env | {"PYTHONPATH": str(ROOT)},
+            list(map(str, command)), cwd=folder, env=environment(),
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -168,24 +166,7 @@ def ended(process: subprocess.Popen, folder: Path) -> tuple[int, str]:
     return status, (folder / "output").read_text()
 
 
-def result_bytes(folder: Path) -> dict[str, bytes]:
-    names = [
-        path for pattern in ("round*/scores/*.csv", "round*/ranking.csv", "round*/mask.json") for path in folder.glob(pattern)
-    ]
-    names += [folder / "genotype.json", folder / "genotype.svg"]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in names}
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory) -> Path:
-    """The same search on this machine alone."""
-    folder = tmp_path_factory.mktemp("local")
-    write_config(folder, TINY)
-    succeed(snakemake(folder, SEED / "genotype.json"))
-    return folder
-
-
-def test_a_search_on_slurm_cancelled_and_resumed(slurm, local, tmp_path):
+def test_a_search_on_slurm_cancelled_and_resumed(slurm, finished, tmp_path):
     folder = prepared(tmp_path)
     process = submit(folder, SEED / "genotype.json")
     both = wait_for(process, folder, lambda: len(found := scoring(1)) == 2 and found)
@@ -204,13 +185,27 @@ def test_a_search_on_slurm_cancelled_and_resumed(slurm, local, tmp_path):
     status, output = ended(submit(folder, SEED / "genotype.json"), folder)
     assert status == 0, output
     assert kept == {name: (folder / SEED / "round1" / name).stat().st_mtime_ns for name in kept}
-    assert result_bytes(folder / SEED) == result_bytes(local / SEED)
+    expected = search_bytes(finished / SEED)
+    del expected["genotype.svg"]
+    assert search_bytes(folder / SEED) == expected
 
 
-def test_a_retraining_by_two_tasks_of_srun(slurm, local, tmp_path):
-    """As on two nodes: srun starts a torchrun a task, and they find each other."""
-    shutil.copytree(local, tmp_path, dirs_exist_ok=True)
-    folder = prepared(tmp_path)
+def test_each_short_training_is_a_job(slurm, funnel, tmp_path):
+    folder, round4 = prepared(copied(funnel, tmp_path), FUNNEL), Path("results/funnel/seed0/round4")
+    expected = search_bytes(funnel / round4.parent)
+    shutil.rmtree(folder / round4)
+    status, output = ended(submit(folder, round4 / "finalists.json"), folder)
+    assert status == 0, output
+    assert len(re.findall(r"^rule training:", output, re.MULTILINE)) == 3
+    assert len(re.findall(r"has been submitted with SLURM jobid", output)) == 3
+    assert search_bytes(folder / round4.parent) == expected
+    assert (folder / round4 / "trainings.csv").read_bytes() == (funnel / round4 / "trainings.csv").read_bytes()
+
+
+def test_a_retraining_by_two_tasks_of_srun(slurm, finished, tmp_path):
+    """As on two nodes: srun starts a torchrun for each task, and they find each other."""
+    folder = prepared(copied(finished, tmp_path))
+    shutil.rmtree(folder / SEED / "retrain")
     profile = yaml.safe_load((folder / "profile/config.yaml").read_text())
     profile["set-resources"]["retrain"] |= {"mpi": "srun", "nodes": 1, "tasks": 2, "tasks_per_gpu": 0}
     (folder / "profile/config.yaml").write_text(yaml.safe_dump(profile))
@@ -220,11 +215,9 @@ def test_a_retraining_by_two_tasks_of_srun(slurm, local, tmp_path):
     assert json.loads((folder / SEED / "retrain/metrics.json").read_text())["provenance"]["processes"] == 2
 
 
-def test_a_job_that_fails_shows_its_log(slurm, local, tmp_path):
-    config = copy.deepcopy(TINY)
-    config["runs"]["digits"]["search"] = {"measures": {"ntk_condition_number": {"repeats": 1, "batch": 500}}}
-    shutil.copytree(local / "data", tmp_path / "data")
-    folder = prepared(tmp_path, config)
+def test_a_job_that_fails_shows_its_log(slurm, finished, tmp_path):
+    shutil.copytree(finished / "data", tmp_path / "data")
+    folder = prepared(tmp_path, changed(search={"measures": {"ntk_condition_number": {"repeats": 1, "batch": 500}}}))
     status, output = ended(submit(folder, SEED / "round1/scores/1.csv"), folder)
     assert status != 0
     assert "tenas: A batch of 500 images was asked for, but the data set has " in output

@@ -3,9 +3,10 @@
 No torch. torchvision, scikit-learn and Pillow are imported when a data set is loaded, not before.
 """
 
-from tenas.data.prepared import prepare, read_images, read_labels
+from tenas.data.prepared import prepare, prepare_arrays, read_images, read_labels
 from tenas.data.sources import SOURCES, Arrays, Files, Loaded, Part, Paths, Source, Splits, load_splits
 
 __all__ = [
-    "SOURCES", "Arrays", "Files", "Loaded", "Part", "Paths", "Source", "Splits", "load_splits", "prepare", "read_images", "read_labels",
+    "SOURCES", "Arrays", "Files", "Loaded", "Part", "Paths", "Source", "Splits", "load_splits", "prepare", "prepare_arrays",
+    "read_images", "read_labels",
 ]  # fmt: skip

@@ -1,12 +1,14 @@
 """The small file that a search reads: a sample of a data set, its card, and a picture of it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tenas.data.sources import load
+from tenas.data.arrays import as_labels, as_pixels
+from tenas.data.sources import Arrays, load
 from tenas.errors import TenasError
 from tenas.files import read_json, sha256, whole, write_json
 from tenas.provenance import Stopwatch, provenance
@@ -15,22 +17,22 @@ MOST_IMAGES = 10_000
 GRID = 8
 
 
-def _checked(dataset: Mapping) -> dict:
+def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """The entry with its defaults, checked: the workflow's schema has done so, a caller from Python has not."""
-    filled = {"path": None, "images": MOST_IMAGES, "side": None, "seed": 0, **dataset}
-    unknown = filled.keys() - {"source", "path", "images", "side", "seed"}
+    entry = {"path": None, "images": MOST_IMAGES, "side": None, "seed": 0, **dataset}
+    unknown = entry.keys() - {"source", "path", "images", "side", "seed"}
     if unknown:
         raise TenasError(f"A data set has no key {sorted(unknown)[0]!r}; it may have source, path, images, side and seed.")
-    if not isinstance(filled.get("source"), str):
-        raise TenasError("A data set needs the key 'source', the name of an entry of the data registry.")
+    if not isinstance(entry.get("source"), str):
+        raise TenasError("A data set needs the key 'source': the name of a source, or path/to/file.py:object.")
     for key, least, most in (("images", 2, MOST_IMAGES), ("side", 8, None), ("seed", 0, None)):
-        value = filled[key]
+        value = entry[key]
         if key == "side" and value is None:
             continue
         if type(value) is not int or value < least or (most is not None and value > most):
             upto = "" if most is None else f" and at most {most}"
             raise TenasError(f"The data set's {key!r} is {value!r}; it must be a whole number of at least {least}{upto}.")
-    return filled
+    return entry
 
 
 def distinct(images: np.ndarray) -> np.ndarray:
@@ -68,7 +70,7 @@ def preview(images: np.ndarray, path: Path) -> None:
         picture.resize((GRID * side * scale,) * 2, Image.Resampling.NEAREST).save(temporary)
 
 
-def prepare(dataset: Mapping, out: str | os.PathLike) -> dict:
+def prepare(dataset: Mapping[str, Any], out: str | os.PathLike[str]) -> dict[str, Any]:
     """Draw the sample that a search reads from a data set, and write it to the folder ``out``. Returns the card.
 
     ``dataset``: an entry of the configuration's ``datasets`` (``source``, ``path``, ``images``, ``side``, ``seed``).
@@ -77,7 +79,7 @@ def prepare(dataset: Mapping, out: str | os.PathLike) -> dict:
     last: where it is, the folder is whole. Raises TenasError, with nothing changed in ``out``, for a faulty data set.
     """
     stopwatch = Stopwatch()
-    dataset = _checked(dataset)
+    dataset = filled(dataset)
     out = Path(out)
     loaded, side = load(dataset)
     part = loaded.train
@@ -86,6 +88,51 @@ def prepare(dataset: Mapping, out: str | os.PathLike) -> dict:
     pixels = part.take(indices).sized(side).read(np.arange(len(indices)))
     kept = distinct(pixels)
     images, labels = pixels[kept], part.labels[indices[kept]]
+    facts = {
+        "duplicates_left_out": len(pixels) - len(images),
+        "available": len(part.labels),
+        "held_out_for_testing": 0 if loaded.test is None else len(loaded.test.labels),
+    }
+    return _write(out, images, labels, loaded.classes, dataset, facts, loaded.files, stopwatch)
+
+
+def prepare_arrays(images: object, labels: object | None, classes: int | None, out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write images of one's own, as arrays, to the folder ``out`` as ``prepare`` does; all of them are for the search.
+
+    ``images``: uint8 (n, h, w, 3) or float (n, 3, h, w), of numpy or torch; the middle square of oblong ones. ``labels``: (n,)
+    integers from 0. ``classes``: by default as many as the labels say, without labels 10. Of more than 10,000 images a
+    sample is taken. A folder that has the same already stays as it is. Returns the card.
+    Raises TenasError for arrays of another kind, and for labels that no class has.
+    """
+    stopwatch = Stopwatch()
+    out, pixels = Path(out), as_pixels(images)
+    numbers, classes = as_labels(labels, len(pixels), classes)
+    order = np.random.default_rng(0).permutation(len(pixels))[:MOST_IMAGES]
+    sample = Arrays(pixels, numbers).take(order).sized(min(pixels.shape[1:3]))
+    entry = {"source": "arrays", "sha256": sample.digest(), "classes": classes}
+    if (out / "card.json").exists():
+        card = read_json(out / "card.json", "data card")
+        if card["provenance"]["settings"] == entry:
+            return card
+    kept = distinct(sample.images)
+    facts = {
+        "duplicates_left_out": len(order) - len(kept),
+        "available": len(pixels),
+        "held_out_for_testing": 0,
+    }
+    return _write(out, sample.images[kept], sample.labels[kept], classes, entry, facts, [], stopwatch)
+
+
+def _write(
+    out: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    entry: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    files: Iterable[Path],
+    stopwatch: Stopwatch,
+) -> dict[str, Any]:
     if len(images) < 2:
         raise TenasError(f"The data set has {len(images)} different image(s) to train on; a search needs at least two.")
     out.mkdir(parents=True, exist_ok=True)
@@ -97,18 +144,16 @@ def prepare(dataset: Mapping, out: str | os.PathLike) -> dict:
     preview(images, out / "preview.png")
     mean, std = channel_statistics(images)
     card = {
-        "source": dataset["source"],
+        "source": entry["source"],
         "images": len(images),
-        "duplicates_left_out": len(pixels) - len(images),
-        "available": len(part.labels),
-        "held_out_for_testing": 0 if loaded.test is None else len(loaded.test.labels),
-        "classes": loaded.classes,
-        "side": side,
+        **facts,
+        "classes": classes,
+        "side": images.shape[1],
         "mean": mean,
         "std": std,
         "sha256": sha256(out / "images.npy"),
         "labels_sha256": sha256(out / "labels.npy"),
-        "provenance": provenance(settings=dataset, inputs=loaded.files, stopwatch=stopwatch),
+        "provenance": provenance(settings=entry, inputs=files, stopwatch=stopwatch),
     }
     write_json(out / "card.json", card)
     return card

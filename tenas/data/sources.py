@@ -368,7 +368,10 @@ def load_prepared(path: Path) -> Loaded:
     from tenas.data.prepared import read_images
 
     images, card = read_images(path / "images.npy")
-    labels = np.load(path / "labels.npy", allow_pickle=False)
+    try:
+        labels = np.load(path / "labels.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise TenasError(f"The labels {path / 'labels.npy'} cannot be read: {error}. Prepare the data set again.") from error
     files = [path / name for name in ("images.npy", "labels.npy", "card.json")]
     return Loaded(Arrays(np.asarray(images), labels), None, card["classes"], files)
 

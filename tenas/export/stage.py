@@ -13,7 +13,7 @@ from tenas.code import code_digest
 from tenas.errors import TenasError
 from tenas.files import sha256, whole, write_json
 from tenas.provenance import Stopwatch, provenance, sealed
-from tenas.retrain import load_network
+from tenas.retrain.stored import load_network
 
 TOLERANCE = 1e-4
 # Other batches than the one that the network is traced with: the number of images must be free.

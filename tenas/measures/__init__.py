@@ -16,7 +16,7 @@ _MORE = {
     "one_thread": "tenas.measures.threads",
 }
 
-__all__ = ["MEASURES", "Measure", "get_measure", *BUILT_IN, *_MORE]  # noqa: PLE0604
+__all__ = ["MEASURES", "Measure", "get_measure", *BUILT_IN, *_MORE]
 
 
 def __getattr__(name: str) -> object:

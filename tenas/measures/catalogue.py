@@ -7,12 +7,14 @@ names a record by ``name`` or by ``package.module:object`` or ``path/to/file.py:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from tenas.errors import TenasError, one_of
+from tenas.measures.threads import one_thread
 from tenas.references import is_reference, load_object
 
 if TYPE_CHECKING:
@@ -39,6 +41,12 @@ class Measure:
     sums: str | None = None
     source: str = ""
 
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"[A-Za-z0-9_.-]+", self.name) is None:
+            raise TenasError(f"A measure's name is letters, digits, '_', '.' and '-', not {self.name!r}.")
+        if self.inputs not in ("batch", "regions"):
+            raise TenasError(f"The measure {self.name} takes {self.inputs!r} for 'inputs'; it must be batch or regions.")
+
     @cached_property
     def resolved(self) -> Callable[..., float]:
         """The function itself."""
@@ -55,23 +63,27 @@ class Measure:
         return self.function.__module__
 
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor | None = None) -> float:
-        """The measure of a batch, on one thread: its bits follow from the kind of processor, not from the number of threads.
+        """The measure of a batch, as a plain number, on one thread: its bits follow from the processor, not from its threads.
 
-        Raises TenasError for labels that are missing, and for a value that is not a number.
+        Raises TenasError for labels that are missing, and for a value that is not a number, or negative against the record.
         """
         if self.needs_labels and labels is None:
             raise TenasError(f"The measure {self.name} is one of a loss: it needs the labels of the images.")
-        from tenas.measures.threads import one_thread
-
         with one_thread():
             value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
         try:
+            # A number of numpy or torch, on whatever device, becomes a plain one.
+            value = value.item() if hasattr(value, "item") else value
             is_number = not math.isnan(value)
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise TenasError(f"The measure {self.name} gave a {type(value).__name__}, not a number.") from error
         if not is_number:
             dtype = next((parameter.dtype for parameter in network.parameters()), "its numbers")
             raise TenasError(f"The measure {self.name} of this network is not a number: its values overflow in {dtype}.")
+        if value < 0 and not self.signed:
+            raise TenasError(
+                f"The measure {self.name} gave {value:g}; one that can be negative says so in its record (signed=True)."
+            )
         return value
 
 

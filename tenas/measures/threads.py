@@ -1,9 +1,7 @@
-"""On how many threads a measure is computed."""
+"""On how many threads a measure is computed. No torch before that."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
 
 
 @contextmanager
@@ -15,6 +13,8 @@ def one_thread() -> Iterator[None]:
 
     Trap: BLAS has one number of threads for the whole process. Measures taken at once belong in processes, not in Python threads.
     """
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,32 +1,31 @@
 """Networks: masked supernets that are searched, and the discrete networks of genotypes. Plain modules, images to logits."""
 
-import importlib
 import os
 from types import ModuleType
 
 from torch import Tensor, nn
 
 from tenas.errors import TenasError, one_of
+from tenas.networks.edge import Residual
 from tenas.networks.flops import count_flops, count_parameters
-from tenas.networks.initialise import INITIALISERS, initialise
+from tenas.networks.initialise import INITIALISERS, initialise, seeded
+from tenas.references import load_module
 from tenas.spaces import Genotype, Mask, Space, get_space, load_genotype
 
 __all__ = [
-    "INITIALISERS", "Network", "Supernet", "SupernetCells", "count_flops", "count_parameters", "initialise",
+    "INITIALISERS", "Network", "Residual", "Supernet", "SupernetCells", "count_flops", "count_parameters", "initialise", "seeded",
 ]  # fmt: skip
 
 
 def builders(space: Space) -> ModuleType:
-    """The module that builds a space's networks: ``supernet``, ``cells`` and ``network``, each a function of (space, operators).
+    """What builds a space's networks, a module or an object: ``supernet``, ``cells`` and ``network``, of (space, operators).
 
     ``operators``: names by cell type and edge. ``supernet(..., channels, cells, classes)`` and ``network(...)`` map images to
     logits, ``cells(..., channels)`` images to features. All have ``set_mask``, and ``network`` takes ``stem`` and ``auxiliary``
     where the space has them. Raises TenasError where a space names something else.
     """
-    try:
-        module = importlib.import_module(space.networks) if isinstance(space.networks, str) else space.networks
-    except ImportError as error:
-        raise TenasError(f"The networks of {space.reference}, {space.networks!r}, cannot be imported: {error}.") from error
+    what = f"module of {space.reference}'s networks"
+    module = load_module(space.networks, what) if isinstance(space.networks, str) else space.networks
     missing = [name for name in ("supernet", "cells", "network") if not hasattr(module, name)]
     if missing:
         raise TenasError(f"The networks of {space.reference}, {space.networks!r}, have no function {missing[0]!r}.")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -30,20 +29,19 @@ class Chain(nn.Module):
                 self.places.append(place)
                 inputs = outputs
         self.channels = inputs
-        self.active: list[list[nn.Module | None]] = []
+        self.active: list[list[nn.Module]] = []
 
     def set_mask(self, mask: Mask) -> None:
         (cell,) = self.space.cell_types
-        self.active = [layer.chosen(mask.operators(cell, place)) for place, layer in zip(self.places, self.layers, strict=True)]
+        self.active = [
+            [layer[name] for name in mask.operators(cell, place)] for place, layer in zip(self.places, self.layers, strict=True)
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         for operators in self.active:
-            outputs = [operator(x) for operator in operators if operator is not None]
-            if not outputs:
-                return torch.zeros_like(x)
-            total = outputs[0]
-            for out in outputs[1:]:
-                total = total + out
+            total = operators[0](x)
+            for operator in operators[1:]:
+                total = total + operator(x)
             x = total / len(operators) if len(operators) > 1 else total
         return x
 

@@ -102,10 +102,11 @@ class MaxPool(nn.MaxPool2d):
         super().__init__(3, stride=stride, padding=1)
 
 
-def make_operator(name: str, channels: int, stride: int) -> nn.Module | None:
-    """The module of an operator; ``none`` has none. Poolings have no batch normalisation after them.
+def operator(name: str, inputs: int, channels: int, stride: int) -> nn.Module | None:
+    """The module of an operator, from as many channels to as many; ``none`` has none.
 
-    DARTS trains its found networks so, and TE-NAS searches so; DARTS's own search network has one.
+    Poolings have no batch normalisation after them: DARTS trains its found networks so, and TE-NAS searches so; DARTS's own
+    search network has one.
     """
     match name:
         case "none":

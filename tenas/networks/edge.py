@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from tenas.spaces.base import Space
 
 
 class Edge(nn.ModuleDict):
-    """Operators by name: all that the edge can have in a supernet, so that its weights do not depend on the mask, else the chosen.
+    """Operators by name: all that the edge can have in a supernet, so that its weights do not depend on the mask, else the
+    chosen.
 
     One that gives nothing (``none``) has no module. ``place``: cell type and number of the edge in the space.
     """
@@ -22,4 +23,16 @@ class Edge(nn.ModuleDict):
 
     def chosen(self, names: Sequence[str]) -> list[nn.Module | None]:
         """The modules of ``names``, as a plain list: they are registered here already. None for one that gives nothing."""
-        return [self[name] if name in self else None for name in names]
+        return [self[name] if name in self else None for name in names]  # noqa: SIM401 - a ModuleDict has no get
+
+
+class Residual(nn.Module):
+    """``body`` and what it reads, added up: for operators of one's own that give the shape that they are given."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = x + self.body(x)
+        return added

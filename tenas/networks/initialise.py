@@ -1,13 +1,29 @@
 """Weights at initialisation, drawn from a generator of their own so that they can be drawn again."""
 
+import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 from torch import Generator, nn
+from torch.nn.modules.conv import _ConvNd
 
 from tenas.errors import one_of
 
 # How a scheme draws the weight of a convolution or a linear layer; None is PyTorch's own default.
 INITIALISERS = {"kaiming_fan_in": "fan_in", "kaiming_fan_out": "fan_out", "pytorch": None, "normal": "normal"}
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's default generator at ``seed``, and on the CPU afterwards as it was before.
+
+    For what operators and measures of one's own may draw: it then follows from names, not from what was drawn before it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def initialise(network: nn.Module, scheme: str, seed: int) -> None:
@@ -16,7 +32,8 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
     ``kaiming_fan_in`` and ``kaiming_fan_out``: Kaiming normal for ReLU (He et al. 2015, section 2.2), biases zero,
     as TE-NAS means it for linear regions and for the NTK (paper, appendix A). ``pytorch``: the default of torch.nn,
     which is what the released code in truth uses. ``normal``: standard normal, biases zero, which Zen-NAS takes. Batch
-    normalisation starts at weight 1 and bias 0 in all of them.
+    normalisation starts at weight 1 and bias 0 in all of them. Modules of other kinds are reset by their own
+    ``reset_parameters``, where they have one.
 
     Values are drawn on the CPU in the order of ``network.modules()``, so that they are the same on every device.
     Raises TenasError for an unknown scheme.
@@ -25,7 +42,7 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
         raise one_of("initialisation", scheme, INITIALISERS)
     generator = Generator().manual_seed(seed)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, _ConvNd | nn.Linear):
             weight = module.weight.detach().to("cpu", copy=True)
             bias = None if module.bias is None else module.bias.detach().to("cpu", copy=True)
             if INITIALISERS[scheme] is None:
@@ -45,3 +62,8 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
                 module.bias.data.copy_(bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
+        elif hasattr(module, "reset_parameters"):
+            drawn = copy.deepcopy(module).to("cpu")
+            with seeded(int(torch.randint(2**62, (), generator=generator))):
+                drawn.reset_parameters()
+            module.load_state_dict(drawn.state_dict())

@@ -1,6 +1,10 @@
-"""The operators of NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2). Its skeleton is tenas.networks.single."""
+"""The operators of NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2). Their skeleton is tenas.networks.single's."""
 
 from torch import Tensor, nn
+
+from tenas.networks.single import cells, network, supernet
+
+__all__ = ["cells", "network", "operator", "supernet"]
 
 
 class ConvBN(nn.Module):
@@ -31,8 +35,11 @@ class AvgPool(nn.AvgPool2d):
         super().__init__(3, stride=1, padding=1, count_include_pad=False)
 
 
-def make_operator(name: str, channels: int) -> nn.Module | None:
-    """The module of an operator; ``none`` has none: it counts in the average of an edge and adds nothing to a node's sum."""
+def operator(name: str, inputs: int, channels: int, stride: int) -> nn.Module | None:
+    """The module of an operator, from as many channels to as many, with stride 1.
+
+    ``none`` has none: it counts in the average of an edge and adds nothing to a node's sum.
+    """
     match name:
         case "none":
             return None

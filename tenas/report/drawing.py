@@ -1,6 +1,7 @@
 """A drawing of a genotype as SVG text, with nothing but the standard library."""
 
 from collections.abc import Sequence
+from hashlib import sha256
 from html import escape
 
 from tenas.spaces import Genotype, Space
@@ -8,16 +9,32 @@ from tenas.spaces.base import Choice
 
 SPACING, RADIUS, MARGIN, LEVEL = 176, 20, 44, 34
 CHARACTER = 7.4  # width of a letter of an operator's name, as good as SVG lets one know
-# Paul Tol's bright and muted schemes: told apart by the colour-blind, and dark enough for text on white.
-COLOURS = {
-    "none": "#888888", "skip_connect": "#555555", "avg_pool_3x3": "#8a7a00", "max_pool_3x3": "#117733",
-    "nor_conv_1x1": "#117799", "nor_conv_3x3": "#225599", "sep_conv_3x3": "#225599", "sep_conv_5x5": "#aa3377",
-    "dil_conv_3x3": "#117799", "dil_conv_5x5": "#bb4411",
-}  # fmt: skip
+# After Paul Tol's bright and muted schemes: told apart by the colour-blind, and dark enough for text on white.
+PALETTE = ("#225599", "#bb4411", "#117733", "#aa3377", "#117799", "#7a6a00", "#4a2a8a", "#555555")
+ROW = 6  # layers of a chain beside each other
 STYLE = (
     "path{fill:none;stroke-width:1.8}circle,rect.node{fill:#fff;stroke:#222;stroke-width:1.5}text{font-size:13px}"
-    ".label,.op{text-anchor:middle}.title{font-weight:bold}.concat{stroke:#999}.ground{fill:#fff}"
+    ".label,.op,.note{text-anchor:middle}.title{font-weight:bold}.concat{stroke:#999}.ground{fill:#fff}"
+    ".layer{fill:#fff;stroke-width:1.8}.note{font-size:11px;fill:#555}.flow{stroke:#444}"
 )
+
+
+def colours(space: Space) -> dict[str, str]:
+    """A colour for each operator of a space, by its name, or the next one where an earlier operator has that.
+
+    With more operators than colours some share one; their names stand at the arrows anyway.
+    """
+    found: dict[str, str] = {}
+    for operator in space.operators:
+        first = int(sha256(operator.encode()).hexdigest(), 16)
+        places = [PALETTE[(first + step) % len(PALETTE)] for step in range(len(PALETTE))]
+        found[operator] = next((colour for colour in places if colour not in found.values()), places[0])
+    return found
+
+
+def _spacing(space: Space) -> float:
+    """From node to node: enough for the longest name of an operator."""
+    return max(SPACING, round(max(map(len, space.operators)) * CHARACTER) + 60)
 
 
 def levels(arcs: Sequence[Choice]) -> dict[Choice, int]:
@@ -64,8 +81,9 @@ def _cell(space: Space, name: str, choices: tuple[Choice, ...], top: float) -> t
     rise, fall = (RADIUS + LEVEL * max(side.values(), default=0) for side in (above, below))
     title = 30 if len(space.cell_types) > 1 else 0
     middle = top + title + rise + 12
-    x = [MARGIN + SPACING * node for node in range(space.nodes + bool(space.output))]
+    x = [MARGIN + _spacing(space) * node for node in range(space.nodes + bool(space.output))]
     parts, labels = [], []
+    colour_of = colours(space)
 
     def is_round(node: int) -> bool:
         """Nodes within the cell; its inputs and its output are square."""
@@ -83,7 +101,7 @@ def _cell(space: Space, name: str, choices: tuple[Choice, ...], top: float) -> t
         parts += [f'<path d="M{x[node]} {middle + RADIUS:.0f} V{bus:.0f}" class="concat"/>' for node in space.output[1:]]
         fall += 22
     for choice in choices:
-        colour = COLOURS.get(choice.operator, "#333333")
+        colour = colour_of[choice.operator]
         start, end = x[choice.source], x[choice.target]
         span = choice.target - choice.source
         dash = ' stroke-dasharray="5 4"' if choice.operator == "none" else ""
@@ -100,7 +118,7 @@ def _cell(space: Space, name: str, choices: tuple[Choice, ...], top: float) -> t
             )
             path = _arc((start + leave, middle - up * foot), (end + arrive, middle - up * (tip + 7)), label)
             # Off the lines that go up and down at a node.
-            centre -= 0 if span % 2 else 0.4 * SPACING
+            centre -= 0 if span % 2 else 0.4 * _spacing(space)
         parts.append(f'<path d="{path}" stroke="{colour}"{dash} marker-end="url(#arrow)"/>')
         width = CHARACTER * len(choice.operator) + 8
         labels += [
@@ -122,27 +140,82 @@ def _cell(space: Space, name: str, choices: tuple[Choice, ...], top: float) -> t
     return parts + labels, middle + fall + 24 - top
 
 
-def draw(genotype: Genotype) -> str:
-    """The cells of a genotype, one below the other: nodes from input to output, an arrow an edge, its operator on it.
+def _is_chain(space: Space) -> bool:
+    """Whether every node reads the one before it and nothing else."""
+    return space.inputs == 1 and all(edge.source == edge.target - 1 for edge in space.edges)
 
-    A cell whose output is the concatenation of several nodes has it drawn as a grey line that collects them.
+
+def _chain(space: Space, choices: tuple[Choice, ...], top: float) -> tuple[list[str], float, float]:
+    """The elements of a chain whose drawing starts at ``top``, its width and its height: layers in rows, from input to output."""
+    colour_of, gap, tall, down = colours(space), 34, 40, 92
+    wide = max(len(choice.operator) for choice in choices) * CHARACTER + 26
+    step, layers = wide + gap, getattr(space, "layers", [None] * len(choices))
+    left = MARGIN + RADIUS + gap
+    parts: list[str] = []
+    boxes = [(left + step * (place % ROW), top + 16 + down * (place // ROW)) for place in range(len(choices))]
+
+    def end(x: float, y: float, text: str) -> list[str]:
+        return [
+            f'<rect class="node" x="{x - RADIUS:.1f}" y="{y:.1f}" width="{2 * RADIUS}" height="{tall}" rx="5"/>',
+            f'<text x="{x:.1f}" y="{y + tall / 2 + 4.5:.1f}" class="label">{text}</text>',
+        ]
+
+    parts += end(MARGIN, boxes[0][1], "in")
+    for place, ((x, y), choice, layer) in enumerate(zip(boxes, choices, layers, strict=True)):
+        middle = y + tall / 2
+        if place and place % ROW == 0:
+            before = boxes[place - 1]
+            turn = before[1] + tall + 30
+            parts.append(
+                f'<path d="M{before[0] + wide:.1f} {before[1] + tall / 2:.1f} h12 V{turn:.1f} H{x - 16:.1f} V{middle:.1f} h9" '
+                'class="flow" marker-end="url(#arrow)"/>'
+            )
+        else:
+            start = boxes[place - 1][0] + wide if place else MARGIN + RADIUS
+            parts.append(f'<path d="M{start:.1f} {middle:.1f} H{x - 7:.1f}" class="flow" marker-end="url(#arrow)"/>')
+        colour = colour_of[choice.operator]
+        parts += [
+            f'<rect class="layer" x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{tall}" rx="5" stroke="{colour}"/>',
+            f'<text x="{x + wide / 2:.1f}" y="{middle + 4.5:.1f}" fill="{colour}" class="op">{escape(choice.operator)}</text>',
+        ]
+        if layer is not None:
+            notes = [f"{layer.width:g} C", *(["stride 2"] if layer.stride == 2 else [])]
+            parts.append(f'<text x="{x + wide / 2:.1f}" y="{y + tall + 15:.1f}" class="note">{", ".join(notes)}</text>')
+    x, y = boxes[-1]
+    parts.append(f'<path d="M{x + wide:.1f} {y + tall / 2:.1f} h{gap - 7}" class="flow" marker-end="url(#arrow)"/>')
+    parts += end(x + wide + gap + RADIUS, y, "out")
+    width = max(left + step * min(ROW, len(choices)), x + wide + gap + 2 * RADIUS) + MARGIN - RADIUS
+    return parts, width, boxes[-1][1] + tall + 30 - top
+
+
+def draw(genotype: Genotype) -> str:
+    """The cells of a genotype, one below the other: nodes from input to output, an arrow for an edge, its operator on it.
+
+    A cell whose output is the concatenation of several nodes has it drawn as a grey line that collects them. A chain is a row of
+    layers, with their channels (C: the network's) and strides below.
     """
     space = genotype.space
-    parts, height = [], 4.0
-    for name, choices in zip(space.cell_types, genotype.cells, strict=True):
-        elements, cell_height = _cell(space, name, choices, height)
-        parts += elements
-        height += cell_height
-    width = 2 * MARGIN + SPACING * (space.nodes - 1 + bool(space.output))
+    parts: list[str] = []
+    height = 4.0
+    width: float = 2 * MARGIN + _spacing(space) * (space.nodes - 1 + bool(space.output))
+    if _is_chain(space):
+        parts, width, chain_height = _chain(space, genotype.cells[0], height)
+        height += chain_height
+    else:
+        for name, choices in zip(space.cell_types, genotype.cells, strict=True):
+            elements, cell_height = _cell(space, name, choices, height)
+            parts += elements
+            height += cell_height
+    size = f'width="{width:.0f}" height="{height:.0f}"'
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}" width="{width}" height="{height:.0f}" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" {size} '
             'font-family="Helvetica, Arial, sans-serif" role="img">',
             f"<title>{escape(genotype.arch)}</title>",
             f"<style>{STYLE}</style>",
             '<defs><marker id="arrow" viewBox="0 0 10 10" refX="2" refY="5" markerWidth="5" markerHeight="5" orient="auto">'
             '<path d="M0 0 L10 5 L0 10 z" style="fill:#444;stroke:none"/></marker></defs>',
-            f'<rect width="{width}" height="{height:.0f}" fill="#fff"/>',
+            f'<rect {size} fill="#fff"/>',
             *parts,
             "</svg>",
             "",

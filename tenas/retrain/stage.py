@@ -21,7 +21,7 @@ from tenas.data.prepared import channel_statistics
 from tenas.data.sources import split_by_class
 from tenas.errors import TenasError
 from tenas.files import sha256, whole, write_csv, write_json
-from tenas.networks import Network, count_flops, count_parameters, initialise
+from tenas.networks import Network, count_flops, count_parameters, initialise, seeded
 from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.retrain.distributed import Processes, distribute, joined
 from tenas.retrain.feed import STATISTICS, make_feed
@@ -240,7 +240,8 @@ def run_training(
     check_precision(keys["precision"], place)
     data = read_data(settings["dataset"], keys, seed, processes, needs_test=needs_test)
     shape = {"channels": keys["channels"], "cells": keys["cells"], "classes": data.classes, "stem": keys["stem"]}
-    network = Network(genotype, **shape, auxiliary=keys["auxiliary"] > 0)
+    with seeded(seed):
+        network = Network(genotype, **shape, auxiliary=keys["auxiliary"] > 0)
     network.set_drop_path(keys["drop_path"])  # refused here, if at all, not in the second epoch
     plain = Network(genotype, **shape)
     parameters, flops = count_parameters(plain), count_flops(plain, (3, data.side, data.side))

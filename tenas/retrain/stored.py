@@ -10,7 +10,7 @@ import torch
 from tenas.errors import TenasError
 from tenas.files import whole
 from tenas.networks import Network
-from tenas.spaces import Genotype
+from tenas.spaces import Genotype, load_genotype
 
 KEYS = {"arch", "channels", "cells", "classes", "stem", "side", "mean", "std", "weights"}
 
@@ -33,7 +33,15 @@ def save_network(
         for name, value in network.state_dict().items()
         if not name.startswith("body.auxiliary.")
     }
-    content = {"arch": genotype.arch, **shape, "side": side, "mean": list(mean), "std": list(std), "weights": weights}
+    content = {
+        "space": genotype.space.reference,
+        "arch": genotype.arch,
+        **shape,
+        "side": side,
+        "mean": list(mean),
+        "std": list(std),
+        "weights": weights,
+    }
     # Not straight into the file: its name, which is a temporary one, would become part of the content.
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -41,11 +49,13 @@ def save_network(
         temporary.write_bytes(buffer.getvalue())
 
 
-def load_network(path: str | os.PathLike) -> tuple[Network, dict]:
-    """The trained network, in evaluation mode on the CPU, and what else its file says: ``arch``, ``channels``, ``cells``,
-    ``classes``, ``stem``, ``side``, ``mean``, ``std``.
+def load_network(path: str | os.PathLike, space: str | None = None) -> tuple[Network, dict]:
+    """The trained network, in evaluation mode on the CPU, and what else its file says: ``space``, ``arch``, ``channels``,
+    ``cells``, ``classes``, ``stem``, ``side``, ``mean``, ``std``.
 
-    It takes images (n, 3, side, side) of values from 0 to 1, minus ``mean``, over ``std``. Nothing in the file is run.
+    It takes images (n, 3, side, side) of values from 0 to 1, minus ``mean``, over ``std``. Nothing in the file is run; a space
+    of one's own is imported by the reference that stands there, or by ``space`` where its file lies elsewhere now. Files of
+    earlier versions name no space: their text says which one of the package's it is of.
     Raises TenasError when the file is missing, damaged or something else.
     """
     path = Path(path)
@@ -58,6 +68,13 @@ def load_network(path: str | os.PathLike) -> tuple[Network, dict]:
     if not isinstance(content, dict) or not content.keys() >= KEYS:
         raise TenasError(f"The file {path} is not a trained network: retraining writes one as network.pt.")
     weights = content.pop("weights")
-    network = Network(content["arch"], **{key: content[key] for key in ("channels", "cells", "classes", "stem")})
-    network.load_state_dict(weights)
+    genotype = load_genotype(content["arch"], space or content.get("space"))
+    content["space"] = genotype.space.reference
+    network = Network(genotype, **{key: content[key] for key in ("channels", "cells", "classes", "stem")})
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise TenasError(
+            f"The weights in {path} do not fit the networks of {genotype.space.reference}: it has changed."
+        ) from error
     return network.eval(), content

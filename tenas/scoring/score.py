@@ -15,7 +15,7 @@ from torch import nn
 from tenas.errors import TenasError
 from tenas.measures.catalogue import get_measure
 from tenas.measures.threads import one_thread
-from tenas.networks import Network, Supernet, SupernetCells, initialise
+from tenas.networks import Network, Supernet, SupernetCells, initialise, seeded
 from tenas.networks.costs import operator_costs
 from tenas.scoring.checkpoint import Taken
 from tenas.scoring.inputs import draw_inputs
@@ -69,7 +69,8 @@ class Scorer:
         network = self.network(name, subject, repeat)
         clock = time.process_time if self.device == "cpu" else time.perf_counter
         start = clock()
-        value = measure(network, *self.inputs)
+        with seeded(self.seed(name, repeat, "draws")):
+            value = measure(network, *self.inputs)
         return Taken(measurement, value, clock() - start)
 
     def costs(self, name: str) -> Sums | None:
@@ -94,19 +95,22 @@ class Scorer:
             network.set_mask(self.task.subjects.masked(subject))
             return network
         _, settings = self.measures[name]
-        network = cell_network(self.task.subjects, subject, settings, self.card["classes"])
-        initialise(network, settings["weights"], self.seed(name, repeat, "weights"))
+        seed = self.seed(name, repeat, "weights")
+        with seeded(seed):
+            network = cell_network(self.task.subjects, subject, settings, self.card["classes"])
+        initialise(network, settings["weights"], seed)
         return network.to(self.device)
 
     def supernet(self, name: str) -> nn.Module:
         if name not in self.supernets:
             space, (_, settings) = self.task.subjects.mask.space, self.measures[name]
-            # Crops have one channel and are for the cells alone.
-            self.supernets[name] = (
-                SupernetCells(space, channels=settings["channels"])
-                if settings["inputs"] == "crops"
-                else Supernet(space, channels=settings["channels"], cells=settings["cells"], classes=self.card["classes"])
-            ).to(self.device)
+            with seeded(self.seed(name, 0, "weights")):
+                # Crops have one channel and are for the cells alone.
+                self.supernets[name] = (
+                    SupernetCells(space, channels=settings["channels"])
+                    if settings["inputs"] == "crops"
+                    else Supernet(space, channels=settings["channels"], cells=settings["cells"], classes=self.card["classes"])
+                ).to(self.device)
         return self.supernets[name]
 
 

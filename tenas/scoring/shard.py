@@ -45,7 +45,8 @@ def score_shard(
 ) -> None:
     """Measure a shard: ``out`` and, beside it with the suffix .json, what made it.
 
-    Resumes a killed job: finished measurements are kept in a hidden file next to ``out``, and the record says under ``resumed`` how
+    Resumes a killed job: finished measurements are kept in a hidden file next to ``out``, and the record says under
+    ``resumed`` how
     many were found there. ``facts``: what else the values follow from, for the record. ``reuse``: scores that are there already
     and follow from the same are left as they are.
     """

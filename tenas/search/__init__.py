@@ -1,1 +1,31 @@
-"""The search: score the trials of a round, prune by their ranking, export what is left. Only ``score`` needs torch."""
+"""The search: score what a round measures, narrow by what was found, write down what is left. Only scoring needs torch.
+
+The package is also the function ``tenas.search``: calling it calls ``tenas.api.search``, which has the documentation.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from inspect import Signature, signature
+from types import ModuleType
+from typing import Any
+
+
+class _Front(ModuleType):
+    """This package, which can be called: ``tenas.search`` is its name and that of a function."""
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        # Found by its name when it is called: nothing here depends on it.
+        function: Callable[..., Any] = import_module("tenas.api").search
+        return function
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._function(*arguments, **options)
+
+    @property
+    def __signature__(self) -> Signature:
+        return signature(self._function)
+
+
+sys.modules[__name__].__class__ = _Front

@@ -1,18 +1,20 @@
 """What a user gives a search on the command line or in a call: limits as texts, images in one of many forms."""
 
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from tenas.data.prepared import prepare
+from tenas.data.prepared import filled, prepare
 from tenas.data.sources import SOURCES
 from tenas.errors import TenasError
-from tenas.files import read_json
+from tenas.files import read_json, sha256
 from tenas.references import is_reference
 from tenas.settings.search import assigned
 
 
-def given_limits(texts: Iterable[str]) -> dict:
+def given_limits(texts: Iterable[str]) -> dict[str, Any]:
     """Limits from texts such as ``parameters=0.5e6``, ``flops=60%`` and ``latency=FILE:COLUMN:5.0``."""
     found = assigned(texts)
     if "latency" in found:
@@ -27,41 +29,58 @@ def given_limits(texts: Iterable[str]) -> dict:
     return found
 
 
-def given_data(data: str | os.PathLike, out: Path) -> Path:
+def given_data(data: str | os.PathLike[str], out: Path) -> Path:
     """The folder of a prepared data set: ``data`` itself where it is one; else images are prepared below ``out``.
 
-    ``data`` may be an .npz file, a folder of class folders, the name of a source that needs no path, or a reference to one.
+    ``data`` may be an .npz file, a folder of class folders, the name of a source that needs no path or a reference to one, or a
+    data set's entry as in a configuration, as JSON: ``{"source": "photos.py:SOURCE", "path": "photos", "side": 64}``.
     Raises TenasError where it is none of these.
     """
     path = Path(data)
     if (path / "card.json").exists():
         return path
-    if is_reference(str(data)) or (str(data) in SOURCES and not SOURCES[str(data)].needs_path):
-        entry = {"source": str(data)}
-    elif path.suffix == ".npz":
-        entry = {"source": "npz", "path": str(path)}
-    elif path.is_dir():
-        entry = {"source": "folder", "path": str(path)}
-    else:
-        raise TenasError(
-            f"There is nothing to search on in {data}: it is no folder of a prepared data set (tenas prepare), no .npz file and no "
-            "folder of images."
-        )
+    entry = filled(_entry(str(data)))
     folder = out / "data"
-    if not (folder / "card.json").exists() or _entry(folder) != entry:
+    if not _is_prepared(folder, entry):
         prepare(entry, folder)
     return folder
 
 
-def _entry(folder: Path) -> dict:
-    settings = read_json(folder / "card.json", "data card")["provenance"]["settings"]
-    return {key: settings[key] for key in ("source", "path") if settings.get(key) is not None}
+def _entry(data: str) -> dict[str, Any]:
+    """The entry of a configuration's ``datasets`` that ``data`` stands for."""
+    path = Path(data)
+    if data.lstrip().startswith("{"):
+        try:
+            entry: dict[str, Any] = json.loads(data)
+        except ValueError as error:
+            raise TenasError(f"The data set {data} is not valid JSON: {error}.") from error
+        return entry
+    if path.suffix == ".npz":
+        return {"source": "npz", "path": data}
+    if path.is_dir():
+        return {"source": "folder", "path": data}
+    if is_reference(data) or (data in SOURCES and not SOURCES[data].needs_path):
+        return {"source": data}
+    raise TenasError(
+        f"There is nothing to search on in {data}: it is no folder of a prepared data set (tenas prepare), no .npz file, no "
+        'folder of images, no source, and no {"source": ..., "path": ...}.'
+    )
 
 
-def training_dataset(data: Path) -> dict:
+def _is_prepared(folder: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether ``folder`` has the images of an entry, drawn from the files that are there now."""
+    if not (folder / "card.json").exists():
+        return False
+    made = read_json(folder / "card.json", "data card")["provenance"]
+    return made["settings"] == entry and all(
+        Path(file).is_file() and sha256(file) == digest for file, digest in made["inputs"].items()
+    )
+
+
+def training_dataset(data: Path) -> dict[str, Any]:
     """The data set that short trainings read: that which the prepared images were drawn from."""
     card = read_json(data / "card.json", "data card")
-    entry = card["provenance"]["settings"]
+    entry: dict[str, Any] = card["provenance"]["settings"]
     if entry["source"] == "arrays":
         return {"source": "prepared", "path": str(data), "side": card["side"]}
     return entry

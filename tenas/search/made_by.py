@@ -6,16 +6,28 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tenas.code import code_digest
-from tenas.files import sha256
+from tenas.files import sha256, sha256_of
 from tenas.measures.catalogue import get_measure
 from tenas.references import is_reference
 from tenas.spaces import BUILT_IN, Space, get_space
 
 
 def space_modules(space: Space, *, networks: bool = False) -> list[str]:
-    """The modules of a space; with ``networks`` those of its networks too."""
-    own = BUILT_IN[space.reference].partition(":")[0] if space.reference in BUILT_IN else space.reference
-    return [own, *([space.networks] if networks and isinstance(space.networks, str) else [])]
+    """The modules of a space, by name or reference; with ``networks`` those of its networks too."""
+    if space.reference in BUILT_IN:
+        own = [BUILT_IN[space.reference].partition(":")[0]]
+    else:
+        own = ["tenas.spaces.custom" if space._token else space.reference]
+    return [*own, *([space.networks] if networks and isinstance(space.networks, str) else [])]
+
+
+def space_code(space: Space, *modules: str, networks: bool = False) -> str:
+    """The digest of the code of ``modules`` and of a space; with ``networks`` that of its networks too.
+
+    A space that no file holds has a digest of its own in each process: nothing else is taken for made by the same code.
+    """
+    digest = code_digest(*modules, *space_modules(space, networks=networks))
+    return sha256_of(f"{digest} {space._token}") if space._token else digest
 
 
 def stage_code(stage: str, settings: Mapping, measures: Iterable[str] = (), *, networks: bool = False) -> str:
@@ -24,9 +36,12 @@ def stage_code(stage: str, settings: Mapping, measures: Iterable[str] = (), *, n
     ``settings``: of the search or study, for its space. ``measures``: names or references. ``networks``: whether the stage builds
     networks.
     """
-    modules = [f"tenas.stages.{stage}", *space_modules(get_space(settings["space"]), networks=networks)]
-    references = [name if is_reference(name) else get_measure(name).module for name in measures]
-    return code_digest(*modules, *dict.fromkeys(references))
+    used = []
+    for name in measures:
+        # Of a measure of one's own its record, and its function where the record names that.
+        used += [name] if is_reference(name) else []
+        used += [get_measure(name).module] if isinstance(get_measure(name).function, str) else []
+    return space_code(get_space(settings["space"]), f"tenas.stages.{stage}", *dict.fromkeys(used), networks=networks)
 
 
 def measuring_code(stage: str, settings: Mapping, entry: Mapping) -> str:
@@ -36,7 +51,7 @@ def measuring_code(stage: str, settings: Mapping, entry: Mapping) -> str:
 
 def training_code(space: Space) -> str:
     """The digest of the code that a training runs, short or long."""
-    return code_digest("tenas.retrain.stage", *space_modules(space, networks=True))
+    return space_code(space, "tenas.retrain.stage", networks=True)
 
 
 def ranking_code(stage: str, settings: Mapping, entry: Mapping) -> str:

@@ -69,7 +69,8 @@ def kept(rank_list: Sequence[np.ndarray], score: np.ndarray, keep: int, each: in
 def rank_cells(settings: Mapping, cells: Cells, values: Mapping[Measurement, float]) -> tuple[list[str], list[dict], list[Cell]]:
     """The ranking of a round of cells: its columns, one row per cell in their order, and the cells that are kept, best first.
 
-    For each measure: ``score`` (mean over the repeats, of logarithms where it is never negative; more is better), ``se`` (standard
+    For each measure: ``score`` (mean over the repeats, of logarithms where it is never negative; more is better), ``se``
+    (standard
     error of that mean; empty below two finite repeats), ``rank``. Then the aggregate, ``place`` by it, ``kept``, and
     ``kept_share``: how often the cell is kept when repeats are resampled (empty where every measure has a single one).
     """

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from secrets import token_hex
 
 from tenas.errors import TenasError, one_of
 from tenas.files import read_json
-from tenas.references import is_reference, load_object
+from tenas.references import is_reference, load_object, reference_of
 from tenas.spaces.base import (
     Choice,
     Edge,
@@ -22,6 +23,10 @@ from tenas.spaces.custom import CellSpace, ChainSpace, Layer
 
 # Name -> reference. What a user brings goes through the same door.
 BUILT_IN = {"nas-bench-201": "tenas.spaces.nas_bench_201:SPACE", "darts": "tenas.spaces.darts:SPACE"}
+
+
+# Spaces that no file holds, by name.
+_MADE_HERE: dict[str, Space] = {}
 
 
 class _Spaces(Mapping[str, Space]):
@@ -41,7 +46,7 @@ SPACES = _Spaces()
 
 __all__ = [
     "SPACES", "CellSpace", "ChainSpace", "Choice", "Edge", "Genotype", "Layer", "Mask", "Round", "Space", "Trial", "get_space",
-    "load_genotype",
+    "known", "load_genotype",
 ]  # fmt: skip
 
 
@@ -56,11 +61,33 @@ def get_space(space: str | Space) -> Space:
         found = load_object(space, "space")
         if not isinstance(found, Space):
             raise TenasError(f"{space!r} is a {type(found).__name__}, not a space: see tenas.spaces.CellSpace and ChainSpace.")
-        found._reference = found._reference or space
+        # What the package ships keeps its name.
+        if BUILT_IN.get(found.name) != space:
+            found._reference = space
         return found
+    if space in _MADE_HERE:
+        return _MADE_HERE[space]
     if space not in BUILT_IN:
         raise one_of("space", space, [*BUILT_IN, "path/to/file.py:object"])
     return load_object(BUILT_IN[space], "space")
+
+
+def known(space: str | Space) -> Space:
+    """``get_space`` of an object that may have no reference yet: afterwards settings and files can name it, in this process.
+
+    An object that an imported module holds gets that module's reference. One that no module holds (it was made in a script or
+    a notebook) is known by its name, to this process alone. Raises TenasError where that is the name of another space.
+    """
+    if not isinstance(space, Space):
+        return get_space(space)
+    if space._reference is None and space is not SPACES.get(space.name):
+        space._reference = reference_of(space)
+        if space._reference is None:
+            if space.name in BUILT_IN:
+                raise TenasError(f"{space.name!r} is the name of a space of the package: give yours another.")
+            space._token = space._token or token_hex()
+            _MADE_HERE[space.name] = space
+    return space
 
 
 def load_genotype(genotype: Genotype | str | os.PathLike, space: str | Space | None = None) -> Genotype:

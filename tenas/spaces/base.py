@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import re
@@ -160,11 +161,12 @@ class Space:
     them. ``output`` are the nodes whose concatenation is the cell's output; by default that is the last node.
     ``edges_of_a_node``: how many incoming edges a node of a genotype keeps; None for all.
 
-    ``networks`` is the module that builds networks, imported when the first is built: functions ``supernet``, ``cells`` and
-    ``network`` (see tenas.networks). ``trained``: what Network takes for the networks that are trained in the end, unless a
-    retraining says otherwise. ``stems`` and ``auxiliary``: what those networks may have. ``short_trainings``: data set -> the column
-    of the space's table that has validation accuracies after a few epochs. ``listed_cells``: how many cells a whole table of the
-    space lists; None where none lists all.
+    ``networks``: what builds networks, by default a module's name, imported when the first is built: functions ``supernet``,
+    ``cells`` and ``network`` (tenas.networks.builders), and ``operator`` unless the space has factories. ``trained``: what
+    Network takes for the networks that are trained in the end, unless a retraining says otherwise. ``stems`` and
+    ``auxiliary``: what those networks may have. ``least_cells``: of a supernet in which each cell type stands.
+    ``short_trainings``: data set -> the column of the space's table that has validation accuracies after a few epochs.
+    ``listed_cells``: how many cells a whole table of the space lists; None where none lists all.
     """
 
     name: str
@@ -175,13 +177,16 @@ class Space:
     edges: tuple[Edge, ...]
     output: tuple[int, ...] = ()
     edges_of_a_node: int | None = None
-    networks: str = "tenas.networks.single"
+    networks: Any = "tenas.networks.single"
     trained: Mapping[str, Any] = MappingProxyType({"channels": 16, "cells": 5})
     stems: tuple[str, ...] = ("cifar",)
     auxiliary: bool = False
+    least_cells: int = 1
     short_trainings: Mapping[str, str] = MappingProxyType({})
     listed_cells: int | None = None
     _reference: str | None = None
+    # What stands in the code digest for the code of a space that no file holds: nothing is taken for made by the same.
+    _token: str | None = None
 
     @property
     def reference(self) -> str:
@@ -192,6 +197,11 @@ class Space:
         # Other processes import the space themselves, so that there is one object of it in each.
         from tenas.spaces import get_space
 
+        if self._token is not None:
+            raise TenasError(
+                f"The space {self.name} was made in this process, and other processes cannot import it: put it into a file and "
+                "name it path/to/file.py:object, or use one thread."
+            )
         return get_space, (self.reference,)
 
     def __deepcopy__(self, memo: dict) -> Space:
@@ -265,8 +275,14 @@ class Space:
         return self.operators
 
     def operation(self, name: str, inputs: int, outputs: int, stride: int) -> Any:
-        """The module of an operator: (n, inputs, h, w) to (n, outputs, h / stride, w / stride). None for one that gives nothing."""
-        raise NotImplementedError(f"the space {self.name} does not say how its operators are built")
+        """The module of an operator, (n, inputs, h, w) to (n, outputs, h / stride, w / stride); None for one that gives nothing.
+
+        By default the function ``operator`` of ``networks`` makes it, of the same arguments.
+        """
+        networks = importlib.import_module(self.networks) if isinstance(self.networks, str) else self.networks
+        if not hasattr(networks, "operator"):
+            raise TenasError(f"The networks of {self.reference}, {self.networks!r}, have no function 'operator'.")
+        return networks.operator(name, inputs, outputs, stride)
 
     # --- masks
 
@@ -311,17 +327,21 @@ class Space:
 
     def size(self, mask: Mask) -> int:
         """How many genotypes a mask spans."""
+        return self.size_of(operators_left(mask))
+
+    def size_of(self, left: Mapping[tuple[str, int], int]) -> int:
+        """``size`` where each (cell type, edge) has as many operators as ``left`` says."""
         total = 1
-        for rows in mask.active:
+        for cell in self.cell_types:
             for target in range(self.inputs, self.nodes):
-                counts = [sum(row) for edge, row in zip(self.edges, rows, strict=True) if edge.target == target and any(row)]
-                kept = self.kept_edges(sum(edge.target == target for edge in self.edges))
-                # The sum over all subsets of ``kept`` edges of the product of their operators: an elementary symmetric polynomial.
-                sums = [1] + [0] * kept
+                counts = [left[cell, index] for index, edge in enumerate(self.edges) if edge.target == target]
+                # Over all choices of the edges that are kept, the sum of the products of their operators: an elementary
+                # symmetric polynomial.
+                sums = [1] + [0] * self.kept_edges(len(counts))
                 for count in counts:
-                    for size in range(kept, 0, -1):
+                    for size in range(len(sums) - 1, 0, -1):
                         sums[size] += sums[size - 1] * count
-                total *= sums[kept]
+                total *= sums[-1]
         return total
 
     def genotypes(self, mask: Mask | None = None) -> Iterator[Genotype]:
@@ -470,9 +490,14 @@ class Space:
         if any(type(on) is not bool for cell in cells for row in cell for on in row):
             raise TenasError(f"The mask {path} holds something other than booleans.")
         try:
-            return Mask(self, cells)
+            mask = Mask(self, cells)
         except TenasError as error:
             raise TenasError(f"{path}: {error}") from error
+        for cell in self.cell_types:
+            for edge in range(len(self.edges)):
+                if foreign := set(mask.operators(cell, edge)).difference(self.choices(cell, edge)):
+                    raise TenasError(f"The mask {path} has {min(foreign)!r} on edge {edge} of {cell!r}, which cannot have it.")
+        return mask
 
     def _genotype(self, cells: Iterable[Iterable[Choice]], text: str) -> Genotype:
         """A genotype from parsed choices, checked against the space; ``text`` is what the error quotes."""
@@ -484,6 +509,14 @@ class Space:
                 )
             if Edge(choice.target, choice.source) not in self.edges:
                 raise TenasError(f"{self.name} has no edge {choice.target}<-{choice.source}, in the genotype {text!r}.")
+        for name, cell in zip(self.cell_types, cells, strict=True):
+            for target, source, operator in cell:
+                allowed = self.choices(name, self.edges.index((target, source)))
+                if operator not in allowed:
+                    raise TenasError(
+                        f"{operator!r} is no operator of the edge {target}<-{source} of {self.name} ({', '.join(allowed)}), in "
+                        f"the genotype {text!r}."
+                    )
         for cell in cells:
             doubled = [edge for edge, count in Counter((c.target, c.source) for c in cell).items() if count > 1]
             if doubled:

@@ -16,6 +16,7 @@ A configuration then says ``space: path/to/file.py:SPACE``.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
 Factory = Callable[[int, int, int], Any]
 
 NAME = re.compile(r"[A-Za-z0-9_.]+")
+SIDE = 8  # of the features on which an operator's shape is looked at
 
 
 class _FromFactories(Space):
-    def __init__(self, name: str, operators: Mapping[str, Factory], trained: Mapping[str, int]) -> None:
+    def __init__(self, name: str, operators: Mapping[str, Factory], trained: Mapping[str, int], networks: Any) -> None:
         if not isinstance(name, str) or re.fullmatch(r"[A-Za-z0-9_.-]+", name) is None:
             raise TenasError(f"A space's name is letters, digits, '_', '.' and '-', not {name!r}.")
         if len(operators) < 2:
@@ -47,14 +49,53 @@ class _FromFactories(Space):
         self.operators = tuple(operators)
         self.factories = MappingProxyType(dict(operators))
         self.trained = MappingProxyType(dict(trained))
+        self.networks = networks
+        self._seen: set[tuple[str, int, int, int]] = set()
 
     def operation(self, name: str, inputs: int, outputs: int, stride: int) -> nn.Module | None:
+        """The module that the operator's factory makes. Raises TenasError where it is none, or gives another shape."""
         from torch import nn
 
         made = self.factories[name](inputs, outputs, stride)
-        if made is not None and not isinstance(made, nn.Module):
+        if made is None:
+            return None
+        if not isinstance(made, nn.Module):
             raise TenasError(f"The factory of the operator {name!r} of {self.name} gave a {type(made).__name__}, not a module.")
+        if (name, inputs, outputs, stride) not in self._seen:
+            self._check_shape(made, name, inputs, outputs, stride)
+            self._seen.add((name, inputs, outputs, stride))
         return made
+
+    def _check_shape(self, made: nn.Module, name: str, inputs: int, outputs: int, stride: int) -> None:
+        given, wanted = (2, inputs, SIDE, SIDE), (2, outputs, SIDE // stride, SIDE // stride)
+        asked = f"The operator {name!r} of {self.name}, made for {inputs} to {outputs} channels with stride {stride},"
+        try:
+            found = _shape_of(made, given)
+        except Exception as error:
+            raise TenasError(f"{asked} cannot read features of {given}: {' '.join(str(error).split())}.") from error
+        if found != wanted:
+            raise TenasError(
+                f"{asked} gives {found} for {given}, not {wanted}: its factory has to take channels and stride into account."
+            )
+
+
+def _shape_of(module: nn.Module, given: tuple[int, ...]) -> object:
+    """The shape that a module gives for features of another, computed on a copy, and where it can be without arithmetic."""
+    import torch
+
+    def on(device: str) -> object:
+        with torch.no_grad():
+            found = copy.deepcopy(module).to(device)(torch.zeros(given, device=device))
+        return tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+
+    own = next((parameter.device.type for parameter in module.parameters()), "cpu")
+    try:
+        return on("meta")
+    except Exception:
+        # Not every operator of one's own can run there.
+        if own == "meta":
+            raise
+        return on(own)
 
 
 class CellSpace(_FromFactories):
@@ -68,7 +109,9 @@ class CellSpace(_FromFactories):
 
     ``output``: nodes whose concatenation is the output (DARTS); by default the last node. ``edges_of_a_node``: incoming edges
     that a node of a genotype keeps. ``channels`` and ``cells``: of the network that is trained in the end (cells per stage, or
-    in all with ``inputs`` 2). Raises TenasError for what is no cell.
+    in all with ``inputs`` 2). ``choices``: of an edge (target, source), the operators that it can have; by default all.
+    ``networks``: what builds networks of another skeleton (tenas.networks.builders), a module, an object or a module's name.
+    Raises TenasError for what is no cell.
     """
 
     def __init__(
@@ -84,16 +127,23 @@ class CellSpace(_FromFactories):
         edges_of_a_node: int | None = None,
         channels: int = 16,
         cells: int | None = None,
+        choices: Mapping[tuple[int, int], Sequence[str]] | None = None,
+        networks: Any = None,
     ) -> None:
-        super().__init__(name, operators, {"channels": channels, "cells": cells or (5 if inputs == 1 else 20)})
+        shape = {"channels": channels, "cells": cells or (5 if inputs == 1 else 20)}
+        super().__init__(name, operators, shape, networks or f"tenas.networks.{'single' if inputs == 1 else 'darts'}")
         if inputs not in (1, 2) or nodes <= inputs:
             raise TenasError(f"A cell of {name} has 1 or 2 inputs and at least one more node, not {inputs} and {nodes}.")
         if inputs == 2 and not output:
             output = range(inputs, nodes)
         if inputs == 1 and (output or len(cell_types) != 1):
             raise TenasError(f"A cell of {name} with one input has one cell type, and its last node for output.")
-        if not 1 <= len(cell_types) <= 2:
-            raise TenasError(f"{name} has {len(cell_types)} cell types; 1 or 2 (normal, reduction) can be built.")
+        if not 1 <= len(set(cell_types)) == len(cell_types) <= 2:
+            raise TenasError(f"{name} has the cell types {', '.join(cell_types)}; 1 or 2 (normal, reduction) can be built.")
+        if edges_of_a_node is not None and edges_of_a_node < 1:
+            raise TenasError(f"A node of {name} keeps at least one edge, not {edges_of_a_node}.")
+        if inputs == 2 and networks is None:
+            self.stems, self.auxiliary, self.least_cells = ("cifar", "imagenet"), True, len(cell_types)
         self.inputs, self.nodes, self.cell_types, self.output = inputs, nodes, tuple(cell_types), tuple(output)
         pairs = [(t, s) for t in range(inputs, nodes) for s in range(t)] if edges is None else edges
         self.edges = tuple(sorted(Edge(target, source) for target, source in pairs))
@@ -105,7 +155,24 @@ class CellSpace(_FromFactories):
         if len(set(self.edges)) < len(self.edges) or {edge.target for edge in self.edges} != set(range(inputs, nodes)):
             raise TenasError(f"Each node of {name} after its inputs needs edges, each of them once.")
         self.edges_of_a_node = edges_of_a_node
-        self.networks = "tenas.networks.single" if inputs == 1 else "tenas.networks.darts"
+        self._choices: dict[tuple[int, int], tuple[str, ...]] = {}
+        for pair, allowed in (choices or {}).items():
+            if pair not in self.edges:
+                raise TenasError(f"{name} has no edge {pair[0]}<-{pair[1]} to give choices to.")
+            self._choices[pair] = _allowed(allowed, self, f"The edge {pair[0]}<-{pair[1]}")
+
+    def choices(self, cell: str, edge: int) -> tuple[str, ...]:
+        return self._choices.get(self.edges[edge], self.operators)
+
+
+def _allowed(names: Sequence[str], space: Space, where: str) -> tuple[str, ...]:
+    """Operators that a place can choose from, in the space's order. Raises TenasError for others, and for none."""
+    for operator in names:
+        if operator not in space.operators:
+            raise TenasError(f"{where}: {one_of(f'operator of {space.name}', operator, space.operators)}")
+    if not names:
+        raise TenasError(f"{where} of {space.name} has no operator to choose.")
+    return tuple(name for name in space.operators if name in names)
 
 
 @dataclass(frozen=True)
@@ -131,37 +198,50 @@ class ChainSpace(_FromFactories):
 
     cell_types = ("chain",)
     inputs = 1
-    networks = "tenas.networks.chain"
 
     def __init__(
-        self, name: str, operators: Mapping[str, Factory], layers: Sequence[Layer], *, channels: int = 16, cells: int = 1
+        self,
+        name: str,
+        operators: Mapping[str, Factory],
+        layers: Sequence[Layer],
+        *,
+        channels: int = 16,
+        cells: int = 1,
+        networks: Any = "tenas.networks.chain",
     ) -> None:
-        super().__init__(name, operators, {"channels": channels, "cells": cells})
+        super().__init__(name, operators, {"channels": channels, "cells": cells}, networks)
         if not layers:
             raise TenasError(f"The chain {name} needs layers.")
         for place, layer in enumerate(layers, start=1):
-            for operator in layer.operators or ():
-                if operator not in self.operators:
-                    raise TenasError(f"Layer {place}: {one_of(f'operator of {name}', operator, self.operators)}")
-            if layer.operators == ():
-                raise TenasError(f"Layer {place} of {name} has no operator to choose.")
+            if layer.stride not in (1, 2) or not layer.width > 0:
+                raise TenasError(
+                    f"Layer {place} of {name} has the width {layer.width} and the stride {layer.stride}; a stride is 1 or 2."
+                )
         self.layers = tuple(layers)
+        self._choices = [
+            self.operators if layer.operators is None else _allowed(layer.operators, self, f"Layer {place}")
+            for place, layer in enumerate(layers, start=1)
+        ]
         self.nodes = len(layers) + 1
         self.edges = tuple(Edge(place + 1, place) for place in range(len(layers)))
 
     def choices(self, cell: str, edge: int) -> tuple[str, ...]:
-        allowed = self.layers[edge].operators
-        return self.operators if allowed is None else tuple(name for name in self.operators if name in allowed)
+        return self._choices[edge]
+
+    def operation(self, name: str, inputs: int, outputs: int, stride: int) -> nn.Module:
+        made = super().operation(name, inputs, outputs, stride)
+        if made is None:
+            raise TenasError(f"The operator {name!r} of {self.name} gives nothing, and a chain would end there: use an identity.")
+        return made
 
     def parse(self, text: str) -> Genotype:
         operators = text.strip().split("-")
         if len(operators) != len(self.layers):
             raise WrongFormError(f"{text!r} has {len(operators)} layers; {self.name} has {len(self.layers)}, joined by '-'.")
-        genotype = self._genotype([(Choice(*e, o) for e, o in zip(self.edges, operators, strict=True))], text)
         for place, operator in enumerate(operators):
-            if operator not in self.choices("chain", place):
+            if operator in self.operators and operator not in self.choices("chain", place):
                 raise TenasError(f"Layer {place + 1} of {self.name} cannot be {operator!r}, in the genotype {text!r}.")
-        return genotype
+        return self._genotype([(Choice(*e, o) for e, o in zip(self.edges, operators, strict=True))], text)
 
     def text(self, genotype: Genotype) -> str:
         return "-".join(choice.operator for choice in genotype.cells[0])

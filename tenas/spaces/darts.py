@@ -3,7 +3,6 @@
 import ast
 import re
 from types import MappingProxyType
-from typing import Any
 
 from tenas.errors import TenasError
 from tenas.spaces.base import Choice, Edge, Genotype, Space, WrongFormError
@@ -36,11 +35,7 @@ class Darts(Space):
     trained = MappingProxyType({"channels": 36, "cells": 20})
     stems = ("cifar", "imagenet")
     auxiliary = True
-
-    def operation(self, name: str, inputs: int, outputs: int, stride: int) -> Any:
-        from tenas.networks.darts import make_operator
-
-        return make_operator(name, outputs, stride)
+    least_cells = 2
 
     def parse(self, text: str) -> Genotype:
         """Read ``Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=..., reduce_concat=...)``.

@@ -1,7 +1,6 @@
 """The topology space of NAS-Bench-201 (Dong and Yang, ICLR 2020; NATS-Bench "tss"): one cell, 4 nodes, 6 edges, 5 operators."""
 
 from types import MappingProxyType
-from typing import Any
 
 from tenas.spaces.base import Edge, Genotype, Space
 
@@ -14,6 +13,7 @@ class NasBench201(Space):
     cell_types = ("cell",)
     inputs = 1
     nodes = 4
+    networks = "tenas.networks.nas_bench_201"
     edges = tuple(Edge(target, source) for target in range(1, 4) for source in range(target))
 
     listed_cells = len(operators) ** len(edges)
@@ -25,11 +25,6 @@ class NasBench201(Space):
         }
     )
 
-    def operation(self, name: str, inputs: int, outputs: int, stride: int) -> Any:
-        from tenas.networks.nas_bench_201 import make_operator
-
-        return make_operator(name, outputs)
-
     def canonical_form(self, genotype: Genotype) -> str:
         """A text that two cells share when they are isomorphic: the same sums of the same operators.
 
@@ -37,7 +32,8 @@ class NasBench201(Space):
         stays: its batch normalisation still adds a learned constant. What does not reach the output is left out. An empty text is
         a cell without an output. The 15,625 cells have 5,545 forms.
 
-        The benchmark's own count is 6,466 (NATS-Bench, table 1): its text takes a convolution of nothing for nothing, but does not
+        The benchmark's own count is 6,466 (NATS-Bench, table 1): its text takes a convolution of nothing for nothing, but does
+        not
         see that a node is empty when it has more than one edge, nor that sums are equal when one of them is reached by a skip.
         """
         (cell,) = genotype.cells

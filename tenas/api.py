@@ -1,0 +1,277 @@
+"""The package from Python: what there is, a measure of a network, a search on images, the network of what was found.
+
+All of it can be imported from ``tenas`` itself. Torch is imported when something is measured or built, not before.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from tenas import layout
+from tenas.errors import TenasError
+from tenas.files import read_json
+from tenas.measures.catalogue import BUILT_IN as MEASURES
+from tenas.measures.catalogue import Measure, get_measure
+from tenas.progress import shown, silent
+from tenas.settings.base import preset_files
+from tenas.settings.search import search_settings
+from tenas.spaces import BUILT_IN as SPACES
+from tenas.spaces import Genotype, Mask, Space, known, load_genotype
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tenas.networks import Network
+
+
+def list_spaces() -> list[str]:
+    """The names of the search spaces that the package has.
+
+    >>> list_spaces()
+    ['nas-bench-201', 'darts']
+    """
+    return list(SPACES)
+
+
+def list_measures() -> list[str]:
+    """The names of the measures that the package has.
+
+    >>> "naswot" in list_measures()
+    True
+    """
+    return list(MEASURES)
+
+
+def list_presets(kind: Literal["search", "retrain"] = "search") -> list[str]:
+    """The names of the presets of searches, or of retrainings: those of ./config, and those that come with the package.
+
+    >>> {"paper", "released"} <= set(list_presets())
+    True
+    """
+    return sorted(preset_files(kind))
+
+
+def list_sources() -> list[str]:
+    """The names of the sources of images that a data set may have.
+
+    >>> "folder" in list_sources()
+    True
+    """
+    from tenas.data.sources import SOURCES
+
+    return list(SOURCES)
+
+
+def measure(name: str | Measure) -> Measure:
+    """A measure of networks at initialisation: a function of (network, images, labels=None) that gives a number.
+
+    ``name``: one of ``list_measures()``, or ``path/to/file.py:object``. ``network``: any ``torch.nn.Module`` that maps a batch to
+    logits (n, classes). ``images``: a tensor (n, 3, h, w). ``labels``: a tensor (n,) of integers from 0, which measures of a loss
+    need. Such a measure has ``lower_is_better``, ``signed`` and ``needs_labels`` to say what it is.
+    Raises TenasError for an unknown name; so does a call, for labels that are missing and values that are not a number.
+
+    >>> import torch
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    >>> measure("parameters")(network, torch.zeros(2, 3, 2, 2))
+    83
+    >>> measure("snip").needs_labels
+    True
+    """
+    return get_measure(name)
+
+
+def build(
+    genotype: Genotype | str | os.PathLike[str],
+    *,
+    channels: int,
+    cells: int,
+    classes: int,
+    space: str | Space | None = None,
+    **more: Any,
+) -> Network:
+    """The network of a genotype, a ``torch.nn.Module``: images (n, 3, h, w) to logits (n, classes), with PyTorch's own weights.
+
+    ``genotype``: that of a search, the path of a genotype.json, or the text of one; for a text of a space of one's own say the
+    ``space``. ``channels`` and ``cells``: see tenas.networks.Network, which takes ``more`` too (``stem``, ``auxiliary``).
+    Raises TenasError for a text that is no genotype, and for sizes below 1.
+
+    >>> cell = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"
+    >>> network = build(cell, channels=16, cells=5, classes=10)
+    >>> sum(parameter.numel() for parameter in network.parameters())
+    802426
+    """
+    from tenas.networks import Network
+
+    if isinstance(space, Space):
+        known(space)
+    return Network(load_genotype(genotype, space), channels=channels, cells=cells, classes=classes, **more)
+
+
+@dataclass(frozen=True)
+class SearchRound:
+    """A round of a search that has ended.
+
+    ``kind``: operators, edges, cells or training. ``table``: one row per trial or cell that competed, with its measures, their
+    errors and ranks, and whether it was pruned or kept (docs/method.md). ``kept``: the mask after a round of operators or edges;
+    after one of cells or trainings the texts of the cells that are left, best first. ``settings``: of the round, with every key.
+    """
+
+    number: int
+    kind: str
+    table: pd.DataFrame = field(repr=False)
+    kept: Mask | tuple[str, ...] = field(repr=False)
+    settings: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What ``tenas.search`` has found.
+
+    ``genotype``: the architecture; ``genotype.arch`` is its text. ``rounds``: how it came to that. ``settings``: of the search,
+    resolved. ``folder``: all files of the search, as the workflow writes them; None where no ``out`` was given to keep them.
+    """
+
+    genotype: Genotype
+    rounds: tuple[SearchRound, ...]
+    seed: int
+    settings: dict[str, Any] = field(repr=False)
+    folder: Path | None = None
+
+    def svg(self) -> str:
+        """A drawing of the genotype, as the text of an SVG file."""
+        from tenas.report.drawing import draw
+
+        return draw(self.genotype)
+
+    def _repr_svg_(self) -> str:
+        return self.svg()
+
+    def __str__(self) -> str:
+        return self.genotype.arch
+
+
+def search(
+    space: str | Space,
+    images: object,
+    *,
+    labels: object | None = None,
+    preset: str = "default",
+    seed: int = 0,
+    limits: Mapping[str, Any] | None = None,
+    classes: int | None = None,
+    threads: int = 1,
+    device: str = "auto",
+    progress: bool = True,
+    trainings: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    table: str | os.PathLike[str] = "builtin",
+    out: str | os.PathLike[str] | None = None,
+) -> SearchResult:
+    """Search a space on images: the rounds of a preset, in this process. Gives what was found, and how.
+
+    Args:
+        space: name of a space, ``path/to/file.py:object``, or a space itself.
+        images: uint8 (n, h, w, 3) or float (n, 3, h, w), of numpy or torch; the middle square of oblong ones. Floats from 0 to 1
+            are black to white; of others the smallest value is black and the largest white. Duplicates are left out.
+        labels: (n,) integers from 0. Without them measures of a loss are refused, and so are short trainings; those that the
+            preset asks for are left out, with a warning.
+        preset: name of a preset (``list_presets()``), or path of a YAML file.
+        seed: of weights, batches and samples; the same seed gives the same result on the same kind of processor.
+        limits: on the network that is trained in the end: ``{"parameters": 0.5e6, "flops": "60%"}``, or ``latency`` with
+            ``table``, ``column`` and ``most``.
+        classes: of the images; by default as many as the labels say, without labels 10.
+        threads: worker processes on the CPU. A script that asks for more than one must stand under
+            ``if __name__ == "__main__":``.
+        device: auto (a GPU where there is one), cpu or cuda.
+        progress: whether to show a bar, or lines in a log.
+        trainings: what a round of trainings does: real, table:COLUMN, none; by default what the preset says.
+        changes: keys of the preset that are different, as in a run's ``search`` in a configuration.
+        table: table of the space, for trainings that are looked up; builtin comes with the project.
+        out: a folder to keep the files in; the same call then goes on where an interrupted one was.
+
+    Raises:
+        TenasError: for images, labels, settings or limits that no search can be done with.
+
+    >>> import numpy as np
+    >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    >>> rounds = [{"kind": "cells", "sample": 6, "keep": 2, "measures": {"parameters": {
+    ...     "repeats": 1, "batch": 2, "channels": 4, "cells": 1, "weights": "pytorch", "redraw": True}}}]
+    >>> found = search("nas-bench-201", images, changes={"rounds": rounds}, limits={"parameters": "50%"}, progress=False)
+    >>> [(round.kind, len(round.table), len(round.kept)) for round in found.rounds]
+    [('cells', 6, 2)]
+    >>> found.genotype.arch == found.rounds[0].kept[0]
+    True
+    """
+    from tenas.data.prepared import prepare_arrays
+    from tenas.stages.search import search_seed
+
+    space = known(space)
+    if threads > 1 and space._token is not None:
+        raise TenasError(
+            f"The space {space.name} was made in this process, and worker processes cannot import it: put it into a file and "
+            "name it path/to/file.py:object, or use one thread."
+        )
+
+    def resolved(trainings: str | None) -> dict[str, Any]:
+        return search_settings(space, preset, changes, limits=limits, trainings=trainings)
+
+    settings = resolved(trainings)
+    if labels is None:
+        if any(round["kind"] == "training" and round["column"] is None for round in settings["rounds"]):
+            if trainings is not None:
+                raise TenasError("Short trainings need labels: give them, or trainings='none' to leave the trainings out.")
+            warnings.warn(
+                "Without labels nothing can be trained: the rounds of trainings are left out, the best-ranked cells kept.",
+                stacklevel=2,
+            )
+            settings = resolved("none")
+        of_a_loss = [name for name in _measures(settings) if get_measure(name).needs_labels]
+        if of_a_loss:
+            raise TenasError(f"The measure {of_a_loss[0]} is one of a loss: it needs labels.")
+    with nullcontext(out) if out is not None else TemporaryDirectory(prefix="tenas-") as name:
+        folder = Path(name)
+        prepare_arrays(images, labels, classes, folder / "data")
+        found = search_seed(
+            settings,
+            folder / "data",
+            seed,
+            folder,
+            threads=threads,
+            device=device,
+            table=Path(table),
+            progress=shown if progress else silent,
+        )
+        return SearchResult(
+            load_genotype(found, space),
+            tuple(_round(settings, space, folder, seed, number) for number in range(1, len(settings["rounds"]) + 1)),
+            seed,
+            settings,
+            None if out is None else folder,
+        )
+
+
+def _measures(settings: Mapping[str, Any]) -> list[str]:
+    return [name for round in settings["rounds"] for name in round.get("measures", {})]
+
+
+def _round(settings: Mapping[str, Any], space: Space, folder: Path, seed: int, number: int) -> SearchRound:
+    """A round from its files."""
+    import pandas as pd
+
+    entry = settings["rounds"][number - 1]
+    kind = entry["kind"]
+    state = layout.path(layout.STATE[kind], folder, seed=seed, round=number)
+    kept: Mask | tuple[str, ...]
+    if kind in ("operators", "edges"):
+        kept = space.read_mask(state)
+    else:
+        kept = tuple(cell["arch"] for cell in read_json(state, "list of cells")["cells"])
+    table = pd.read_csv(layout.path(layout.TABLE[kind], folder, seed=seed, round=number))
+    return SearchRound(number, kind, table, kept, entry)

@@ -1,0 +1,418 @@
+"""Spaces and measures of a user's own: built, checked, written and read, drawn, and in the digest of the code."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tenas.errors import TenasError
+from tenas.measures import Measure, get_measure
+from tenas.networks import Network, Supernet, SupernetCells, count_flops, count_parameters
+from tenas.networks.costs import operator_costs
+from tenas.report.drawing import PALETTE, colours, draw
+from tenas.retrain import load_network
+from tenas.retrain.stored import save_network
+from tenas.scoring.score import Task, score
+from tenas.scoring.subjects import Cell, Cells, Trials, plan
+from tenas.spaces import CellSpace, ChainSpace, Layer, get_space, load_genotype
+from tenas.spaces.base import WrongFormError
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+SPACES = {
+    "cells": (f"{EXAMPLES}/own_cells.py:SPACE", {"channels": 4, "cells": 1}),
+    "darts": (f"{EXAMPLES}/own_cells.py:DARTS_LIKE", {"channels": 4, "cells": 3}),
+    "chain": (f"{EXAMPLES}/own_chain.py:SPACE", {"channels": 4, "cells": 2}),
+}
+
+
+def conv(inputs, outputs, stride):
+    return nn.Sequential(nn.ReLU(), nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs))
+
+
+def skip(inputs, outputs, stride):
+    return nn.Identity()
+
+
+def some(space, count=5):
+    generator = np.random.default_rng(0)
+    return [space.random_genotype(space.full_mask(), generator) for _ in range(count)]
+
+
+# --- spaces
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_has_networks_texts_and_costs(name):
+    reference, shape = SPACES[name]
+    space = get_space(reference)
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert Supernet(space, classes=5, **shape)(images).shape == (3, 5)
+    assert SupernetCells(space, channels=4)(torch.randn(6, 4, 3, 3)).shape[0] == 6
+    costs = operator_costs(space, side=16, classes=5, **shape)
+    for genotype in some(space):
+        assert space.parse(genotype.arch) == genotype
+        assert space.genotype(space.mask(genotype)) == genotype
+        network = Network(genotype, classes=5, **shape)
+        assert network(images).shape == (3, 5)
+        assert costs["parameters"].of(genotype) == count_parameters(network)
+        assert costs["flops"].of(genotype) == count_flops(network, (3, 16, 16))
+
+
+def test_the_size_of_a_space_counts_what_its_edges_can_choose():
+    assert get_space(SPACES["chain"][0]).size(get_space(SPACES["chain"][0]).full_mask()) == 4**6
+    tiny = CellSpace("tiny", {"a": skip, "b": conv, "c": conv}, nodes=3, choices={(2, 0): ("c", "a")})
+    archs = [genotype.arch for genotype in tiny.genotypes()]
+    assert len(set(archs)) == len(archs) == tiny.size(tiny.full_mask()) == 3 * 2 * 3
+    assert not any("b~0" in arch.partition("+")[2] for arch in archs)
+    assert [round.trials for round in tiny.rounds()] == [8, 4]
+
+
+def test_a_supernet_averages_what_an_edge_can_choose():
+    """By its definition, with the network's own modules; in evaluation mode, so that nothing depends on the batch."""
+    space = ChainSpace("line", {"skip": skip, "conv": conv, "other": conv}, [Layer(1), Layer(2, 2, ("other", "conv"))])
+    network = Supernet(space, channels=4, cells=1, classes=2).eval()
+    x = features = torch.randn(2, 4, 8, 8)
+    first, second = network.body.features.chain.layers
+    x = (x + first["conv"](x) + first["other"](x)) / 3
+    x = (second["conv"](x) + second["other"](x)) / 2
+    assert torch.allclose(network.body.features.chain(features), x, atol=1e-6)
+    assert sorted(second) == ["conv", "other"]
+    cells = CellSpace("sums", {"none": lambda *_: None, "skip": skip, "conv": conv}, nodes=3)
+    cell = Supernet(cells, channels=4, cells=1, classes=2).eval().body.layers[0]
+    node = [(features + edge["conv"](features)) / 3 for edge in cell.edges]
+    assert torch.allclose(cell(features), node[1] + (node[0] + cell.edges[2]["conv"](node[0])) / 3, atol=1e-6)
+
+
+class Bends(nn.Module):
+    """A skeleton of one's own: the chain twice, from images to logits."""
+
+    def __init__(self, space, operators, *, channels, cells, classes):
+        super().__init__()
+        from tenas.networks.chain import Chain
+
+        self.stem = nn.Conv2d(3, channels, 1)
+        self.first, self.second = (Chain(space, operators, channels, channels, cells) for _ in range(2))
+        self.classifier = nn.Linear(channels, classes)
+
+    def set_mask(self, mask):
+        self.first.set_mask(mask)
+        self.second.set_mask(mask)
+
+    def forward(self, images):
+        return self.classifier(self.second(self.first(self.stem(images))).mean((2, 3)))
+
+    @classmethod
+    def supernet(cls, space, operators, **shape):
+        return cls(space, operators, **shape)
+
+    network = supernet
+
+    @classmethod
+    def cells(cls, space, operators, *, channels):
+        return cls(space, operators, channels=channels, cells=1, classes=2)
+
+
+def test_a_skeleton_of_ones_own():
+    space = ChainSpace("bent", {"skip": skip, "conv": conv}, [Layer(), Layer()], networks=Bends)
+    genotype = space.parse("conv-skip")
+    network = Network(genotype, channels=3, cells=1, classes=2)
+    assert isinstance(network.body, Bends)
+    assert network(torch.randn(2, 3, 8, 8)).shape == (2, 2)
+    assert operator_costs(space, side=8, classes=2, channels=3, cells=1)["parameters"].of(genotype) == count_parameters(network)
+    with pytest.raises(TenasError, match="have no function 'supernet'"):
+        Supernet(ChainSpace("none", {"skip": skip, "conv": conv}, [Layer()], networks=nn), channels=3, cells=1, classes=2)
+    missing = ChainSpace("missing", {"skip": skip, "conv": conv}, [Layer()], networks="no_such_module")
+    with pytest.raises(TenasError, match="'no_such_module' cannot be imported"):
+        Supernet(missing, channels=3, cells=1, classes=2)
+
+
+@pytest.mark.parametrize(
+    ("operators", "space", "message"),
+    [
+        ({"skip": skip, "conv": conv}, {"inputs": 2, "nodes": 3, "cell_types": ("a", "b")},
+         r"'skip' of own, made for 8 to 8 channels with stride 2, gives \(2, 8, 8, 8\) for \(2, 8, 8, 8\), not \(2, 8, 4, 4\)"),
+        ({"skip": skip, "conv": lambda i, o, s: nn.Conv2d(7, o, 1)}, {}, r"'conv' of own, .* cannot read .* of \(2, 4, 8, 8\)"),
+        ({"skip": skip, "pair": lambda i, o, s: nn.LSTM(8, 8)}, {}, "'pair' of own, .* cannot read"),
+        ({"skip": skip, "text": lambda i, o, s: "conv"}, {}, "'text' of own gave a str, not a module"),
+        ({"skip": skip, "none": lambda i, o, s: None}, None, "'none' of own gives nothing, and a chain would end there"),
+    ],
+)  # fmt: skip
+def test_an_operator_of_another_shape_is_refused_with_a_sentence(operators, space, message):
+    own = ChainSpace("own", operators, [Layer(), Layer()]) if space is None else CellSpace("own", operators, **space)
+    with pytest.raises(TenasError, match=message):
+        Supernet(own, channels=4, cells=2, classes=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda o: CellSpace("a/b", o), "space's name is letters"),
+        (lambda o: CellSpace("a", {"skip": skip}), "at least two operators"),
+        (lambda o: CellSpace("a", {"skip-it": skip, "conv": conv}), "An operator's name .* 'skip-it'"),
+        (lambda o: CellSpace("a", o, nodes=1), "at least one more node"),
+        (lambda o: CellSpace("a", o, edges=[(1, 0), (2, 2)], nodes=3), "edge 2<-2"),
+        (lambda o: CellSpace("a", o, edges=[(1, 0)], nodes=3), "needs edges"),
+        (lambda o: CellSpace("a", o, inputs=2, nodes=3, cell_types=("n", "n")), "cell types n, n; 1 or 2"),
+        (lambda o: CellSpace("a", o, edges_of_a_node=0), "at least one edge, not 0"),
+        (lambda o: CellSpace("a", o, choices={(1, 0): ("pool",)}), "edge 1<-0: Unknown operator of a 'pool'"),
+        (lambda o: CellSpace("a", o, choices={(1, 0): ()}), "has no operator to choose"),
+        (lambda o: CellSpace("a", o, choices={(0, 1): ("skip",)}), "no edge 0<-1"),
+        (lambda o: ChainSpace("a", o, []), "needs layers"),
+        (lambda o: ChainSpace("a", o, [Layer(1, 3)]), "width 1 and the stride 3"),
+        (lambda o: ChainSpace("a", o, [Layer(1), Layer(operators=("pool",))]), "Layer 2: Unknown operator of a 'pool'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_space_is_refused_with_a_sentence(make, message):
+    with pytest.raises(TenasError, match=message):
+        make({"skip": skip, "conv": conv})
+
+
+def test_a_text_that_the_space_does_not_have_is_refused_with_a_sentence(tmp_path):
+    chain, cells = get_space(SPACES["chain"][0]), get_space(SPACES["darts"][0])
+    good = "skip-k3_e1-skip-k5_e1-k3_e4-skip"
+    assert chain.parse(f" {good}\n").arch == good
+    with pytest.raises(WrongFormError, match="has 2 layers; own-chain has 6"):
+        chain.parse("skip-skip")
+    with pytest.raises(TenasError, match="Layer 2 of own-chain cannot be 'skip'"):
+        chain.parse(good.replace("k3_e1", "skip"))
+    with pytest.raises(TenasError, match="'k9' is no operator of own-chain"):
+        chain.parse(good.replace("k3_e1", "k9"))
+    arch = some(cells, 1)[0].arch
+    with pytest.raises(TenasError, match=r"'conv_3x3' is no operator of the edge 2<-0 of own-darts \(skip, dw_5x5\)"):
+        cells.parse("|conv_3x3~0|skip~1|+" + arch.partition("+")[2])
+    value = chain.full_mask().to_json()
+    value["active"]["chain"][1][0] = True
+    path = tmp_path / "mask.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(TenasError, match="has 'skip' on edge 1 of 'chain', which cannot have it"):
+        chain.read_mask(path)
+
+
+# --- drawings
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("reference", [*(reference for reference, _ in SPACES.values()), "nas-bench-201", "darts"])
+def test_a_drawing_names_every_choice(reference):
+    space = get_space(reference)
+    for genotype in some(space, 3):
+        svg = ElementTree.fromstring(draw(genotype))
+        names = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text") if element.get("class") == "op"]
+        assert sorted(names) == sorted(choice.operator for cell in genotype.cells for choice in cell)
+        width = float(svg.get("width"))
+        assert all(0 < float(element.get("x", 1)) < width for element in svg.iter("{http://www.w3.org/2000/svg}text"))
+    assert len(set(colours(space).values())) == min(len(space.operators), len(PALETTE))
+
+
+def test_colours_can_be_read_on_white():
+    """WCAG 2.1, contrast of text: 4.5 to 1."""
+    assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in PALETTE)
+
+
+def test_a_long_chain_is_drawn_in_rows():
+    space = ChainSpace("long", {"skip": skip, "conv": conv}, [Layer(1 + place // 4) for place in range(14)])
+    svg = ElementTree.fromstring(draw(some(space, 1)[0]))
+    boxes = [e for e in svg.iter("{http://www.w3.org/2000/svg}rect") if e.get("class") == "layer"]
+    assert len(boxes) == 14
+    assert sorted({float(box.get("y")) for box in boxes}) == sorted({float(boxes[place].get("y")) for place in (0, 6, 12)})
+    assert all(float(box.get("x")) + float(box.get("width")) < float(svg.get("width")) for box in boxes)
+
+
+# --- references and digests
+
+# Torch is imported where it is needed, so that a digest is known without it.
+OWN = """
+from tenas import CellSpace, Measure
+import helper
+SPACE = CellSpace("filed", {"skip": helper.skip, "conv": helper.conv}, nodes=3)
+MEASURE = Measure("mine", lambda network, images: 1.0)
+NOTHING = 3
+"""
+HELPER = """
+def skip(inputs, outputs, stride):
+    from torch import nn
+    return nn.Identity()
+def conv(inputs, outputs, stride):
+    from torch import nn
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
+"""
+FILES = {"own.py": OWN, "helper.py": HELPER}
+
+
+def write(folder: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def python(folder: Path, code: str, **environment: str) -> str:
+    path = os.pathsep.join([str(ROOT), *filter(None, [environment.pop("path", "")])])
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout.strip()
+
+
+DIGEST = (
+    "from tenas.search.made_by import *\nprint(measuring_code('score', {{'space': {space!r}}}, {{'measures': [{measure!r}]}}))"
+)
+
+
+def test_a_digest_follows_the_file_and_what_it_imports(tmp_path):
+    write(tmp_path, FILES | {"other.py": ""})
+    code = DIGEST.format(space="own.py:SPACE", measure="own.py:MEASURE")
+    first = python(tmp_path, code)
+    write(tmp_path, {"other.py": "x = 1"})
+    assert python(tmp_path, code) == first
+    write(tmp_path, {"helper.py": HELPER + "x = 1"})
+    second = python(tmp_path, code)
+    write(tmp_path, {"own.py": OWN.replace("1.0", "2.0")})
+    assert len({first, second, python(tmp_path, code)}) == 3
+
+
+def test_a_digest_follows_the_modules_of_a_package(tmp_path):
+    files = {
+        "lab/__init__.py": "",
+        "lab/own.py": OWN.replace("import helper", "from . import helper\nfrom lab.deep import nets"),
+        "lab/helper.py": HELPER,
+        "lab/deep/nets.py": "from ..more import x",
+        "lab/more.py": "x = 1",
+        "lab/unused.py": "",
+    }
+    write(tmp_path / "src", files)
+    (tmp_path / "work").mkdir()
+    code = DIGEST.format(space="lab.own:SPACE", measure="lab.own:MEASURE")
+
+    def digest(edited: str = "lab/own.py", more: str = "") -> str:
+        write(tmp_path / "src", files | {edited: files[edited] + more})
+        return python(tmp_path / "work", code, path=str(tmp_path / "src"))
+
+    first = digest()
+    assert digest("lab/unused.py", "y = 2") == first
+    assert len({first, *(digest(name, "\ny = 2\n") for name in list(files)[:-1])}) == 6
+
+
+def test_a_reference_to_something_else_is_refused_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, FILES | {"broken.py": "import nothing_of_that_name"})
+    assert get_space("own.py:SPACE") is get_space("./own.py:SPACE") is get_space(f"{tmp_path}/own.py:SPACE")
+    assert get_space("own.py:SPACE").reference == "own.py:SPACE"
+    for name, message in {
+        "none.py:SPACE": r"to come from none\.py, which is not a file",
+        "own.py:SPCE": r"'own\.py:SPCE' does not exist: own\.py has .*SPACE",
+        "own.py:NOTHING": "is a int, not a space",
+        "broken.py:SPACE": r"cannot be imported .*nothing_of_that_name",
+        "own.py:": "is no reference",
+    }.items():
+        with pytest.raises(TenasError, match=message):
+            get_space(name)
+    with pytest.raises(TenasError, match="is a CellSpace, not a measure"):
+        get_measure("own.py:SPACE")
+
+
+# --- measures
+
+
+def test_a_measure_gives_a_plain_number_or_a_sentence():
+    network, images = nn.Linear(2, 2), torch.zeros(1, 2)
+
+    def measure(value, **traits):
+        return Measure("mine", lambda network, images: value, **traits)(network, images)
+
+    for value in (torch.tensor(1.5, requires_grad=True), np.float32(1.5), np.array([1.5]), 1.5):
+        assert (measure(value), type(measure(value))) == (1.5, float)
+    assert type(measure(torch.tensor(3))) is int
+    assert measure(-2.0, signed=True) == -2
+    for value, message in ((-2.0, "gave -2; one that can be negative"), ("x", "gave a str, not a number"), (None, "a NoneType"),
+                           (torch.zeros(2), "gave a Tensor"), (float("nan"), "is not a number")):  # fmt: skip
+        with pytest.raises(TenasError, match=message):
+            measure(value)
+    with pytest.raises(TenasError, match=r"letters, digits, .* not 'a,b'"):
+        Measure("a,b", len)
+
+
+DRAWS = """
+import torch
+from torch import nn
+from tenas import CellSpace, Measure
+
+class Scale(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.factor = nn.Parameter(torch.randn(channels, 1, 1))
+        self.norm = nn.GroupNorm(1, channels)
+        self.more = nn.Bilinear(2, 2, 2)
+    def forward(self, x):
+        return self.norm(x) * self.factor + self.more(x.new_ones(1, 2), x.new_ones(1, 2)).sum()
+
+SPACE = CellSpace("draws", {"scale": lambda i, o, s: Scale(i), "skip": lambda i, o, s: nn.Identity()}, nodes=3)
+
+def noisy(network, images):
+    with torch.no_grad():
+        return network(images + torch.randn_like(images)).var()
+MEASURE = Measure("noisy", noisy)
+"""
+
+
+def test_what_operators_and_measures_draw_follows_from_names(tmp_path, monkeypatch):
+    """In any order, in worker processes too: parameters that torch draws when a module is made, noise of a measure."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"draws.py": DRAWS})
+    space = get_space("draws.py:SPACE")
+    settings = {"repeats": 2, "batch": 4, "channels": 3, "cells": 1, "weights": "pytorch", "redraw": True, "inputs": "images"}
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    card = {"mean": [0.5] * 3, "std": [0.25] * 3, "classes": 3}
+    cells = Cells(space, tuple(Cell(number, genotype.arch) for number, genotype in enumerate(space.genotypes())))
+    for subjects, threads in ((cells, 2), (Trials(space.full_mask(), space.rounds()[0]), 1)):
+        measurements = plan({"draws.py:MEASURE": settings}, subjects.ids)
+        task = Task({"draws.py:MEASURE": settings}, subjects, (0, 1))
+        plain = score(task, images, card, measurements)
+        assert plain == score(task, images, card, measurements[::-1], threads=threads)
+        assert len(set(plain.values())) > len(plain) // 2
+
+
+# --- trained networks
+
+
+def test_a_trained_network_knows_its_space(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, FILES)
+    shape = {"channels": 3, "cells": 1, "classes": 2, "stem": "cifar"}
+    genotype = get_space("own.py:SPACE").parse("|conv~0|+|skip~0|conv~1|")
+    network = Network(genotype, **shape).eval()
+    save_network(tmp_path / "own.pt", network, genotype, shape, 8, [0.5] * 3, [0.25] * 3)
+    loaded, card = load_network(tmp_path / "own.pt")
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(loaded(images), network(images))
+    assert (card["space"], card["arch"]) == ("own.py:SPACE", genotype.arch)
+    # In another folder, by the reference that is right there; in a process that has not imported it.
+    (tmp_path / "elsewhere").mkdir()
+    code = "from tenas.retrain import load_network\nprint(load_network('../own.pt', {})[1]['space'])"
+    assert python(tmp_path / "elsewhere", code.format("'../own.py:SPACE'")) == "../own.py:SPACE"
+    with pytest.raises(AssertionError, match=r"to come from own\.py, which is not a file"):
+        python(tmp_path / "elsewhere", code.format(None))
+    write(tmp_path, {"helper.py": HELPER.replace("bias=False", "bias=True")})
+    with pytest.raises(AssertionError, match=r"do not fit the networks of own\.py:SPACE: it has changed"):
+        python(tmp_path, code.format(None).replace("../own.pt", "own.pt"))
+    # A file of an earlier version, which names no space.
+    cell = load_genotype("|skip_connect~0|+|none~0|nor_conv_1x1~1|+|none~0|none~1|skip_connect~2|")
+    save_network(tmp_path / "old.pt", Network(cell, **shape), cell, shape, 8, [0.5] * 3, [0.25] * 3)
+    content = torch.load(tmp_path / "old.pt")
+    del content["space"]
+    torch.save(content, tmp_path / "old.pt")
+    assert load_network(tmp_path / "old.pt")[1]["space"] == "nas-bench-201"
