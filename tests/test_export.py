@@ -97,7 +97,7 @@ def test_equal_networks_are_equal_files_and_the_auxiliary_head_is_left_out(tmp_p
     store(tmp_path / "two.pt", "darts")
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
     loaded, card = load_network(tmp_path / "one.pt")
-    assert card.keys() == {"arch", "channels", "cells", "classes", "stem", "side", "mean", "std"}
+    assert card.keys() == {"space", "arch", "channels", "cells", "classes", "stem", "side", "mean", "std"}
     assert not any("auxiliary" in name for name in loaded.state_dict())
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
