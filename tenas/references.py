@@ -66,7 +66,8 @@ def load_module(name: str, what: str) -> ModuleType:
         return _import_file(Path(name), what) if name.endswith(".py") else importlib.import_module(name)
     except TenasError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # A script that ends the process when it is imported must not end this one.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise TenasError(f"The {what} {name!r} cannot be imported ({reason}).") from error
 

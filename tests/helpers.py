@@ -40,26 +40,6 @@ measures:
   linear_regions: {repeats: 2, inputs: crops, count: 300, blocks: 3, channels: 1, weights: kaiming_fan_in, redraw: true}
 """
 
-# Runs a subcommand and notes its exit status, the files of the package whose functions were called, and whether torch was loaded.
-TRACER = """
-import inspect, json, sys
-from pathlib import Path
-import tenas
-root = Path(tenas.__file__).parent
-called = set()
-def trace(frame, event, argument):
-    code = frame.f_code
-    # Functions alone: the bodies of modules and classes run at import.
-    if event == "call" and code.co_flags & inspect.CO_OPTIMIZED:
-        called.add(code.co_filename)
-from tenas.cli import main
-sys.setprofile(trace)
-status = main(sys.argv[2:])
-sys.setprofile(None)
-ours = [Path(name).relative_to(root).as_posix() for name in called if name.startswith(str(root))]
-Path(sys.argv[1]).write_text(json.dumps({"status": status, "called": ours, "torch": "torch" in sys.modules}))
-"""
-
 
 # --- settings
 
@@ -125,12 +105,12 @@ def nothing(inputs: int, outputs: int, stride: int) -> None:
 OPERATORS = {"none": nothing, "pool": pool, "conv1": conv(1), "conv3": conv(3)}
 
 
-def kept_space(nodes: int = 5, kept: int = 2, operators: int = 3) -> CellSpace:
-    """Two cell types with two inputs, whose nodes keep some of their edges: DARTS in small."""
+def kept_space(
+    nodes: int = 5, kept: int = 2, operators: int = 3, cell_types: Sequence[str] = ("normal", "reduction")
+) -> CellSpace:
+    """Cells with two inputs, whose nodes keep some of their edges: DARTS in small."""
     chosen = dict(list(OPERATORS.items())[-operators:])
-    return CellSpace(
-        "kept", chosen, nodes=nodes, inputs=2, cell_types=("normal", "reduction"), edges_of_a_node=kept, channels=4, cells=3
-    )
+    return CellSpace("kept", chosen, nodes=nodes, inputs=2, cell_types=cell_types, edges_of_a_node=kept, channels=4, cells=3)
 
 
 def chain_space(layers: int = 3) -> ChainSpace:

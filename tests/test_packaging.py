@@ -103,7 +103,9 @@ def test_what_the_package_declares():
         for path in (ROOT / "tenas").rglob("*.py")
         for found in re.finditer(r"^\s*(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
-    modules = {"sklearn": "scikit-learn", "pydantic_core": "pydantic", "PIL": "pillow", "yaml": "pyyaml", "nas_201_api": "nas-bench-201"}
+    modules = {
+        "sklearn": "scikit-learn", "pydantic_core": "pydantic", "PIL": "pillow", "yaml": "pyyaml", "nas_201_api": "nas-bench-201",
+    }  # fmt: skip
     declared = {Requirement(text).name for text in PROJECT["dependencies"]}
     distributions = metadata.packages_distributions()
     third_party = {modules.get(name, name) for name in imported if name in distributions} - {"tenas"}

@@ -232,7 +232,7 @@ def test_claims_are_judged_by_the_runs_that_are_configured(funnel, tmp_path):
     [
         ({"space": "nas"}, ["space", "'nas'", "nas-bench-201"]),
         ({"dataset": "cifar"}, ["data set", "'cifar'", "digits"]),
-        ({"preset": "best"}, ["preset", "'best'", "default, paper, released"]),
+        ({"preset": "best"}, ["preset", "'best'", "default, ", "paper, released"]),
         ({"retrain": "long"}, ["preset", "'long'", "digits, nas-bench-201"]),
         ({"epochs": 3}, ["'epochs'", "runs.digits", "seeds, retrain, retraining"]),
         ({"search": {"change": "cube"}}, ["'change'", "'cube'", "log, relative, absolute"]),

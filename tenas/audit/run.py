@@ -14,11 +14,9 @@ from tenas.audit.results import look_at_genotype, look_at_summary
 from tenas.audit.step import State, Step
 from tenas.audit.training import follow_training
 from tenas.errors import TenasError
-from tenas.files import read_csv
-from tenas.scoring.subjects import Cells
 from tenas.search.limits import Limits
 from tenas.settings.search import is_of_earlier_version, read_settings, schedule
-from tenas.spaces import Round, get_space
+from tenas.spaces import get_space
 
 FOLLOW: dict[str, Callable[[Step], State | None]] = {
     "operators": follow_pruning, "edges": follow_pruning, "cells": follow_cells, "training": follow_training,
@@ -60,7 +58,7 @@ def audit_run(case: Case) -> None:
 
 def _seed(case: Case, seed: int, limits: Limits | None) -> None:
     """From the first mask to the genotype, and what was made of that."""
-    rounds, number = _rounds(case, seed), 0
+    rounds, number = schedule(case.settings), 0
     mask, path = case.space.full_mask(case.settings["exclude"]), layout.path(layout.MASK, case.folder, seed=seed, round=0)
     case.decision(path, "mask", "mask", mask.to_json(), [], "is not the supernet that the settings start from")
     state: State | None = State(mask, path)
@@ -80,16 +78,3 @@ def _seed(case: Case, seed: int, limits: Limits | None) -> None:
 def _numbers(case: Case, seed: int) -> set[int]:
     folders = layout.path(layout.SEED, case.folder, seed=seed).glob("round*")
     return {int(path.name[5:]) for path in folders if re.fullmatch(r"round\d+", path.name)}
-
-
-def _rounds(case: Case, seed: int) -> tuple[Round, ...]:
-    """The schedule. Where a list of cells of the user's own is not here, its length is that of the sample."""
-    try:
-        return schedule(case.settings)
-    except TenasError:
-        entries = [dict(entry) for entry in case.settings["rounds"]]
-        for number, entry in enumerate(entries, start=1):
-            if isinstance(entry.get("sample"), str) and entry["sample"] != "all":
-                sample = layout.path(layout.SAMPLE, case.folder, seed=seed, round=number)
-                entry["sample"] = len(read_csv(sample, Cells.columns, "sample"))
-        return schedule({**case.settings, "rounds": entries})

@@ -1,10 +1,20 @@
 """The limits of a run as numbers, from its settings. Imports torch to count what operators cost."""
 
 from collections.abc import Mapping
+from functools import cache
 
 from tenas.benchmark.index import read_column
 from tenas.search.limits import resolve
 from tenas.spaces import get_space
+from tenas.spaces.sums import Sums
+
+
+@cache
+def _costs(space: str, side: int, classes: int, network: tuple) -> dict[str, Sums]:
+    """What operators cost, counted once for all runs of a configuration that train the same networks: it takes seconds."""
+    from tenas.networks.costs import operator_costs
+
+    return operator_costs(get_space(space), side=side, classes=classes, **dict(network))
 
 
 def resolved_limits(settings: Mapping, *, classes: int, side: int) -> dict:
@@ -17,9 +27,7 @@ def resolved_limits(settings: Mapping, *, classes: int, side: int) -> dict:
     side = network.pop("side", None) or side
     sums = {}
     if {"parameters", "flops"} & limits.keys():
-        from tenas.networks.costs import operator_costs
-
-        sums = operator_costs(space, side=side, classes=classes, **network)
+        sums = _costs(settings["space"], side, classes, tuple(network.items()))
     latency = limits.get("latency")
     table = read_column(latency["table"], latency["column"], space) if latency else None
     found = resolve(space, settings["exclude"], limits, sums, table)

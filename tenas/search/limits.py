@@ -6,6 +6,7 @@ latencies, is looked through.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ class Limits:
     sums: Mapping[str, tuple[Sums, float]]
     table: Mapping[str, float] | None = None
     most: float = 0.0
-    _seen: dict[tuple, bool] = field(default_factory=dict, repr=False, compare=False)
+    _seen: dict[bytes, bool] = field(default_factory=dict, repr=False, compare=False)
 
     def figures(self, genotype: Genotype) -> dict[str, float | None]:
         """What a cell has of each limited figure; None where the table does not have the cell."""
@@ -47,9 +48,10 @@ class Limits:
 
     def reachable(self, mask: Mask) -> bool:
         """Whether a mask spans a cell that is within all limits at once."""
-        if mask.active not in self._seen:
-            self._seen[mask.active] = self._any_in_table(mask) if self.table is not None else self._any_sum(mask)
-        return self._seen[mask.active]
+        key = bytes(on for rows in mask.active for row in rows for on in row)
+        if key not in self._seen:
+            self._seen[key] = self._any_in_table(mask) if self.table is not None else self._any_sum(mask)
+        return self._seen[key]
 
     def _any_sum(self, mask: Mask) -> bool:
         if len(self.sums) == 1:
@@ -129,10 +131,10 @@ def amount(value: float | str, largest: float, name: str) -> float:
             number = float(text.removesuffix("%"))
         except ValueError:
             number = -1.0
-        if number <= 0 or (text.endswith("%") and number > 100):
+        if not 0 < number < math.inf or (text.endswith("%") and number > 100):
             raise TenasError(f"The limit {name!r} is {value!r}; it must be a number above 0, or a share such as '60%'.")
         return number / 100 * largest if text.endswith("%") else number
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise TenasError(f"The limit {name!r} is {value}; it must be above 0.")
     return float(value)
 

@@ -9,22 +9,28 @@ from tenas.errors import TenasError
 from tenas.files import read_table
 from tenas.scoring.subjects import Cell, Cells
 from tenas.search.limits import Limits
+from tenas.search.prune import pruned_within
 from tenas.search.shortlist import read_shortlist
 from tenas.seeds import derive_seed
 from tenas.spaces import get_space
-from tenas.spaces.base import Genotype, Mask, Space
+from tenas.spaces.base import Genotype, Mask, Space, operators_left
 
 # Of a space of at most that many cells all are listed, then shuffled; of a larger one cells are drawn until there are enough.
 LISTED = 200_000
-# Draws without a new cell after which a sample is given up.
+# Draws without a new cell after which no more are drawn.
 TRIES = 20_000
+# Likewise of cells that are found by pruning at random.
+PRUNINGS = 50
 
 
 def sample_cells(mask: Mask, count: int | None, seed: int, limits: Limits | None = None) -> Cells:
     """Cells that a mask spans and the limits allow, each as likely as any other; all of them without ``count``.
 
     Numbered from 1 in the order of their drawing, so a smaller sample is the beginning of a larger one. Where fewer cells fit
-    than were asked for, it is all of them. Raises TenasError where none is found.
+    than were asked for, it is all of them. Of a space too large to be listed (LISTED), limits that fewer than one cell in TRIES
+    meets leave too few to be drawn: the rest is found by pruning at random, which prefers some to others.
+
+    Raises TenasError where no cell fits.
     """
     generator = np.random.default_rng(seed)
     if mask.space.size(mask) <= LISTED:
@@ -53,6 +59,25 @@ def _drawn(mask: Mask, count: int, generator: np.random.Generator, limits: Limit
             seen.add(arch)
             tries = 0
             yield genotype
+    tries = 0
+    while limits is not None and len(seen) < count and tries < PRUNINGS and limits.reachable(mask):
+        genotype = _pruned(mask, generator, limits)
+        tries += 1
+        if genotype.arch not in seen:
+            seen.add(genotype.arch)
+            tries = 0
+            yield genotype
+
+
+def _pruned(mask: Mask, generator: np.random.Generator, limits: Limits) -> Genotype:
+    """A cell within limits that a mask can reach, what is left of it when it is pruned at random."""
+    space = mask.space
+    for round in (space.operators_round(1, operators_left(mask), len(space.operators)), *space.edges_rounds(2)):
+        trials = tuple(space.candidates(mask, round))
+        ranks = [generator.permutation(len(trials))[None] + 1.0]
+        (gone,) = pruned_within(ranks, space.rivals(trials, round), "rank_sum", trials, mask, limits)
+        mask = mask.without(trial for trial, go in zip(trials, gone, strict=True) if go)
+    return space.genotype(mask)
 
 
 def listed_cells(path: str | os.PathLike, space: Space, limits: Limits | None = None) -> Cells:

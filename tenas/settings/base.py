@@ -2,12 +2,12 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from tenas.errors import TenasError, one_of
@@ -15,23 +15,34 @@ from tenas.errors import TenasError, one_of
 
 def _whole(value: object) -> object:
     """Whole floats become integers (YAML's 8.0); booleans and texts are no numbers."""
-    if isinstance(value, bool | str) or value is None:
-        raise PydanticCustomError("whole", "must be a whole number")
-    if isinstance(value, float):
-        if not value.is_integer():
-            raise PydanticCustomError("whole", "must be a whole number")
+    if isinstance(value, float) and value.is_integer():
         return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PydanticCustomError("whole", "must be a whole number")
     return value
 
 
 def _real(value: object) -> object:
-    if isinstance(value, bool | str) or value is None or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise PydanticCustomError("real", "must be a finite number")
     return value
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 Real = Annotated[float, BeforeValidator(_real)]
+# A text or a number is none: YAML knows true and false.
+Flag = Annotated[bool, Field(strict=True)]
+
+
+def _distinct(values: list) -> list:
+    doubled = [value for place, value in enumerate(values) if value in values[:place]]
+    if doubled:
+        raise PydanticCustomError("distinct", "{value} stands there twice", {"value": repr(doubled[0])})
+    return values
+
+
+# Of a list: no value twice.
+Distinct = AfterValidator(_distinct)
 
 
 class Model(BaseModel):
@@ -54,7 +65,7 @@ AnyModel = TypeVar("AnyModel", bound=Model)
 
 _KINDS = {
     "dict_type": "a mapping", "model_type": "a mapping", "list_type": "an array (list)", "string_type": "a text",
-    "bool_type": "true or false", "bool_parsing": "true or false", "tuple_type": "an array (list)",
+    "bool_type": "true or false", "tuple_type": "an array (list)",
 }  # fmt: skip
 _BOUNDS = {
     "greater_than_equal": ("ge", "at least"), "greater_than": ("gt", "above"), "less_than_equal": ("le", "at most"),
@@ -77,17 +88,23 @@ def sentence(error: ValidationError, where: str, at: str = "") -> str:
         parent = ".".join(places[:-1])
         return f"{where}: the key {places[-1]!r} is missing in {repr(parent) if parent else 'the top level'}."
     value = _short(first["input"])
+    if kind == "name":
+        return f"{where}: '{'.'.join(places[:-2])}' has the name {value}; it {first['msg']}."
+    if kind == "allowed":
+        return f"{where}: {name} is {value}; allowed: {first['msg']}."
     if kind == "literal_error":
         return f"{where}: {name} is {value}; allowed: {str(context['expected']).replace(chr(39), '').replace(' or ', ', ')}."
     if kind in _KINDS:
         return f"{where}: {name} is {value}; it must be {_KINDS[kind]}."
     if kind in _BOUNDS:
         bound, word = _BOUNDS[kind]
-        return f"{where}: {name} is {value}; it must be {word} {context[bound]:g}."
+        return f"{where}: {name} is {value}; it must be {word} {context[bound]}."
     if kind in ("too_short", "too_long"):
         bound = context.get("min_length", context.get("max_length"))
         word = "least" if kind == "too_short" else "most"
         return f"{where}: {name} has {context['actual_length']} entries; it must have at {word} {bound}."
+    if kind == "string_too_short":
+        return f"{where}: {name} is {value}; it must not be empty."
     if kind in ("whole", "real"):
         return f"{where}: {name} is {value}; it {first['msg']}."
     message = first["msg"].removeprefix("Value error, ")
@@ -117,6 +134,8 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) ->
         if key.tag == "tag:yaml.org,2002:merge":
             continue
         name = loader.construct_object(key, deep=True)
+        if not isinstance(name, Hashable):
+            raise yaml.constructor.ConstructorError(None, None, "a list or a mapping cannot be a key", key.start_mark)
         if name in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice in one mapping", key.start_mark)
         seen.add(name)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from tenas.settings.base import Model, Whole
+from tenas.settings.base import Distinct, Model, Whole
 from tenas.settings.study import Study
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -16,11 +16,11 @@ TAKEN = ("claims", "table_search", "report")
 
 def _name(value: object) -> object:
     if not isinstance(value, str):
-        raise PydanticCustomError("name", "a name must be a text: put it in quotation marks")
+        raise PydanticCustomError("name", "must be a text: put it in quotation marks")
     if NAME.fullmatch(value) is None:
-        raise PydanticCustomError("name", "a name is letters, digits, '_', '.' and '-', at most 100 of them")
+        raise PydanticCustomError("name", "must be at most 100 letters, digits, '_', '.' and '-', a letter or a digit first")
     if value.rpartition(".")[0] in TAKEN or value in TAKEN:
-        raise PydanticCustomError("name", "the name is that of a file of the results")
+        raise PydanticCustomError("name", "must not be that of a file of the results")
     return value
 
 
@@ -28,29 +28,23 @@ Name = Annotated[str, BeforeValidator(_name)]
 Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1)]
 
 
-def _distinct(seeds: list) -> list:
-    if isinstance(seeds, list) and len(set(map(repr, seeds))) < len(seeds):
-        raise PydanticCustomError("distinct", "an entry stands there twice")
-    return seeds
-
-
 class Threads(Model):
     """Processor threads of a job."""
 
-    score: Annotated[Whole, Field(ge=1)] = 1
+    score: Annotated[Whole, Field(ge=1, le=1024)] = 1
     """Threads of a job that scores: on the CPU it has as many processes of one thread."""
-    retrain: Annotated[Whole, Field(ge=1)] = 2
+    retrain: Annotated[Whole, Field(ge=1, le=1024)] = 2
     """Threads of a job that trains."""
 
 
 class TableSearch(Model):
     """Searches that look accuracies up, for what a run finds to stand against."""
 
-    budgets: Annotated[list[Annotated[Whole, Field(ge=1, le=15625)]], Field(min_length=1), BeforeValidator(_distinct)] = [
+    budgets: Annotated[list[Annotated[Whole, Field(ge=1, le=15625)]], Field(min_length=1), Distinct] = [
         1, 10, 54, 100, 1000,
     ]  # fmt: skip
     """Cells that a search may look at."""
-    seeds: Annotated[Whole, Field(ge=1)] = 100
+    seeds: Annotated[Whole, Field(ge=1, le=100_000)] = 100
     """Searches of each method on each data set, with seeds from 0."""
 
 
@@ -61,7 +55,7 @@ class Dataset(Model):
     """Name of a source (docs/data.md), or reference to one's own."""
     path: str | None = None
     """Folder or file of the source; not for digits."""
-    images: Annotated[Whole, Field(ge=1, le=10_000)] = 10_000
+    images: Annotated[Whole, Field(ge=2, le=10_000)] = 10_000
     """Images that the search may draw from, a seeded sample of the training part."""
     side: Annotated[Whole, Field(ge=8, le=4096)] | None = None
     """Height and width that images are resized to; by default the source's own."""
@@ -84,7 +78,7 @@ class Run(Model):
     """Limits on the network that is trained in the end: parameters, flops, latency."""
     trainings: str | None = None
     """What a round of trainings does: real, table, table:COLUMN, none; null for what the preset says."""
-    seeds: Annotated[list[Seed], Field(min_length=1), BeforeValidator(_distinct)]
+    seeds: Annotated[list[Seed], Field(min_length=1), Distinct]
     """Seeds; each is a search of its own, in ``results/<run>/seed<k>/``."""
     retrain: str | None = None
     """Name of a preset of config/retrain, or null for a search alone."""
@@ -95,14 +89,14 @@ class Run(Model):
 class Config(Model):
     """The configuration of the workflow."""
 
-    shards: Annotated[Whole, Field(ge=1)] = 2
+    shards: Annotated[Whole, Field(ge=1, le=10_000)] = 2
     """Jobs that a round of a search is split into, at most one per subject; the result does not depend on it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where jobs score and train: cpu, cuda, or auto, a GPU where there is one. On a cluster whose login node has none say
     cuda."""
     threads: Threads = Threads()
     """Processor threads of a job."""
-    benchmark: dict[str, str | None] = {}
+    benchmark: dict[str, Annotated[str, Field(min_length=1)] | None] = {}
     """Table of a space: CSV, CSV.gz or Parquet, one row per cell; ``builtin`` for the one that comes with the project, which
     is also what a space has that is not named here; null for none."""
     claims: str | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tenas.errors import TenasError
-from tenas.settings.base import Model, Real, Whole, checked, merged, read_preset
+from tenas.settings.base import Flag, Model, Real, Whole, checked, merged, read_preset
 
 Share = Annotated[Real, Field(ge=0, le=1)]
 NotNegative = Annotated[Real, Field(ge=0)]
@@ -28,17 +28,17 @@ class ColourJitter(Model):
 class Retraining(Model):
     """SGD with momentum; the learning rate follows half a cosine to zero, step by step, after a linear warm-up."""
 
-    channels: Annotated[Whole, Field(ge=1)]
+    channels: Annotated[Whole, Field(ge=1, le=4096)]
     """Channels of the network's first stage."""
-    cells: Annotated[Whole, Field(ge=1)]
+    cells: Annotated[Whole, Field(ge=1, le=1000)]
     """Cells of the network: per stage for cells with one input, in all for those with two; repeats of a chain's layers."""
     stem: Literal["cifar", "imagenet"] = "cifar"
     """How the network begins; imagenet halves height and width three times (DARTS's networks alone)."""
-    side: Annotated[Whole, Field(ge=8)] | None = None
+    side: Annotated[Whole, Field(ge=8, le=4096)] | None = None
     """Height and width of the images in pixels; null for that of the data set's entry, which is the search's."""
-    epochs: Annotated[Whole, Field(ge=1)]
+    epochs: Annotated[Whole, Field(ge=1, le=100_000)]
     """Epochs of training."""
-    batch: Annotated[Whole, Field(ge=2)]
+    batch: Annotated[Whole, Field(ge=2, le=1_000_000)]
     """Images of a step, over all processes, at most; the steps of an epoch are made as equal as can be."""
     learning_rate: Annotated[Real, Field(gt=0)]
     """Peak of the learning rate."""
@@ -46,7 +46,7 @@ class Retraining(Model):
     """Epochs over which the learning rate rises from zero to its peak."""
     momentum: Annotated[Real, Field(ge=0, lt=1)]
     """Momentum of SGD."""
-    nesterov: bool
+    nesterov: Flag
     """Nesterov's form of the momentum, which has to be above 0 for it."""
     weight_decay: NotNegative
     """Weight decay on all parameters, those of batch normalisation too."""
@@ -54,7 +54,7 @@ class Retraining(Model):
     """Share of the label that is spread over all classes."""
     clip: Annotated[Real, Field(gt=0)] | None = None
     """Largest norm of the gradient over all parameters; null for no clipping."""
-    crop_padding: Annotated[Whole, Field(ge=0)]
+    crop_padding: Annotated[Whole, Field(ge=0, le=4096)]
     """Black pixels around an image, out of which a random crop of its own size is taken."""
     resized_crop: Annotated[Real, Field(gt=0, le=1)] | None = None
     """Least share of an image's area that is cropped at random and resized (torchvision's RandomResizedCrop), in place of
@@ -63,9 +63,9 @@ class Retraining(Model):
     """Of a validation or test image, the middle square that is seen, as a share of its shorter side."""
     colour_jitter: ColourJitter | None = None
     """Largest random change of brightness, contrast, saturation and hue; null for none."""
-    flip: bool
+    flip: Flag
     """Whether every second image is mirrored, left and right."""
-    cutout: Annotated[Whole, Field(ge=0)] = 0
+    cutout: Annotated[Whole, Field(ge=0, le=4096)] = 0
     """Side of a square that is blanked at a random place; 0 for none."""
     auxiliary: NotNegative = 0
     """Weight of the loss of DARTS's auxiliary head, which reads the second reduction cell; 0 for no such head."""
@@ -77,9 +77,9 @@ class Retraining(Model):
     epoch."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the network computes in; weights, normalisation and loss stay in fp32."""
-    compile: bool = False
+    compile: Flag = False
     """Whether torch.compile compiles the network, which takes minutes first."""
-    workers: Annotated[Whole, Field(ge=0)] = 4
+    workers: Annotated[Whole, Field(ge=0, le=1024)] = 4
     """Most processes that decode image files ahead of each GPU, for a folder of images; they do not change the result."""
 
 

@@ -3,21 +3,24 @@
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from tenas.errors import TenasError
-from tenas.files import read_json
+from tenas.files import read_json, read_table
 from tenas.measures.catalogue import Measure, get_measure
-from tenas.settings.base import Model, Real, Whole, checked, merged, read_preset
+from tenas.settings.base import Distinct, Flag, Model, Real, Whole, checked, merged, read_preset
 from tenas.settings.retrain import Retraining, retrain_settings
 from tenas.spaces import Round, Space, get_space
 from tenas.spaces.base import after, operators_left
 
-Positive = Annotated[Whole, Field(ge=1)]
+Positive = Annotated[Whole, Field(ge=1, le=1_000_000)]
+# Sizes that some machine can hold.
+Channels = Annotated[Whole, Field(ge=1, le=4096)]
+Cells = Annotated[Whole, Field(ge=1, le=1000)]
 Weights = Literal["kaiming_fan_in", "kaiming_fan_out", "pytorch", "normal"]
 
 
@@ -26,18 +29,18 @@ class _Repeated(Model):
     """Measurements of each subject."""
     weights: Weights
     """How weights are drawn (tenas.networks.initialise)."""
-    redraw: bool
+    redraw: Flag
     """Whether every repeat draws new weights, or a round keeps one draw."""
 
 
 class OnABatch(_Repeated):
     """Settings of a measure of a network on one batch of images."""
 
-    batch: Annotated[Whole, Field(ge=2)]
+    batch: Annotated[Whole, Field(ge=2, le=10_000)]
     """Images of a batch."""
-    channels: Positive
+    channels: Channels
     """Channels of the network's first stage."""
-    cells: Positive
+    cells: Cells
     """Cells of the network: per stage for cells with one input, in all for those with two; repeats of a chain's layers."""
     inputs: Literal["images", "noise"] = "images"
     """Images of the data set, or standard normal noise of their shape."""
@@ -49,14 +52,20 @@ class OnRegions(_Repeated):
     inputs: Literal["crops", "images"]
     """Random 3x3 crops of one random channel each, seen by the cells without stem and classifier; or whole images, seen by the
     whole network."""
-    count: Annotated[Whole, Field(ge=2)]
+    count: Annotated[Whole, Field(ge=2, le=10_000_000)]
     """Inputs of a count; whole images are at most those that the data set has."""
     blocks: Positive
     """Forward passes that the inputs are split over, at most ``count``."""
-    channels: Positive
+    channels: Channels
     """Channels of the network's first stage."""
-    cells: Positive = 1
+    cells: Cells = 1
     """Cells of the network that sees whole images."""
+
+    @model_validator(mode="after")
+    def _blocks_have_inputs(self) -> "OnRegions":
+        if self.blocks > self.count:
+            raise PydanticCustomError("blocks", "'blocks' is {blocks}; it must be at most 'count', which is {count}", dict(self))
+        return self
 
 
 MEASURE_SETTINGS: dict[str, type[_Repeated]] = {"batch": OnABatch, "regions": OnRegions}
@@ -111,6 +120,8 @@ class CellsRound(Model):
     sample: Positive | Literal["all"] | str | None = None
     """Cells that are drawn from what is left of the space: a number, ``all``, or a CSV file with a column ``arch`` of one's own;
     null for those that the round before has kept."""
+    listed: Positive | None = None
+    """Cells of that file: counted when a preset is resolved, and not to be given."""
     keep: Positive
     """Cells that are kept."""
     aggregate: Aggregate = "log_rank_sum"
@@ -160,10 +171,16 @@ class Limits(Model):
     """Figures of a table of one's own."""
 
 
+def _trainings(value: str) -> str:
+    if re.fullmatch(r"real|none|table(:.+)?", value) is None:
+        raise PydanticCustomError("allowed", "real, table, table:COLUMN, none")
+    return value
+
+
 class Preset(Model):
     """A preset of a search. Keys that a round leaves out are taken from here."""
 
-    exclude: list[str] = []
+    exclude: Annotated[list[str], Distinct] = []
     """Operators that are masked before the first round."""
     prune: Positive = 1
     """Operators that an edge loses in a round of operators."""
@@ -179,11 +196,11 @@ class Preset(Model):
     """Whether a round of operators prunes all edges at once, or each edge is settled in a round of its own."""
     measures: dict[str, Any] = Field(default={})
     """Settings of measures by name; a round that names none takes all of them."""
-    rounds: list[dict[str, Any]] = Field(default=[{"kind": "operators"}, {"kind": "edges"}], min_length=1)
+    rounds: list[Any] = Field(default=[{"kind": "operators"}, {"kind": "edges"}], min_length=1)
     """The rounds in their order. ``operators`` stands for as many as leave one operator on each edge."""
     limits: dict[str, Any] = {}
     """Limits on the network that is trained in the end: parameters, flops, latency."""
-    trainings: str = "real"
+    trainings: Annotated[str, AfterValidator(_trainings)] = "real"
     """What a round of trainings does: ``real``, ``table`` or ``table:COLUMN`` (looked up), ``none`` (left out)."""
 
 
@@ -234,7 +251,13 @@ def _measures_of_round(entry: Mapping, shared: Mapping, where: str) -> dict:
         own = {name: {} for name in own}
     if not isinstance(own, Mapping):
         raise TenasError(f"{where}: 'measures' is {own!r}; it must be a mapping, or an array (list) of names.")
-    return {name: merged(shared.get(name) or {}, value or {}) for name, value in own.items()}
+    return {name: _over(shared.get(name), value) for name, value in own.items()}
+
+
+def _over(base: object, value: object) -> object:
+    """A value merged over that of the preset; what is no mapping is left as it is, to be refused."""
+    given = {} if value is None else value
+    return merged(base, given) if isinstance(base, Mapping) and isinstance(given, Mapping) else given
 
 
 def _rounds(preset: Preset, space: Space, retraining: Mapping | None, datasets: Sequence[str], where: str) -> list[dict]:
@@ -244,9 +267,7 @@ def _rounds(preset: Preset, space: Space, retraining: Mapping | None, datasets: 
     found: list[dict] = []
     for number, entry in enumerate(preset.rounds, start=1):
         here = f"{where}: round {number}"
-        kind = entry.get("kind")
-        if kind not in KINDS:
-            raise TenasError(f"{here}: 'kind' is {kind!r}; allowed: {', '.join(KINDS)}.")
+        kind = _kind(entry, here)
         entry = dict(entry)
         if kind == "training":
             if preset.trainings == "none":
@@ -257,7 +278,10 @@ def _rounds(preset: Preset, space: Space, retraining: Mapping | None, datasets: 
         if preset.aggregate is not None:
             entry.setdefault("aggregate", preset.aggregate)
         if kind == "cells":
-            found.append(checked(CellsRound, entry, here).model_dump(mode="json"))
+            cells = checked(CellsRound, entry, here).model_dump(mode="json")
+            if is_list(cells["sample"]):
+                cells["listed"] = len(read_table(cells["sample"], ("arch",), "list of cells"))
+            found.append(cells)
             continue
         for value in entry["measures"].values():
             # In a smaller network a cell type does not stand, and its trials would change nothing.
@@ -282,10 +306,22 @@ def _rounds(preset: Preset, space: Space, retraining: Mapping | None, datasets: 
     return found
 
 
+def is_list(sample: object) -> bool:
+    """Whether a round's ``sample`` names a file of cells."""
+    return isinstance(sample, str) and sample != "all"
+
+
+def _kind(entry: object, where: str) -> str:
+    if not isinstance(entry, Mapping):
+        raise TenasError(f"{where} is {entry!r}; it must be a mapping with the key 'kind'.")
+    kind = entry.get("kind")
+    if kind not in KINDS:
+        raise TenasError(f"{where}: 'kind' is {kind!r}; allowed: {', '.join(KINDS)}.")
+    return str(kind)
+
+
 def _training(entry: dict, preset: Preset, space: Space, retraining: Mapping | None, datasets: Sequence[str], where: str) -> dict:
     source, _, column = preset.trainings.partition(":")
-    if source not in ("real", "table") or (source == "real" and column):
-        raise TenasError(f"{where}: 'trainings' is {preset.trainings!r}; allowed: real, table, table:COLUMN, none.")
     if source == "table":
         known = [space.short_trainings[name] for name in datasets if name in space.short_trainings]
         if not column and not known:
@@ -318,10 +354,12 @@ def with_changes(preset: Mapping, changes: Mapping, where: str) -> dict:
     by_number = changes.pop("rounds", None)
     result = merged(preset, changes)
     if isinstance(by_number, Mapping):
-        rounds = [dict(entry) for entry in preset.get("rounds") or [{"kind": "operators"}, {"kind": "edges"}]]
+        rounds = list(preset.get("rounds") or [{"kind": "operators"}, {"kind": "edges"}])
         for number, change in by_number.items():
             if not str(number).isdecimal() or not 1 <= int(number) <= len(rounds):
                 raise TenasError(f"{where}: 'rounds' has no round {number!r}; the preset has rounds 1 to {len(rounds)}.")
+            if not isinstance(change, Mapping):
+                raise TenasError(f"{where}: round {number} is {change!r}; it must be a mapping of keys to values.")
             rounds[int(number) - 1] = merged(rounds[int(number) - 1], change)
         result["rounds"] = rounds
     elif by_number is not None:
@@ -350,8 +388,8 @@ def assigned(assignments: Iterable[str]) -> dict:
         except yaml.YAMLError as error:
             raise TenasError(f"The value of {text!r} is not valid YAML.") from error
         # YAML takes 0.5e6 for a text.
-        with suppress(TypeError, ValueError):
-            parsed = float(parsed) if isinstance(parsed, str) else parsed
+        if isinstance(parsed, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", parsed):
+            parsed = float(parsed)
         part = changes
         *parents, last = _places(key)
         for parent in parents:
@@ -424,9 +462,7 @@ def check_settings(value: Mapping, where: str) -> dict:
     settings = checked(Settings, value, where).model_dump()
     for number, entry in enumerate(settings["rounds"], start=1):
         here = f"{where}: round {number}"
-        if entry.get("kind") not in KINDS:
-            raise TenasError(f"{here}: 'kind' is {entry.get('kind')!r}; allowed: {', '.join(KINDS)}.")
-        settings["rounds"][number - 1] = model = checked(KINDS[entry["kind"]], entry, here).model_dump(mode="json")
+        settings["rounds"][number - 1] = model = checked(KINDS[_kind(entry, here)], entry, here).model_dump(mode="json")
         if "measures" in model:
             model["measures"] = measure_settings(model["measures"], here)
     check_search(settings)
@@ -446,50 +482,52 @@ def check_search(settings: Mapping) -> None:
     order = {"operators": 0, "edges": 1, "cells": 2, "training": 3}
     if [order[kind] for kind in kinds] != sorted(order[kind] for kind in kinds):
         raise TenasError(f"The rounds are {', '.join(kinds)}; their order must be operators, edges, cells, training.")
-    if kinds[0] == "training":
+    if "training" in kinds and "cells" not in kinds:
         raise TenasError("A round of trainings needs a round of cells before it.")
-    for number, entry in enumerate(settings["rounds"], start=1):
+    left = operators_left(mask)
+    for round, entry in zip(schedule(settings), settings["rounds"], strict=True):
         signed = [name for name, (measure, _) in measures_of(entry).items() if measure.signed] if "measures" in entry else []
         if entry.get("change") == "log" and signed:
             raise TenasError(
                 f"The measure {signed[0]} can be negative and has no logarithm: 'change' must be relative or absolute."
             )
-        if entry["kind"] == "cells":
-            first = "cells" not in kinds[: number - 1]
+        if round.stage == "operators":
+            left = after(left, round)
+        elif round.stage == "edges" and max(left.values()) > 1:
+            raise TenasError(f"Round {round.number} of edges needs rounds before it that leave one operator on each edge.")
+        elif round.stage == "cells":
+            first = "cells" not in kinds[: round.number - 1]
             if first != (entry["sample"] is not None):
                 raise TenasError(
-                    f"Round {number} of cells {'needs' if first else 'cannot have'} the key 'sample': "
+                    f"Round {round.number} of cells {'needs' if first else 'cannot have'} the key 'sample': "
                     "the first one draws cells, the others measure those that are left."
                 )
-            if isinstance(entry["sample"], int) and entry["keep"] > entry["sample"]:
-                raise TenasError(f"Round {number} draws {entry['sample']} cells and cannot keep {entry['keep']}.")
-    if kinds[-1] in ("operators", "edges"):
-        # A search that ends with a mask must have nothing left to choose.
-        rounds = schedule(settings)
-        left = operators_left(mask)
-        for round in rounds:
-            left = after(left, round) if round.stage == "operators" else left
-        if max(left.values()) > 1 or ("edges" not in kinds and space.edges_rounds(1)):
-            raise TenasError(
-                "The rounds leave a choice: they must prune to one operator per edge, or end with cells or trainings."
-            )
+            if first and entry["sample"] != "all" and entry["keep"] > round.trials:
+                raise TenasError(f"Round {round.number} draws {round.trials} cells and cannot keep {entry['keep']}.")
+    # A search that ends with a mask must have nothing left to choose.
+    if kinds[-1] in ("operators", "edges") and (max(left.values()) > 1 or ("edges" not in kinds and space.edges_rounds(1))):
+        raise TenasError("The rounds leave a choice: they must prune to one operator per edge, or end with cells or trainings.")
 
 
 def schedule(settings: Mapping) -> tuple[Round, ...]:
     """The rounds of a search with the number of their subjects, known beforehand: it makes the graph of jobs a static one."""
     space = get_space(settings["space"])
-    mask = space.full_mask(settings["exclude"])
-    left, rounds, held = operators_left(mask), [], 0
+    left = operators_left(space.full_mask(settings["exclude"]))
+    spanned, held, rounds = space.size_of(left), 0, []
     for number, entry in enumerate(settings["rounds"], start=1):
         match entry["kind"]:
             case "operators":
                 edge = None if entry["edge"] is None else (entry["edge"][0], entry["edge"][1])
                 round = space.operators_round(number, left, entry["prune"], edge)
                 left = after(left, round)
+                spanned = space.size_of(left)
             case "edges":
+                if not space.edges_rounds(number):
+                    raise TenasError(f"Round {number} is of edges, but the cells of {space.name} keep all of them.")
                 (round,) = space.edges_rounds(number)
+                spanned = 1
             case "cells":
-                held = _sampled(entry["sample"], space, left) if entry["sample"] is not None else held
+                held = _sampled(entry, spanned, number) if entry["sample"] is not None else held
                 round = Round(number, "cells", 0, held, keep=min(entry["keep"], held))
                 held = round.keep
             case "training":
@@ -499,18 +537,13 @@ def schedule(settings: Mapping) -> tuple[Round, ...]:
     return tuple(rounds)
 
 
-def _sampled(sample: int | str, space: Space, left: Mapping) -> int:
-    """How many cells a round of cells has at most."""
-    if isinstance(sample, int):
-        return sample
-    if sample == "all":
-        total = 1
-        for count in left.values():
-            total *= count
-        return total if space.edges_of_a_node is None else space.size(space.full_mask())
-    from tenas.files import read_table
-
-    return len(read_table(sample, ("arch",), "list of cells"))
+def _sampled(entry: Mapping, spanned: int, number: int) -> int:
+    """How many cells a round of cells draws at most, where ``spanned`` are left."""
+    if is_list(entry["sample"]):
+        if entry["listed"] is None:
+            raise TenasError(f"Round {number} has a list of cells, but not the key 'listed' that says how many they are.")
+        return entry["listed"]
+    return spanned if entry["sample"] == "all" else entry["sample"]
 
 
 def find_round(settings: Mapping, number: int) -> Round:

@@ -163,13 +163,10 @@ class Space:
 
     ``networks``: what builds networks, by default a module's name, imported when the first is built: functions ``supernet``,
     ``cells`` and ``network`` (tenas.networks.builders), and ``operator`` unless the space has factories. ``trained``: what
-    Network
-    takes for the networks that are trained in the end, unless a retraining says otherwise. ``stems`` and ``auxiliary``: what
-    those
-    networks may have. ``least_cells``: of a supernet in which each cell type stands. ``short_trainings``: data set -> the
-    column of
-    the space's table that has validation accuracies after a few epochs. ``listed_cells``: how many cells a whole table of the
-    space lists; None where none lists all.
+    Network takes for the networks that are trained in the end, unless a retraining says otherwise. ``stems`` and
+    ``auxiliary``: what those networks may have. ``least_cells``: of a supernet in which each cell type stands.
+    ``short_trainings``: data set -> the column of the space's table that has validation accuracies after a few epochs.
+    ``listed_cells``: how many cells a whole table of the space lists; None where none lists all.
     """
 
     name: str
@@ -330,18 +327,21 @@ class Space:
 
     def size(self, mask: Mask) -> int:
         """How many genotypes a mask spans."""
+        return self.size_of(operators_left(mask))
+
+    def size_of(self, left: Mapping[tuple[str, int], int]) -> int:
+        """``size`` where each (cell type, edge) has as many operators as ``left`` says."""
         total = 1
-        for rows in mask.active:
+        for cell in self.cell_types:
             for target in range(self.inputs, self.nodes):
-                counts = [sum(row) for edge, row in zip(self.edges, rows, strict=True) if edge.target == target and any(row)]
-                kept = self.kept_edges(sum(edge.target == target for edge in self.edges))
-                # The sum over all subsets of ``kept`` edges of the product of their operators: an elementary symmetric
-                # polynomial.
-                sums = [1] + [0] * kept
+                counts = [left[cell, index] for index, edge in enumerate(self.edges) if edge.target == target]
+                # Over all choices of the edges that are kept, the sum of the products of their operators: an elementary
+                # symmetric polynomial.
+                sums = [1] + [0] * self.kept_edges(len(counts))
                 for count in counts:
-                    for size in range(kept, 0, -1):
+                    for size in range(len(sums) - 1, 0, -1):
                         sums[size] += sums[size - 1] * count
-                total *= sums[kept]
+                total *= sums[-1]
         return total
 
     def genotypes(self, mask: Mask | None = None) -> Iterator[Genotype]:

@@ -1,0 +1,193 @@
+"""Digests of code: over what a stage runs, by content; and what each of them does not hold."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from helpers import DARTS, KAPPA, NAS, REGIONS
+
+from tenas.code import NO_RESULT, PACKAGE, closure, code_digest
+from tenas.search.made_by import made_by, measuring_code, ranking_code, space_modules, stage_code
+from tenas.settings import search_settings
+from tenas.spaces import BUILT_IN
+
+STAGES = sorted(path.stem for path in (PACKAGE / "stages").glob("*.py") if path.stem not in ("__init__", "types"))
+
+
+def names(*modules: str) -> set[str]:
+    return {file.relative_to(PACKAGE).as_posix() for file in closure(modules)}
+
+
+def measuring(*measures: str, space=NAS) -> set[str]:
+    """The files that a score job's digest is over."""
+    from tenas.measures import get_measure
+
+    return names("tenas.stages.score", *space_modules(space, networks=True), *(get_measure(name).module for name in measures))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_closure_is_whole_and_has_no_part_that_only_reports(stage):
+    found = names(f"tenas.stages.{stage}")
+    assert f"stages/{stage}.py" in found
+    assert not {name for name in found if {name.partition("/")[0], name} & NO_RESULT}
+    # What a file of it imports is in it.
+    assert names(*(f"tenas.{name.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}" for name in found)) == found
+
+
+def test_decisions_do_not_follow_from_drawings_networks_or_measures():
+    for stage in ("prune", "shortlist", "finalists", "genotype", "mask", "sample"):
+        found = names(f"tenas.stages.{stage}", *space_modules(NAS))
+        assert not {name for name in found if name.startswith(("report/", "networks/", "retrain/"))}, stage
+        assert {name for name in found if name.startswith("measures/")} <= {"measures/catalogue.py", "measures/threads.py"}, stage
+        assert "spaces/darts.py" not in found
+    for stage in ("score", "prune", "shortlist", "genotype", "retrain", "export"):
+        assert "report/drawing.py" not in names(f"tenas.stages.{stage}")
+    assert "report/drawing.py" in names("tenas.stages.draw")
+
+
+def test_a_score_job_follows_from_its_own_measures_and_space():
+    assert {"measures/ntk.py", "measures/kernel/plan.py", "networks/nas_bench_201.py", "networks/single.py"} <= measuring(KAPPA)
+    assert {"measures/baselines.py", "measures/regions.py", "networks/darts.py", "networks/chain.py"}.isdisjoint(measuring(KAPPA))
+    assert "measures/regions.py" in measuring(REGIONS)
+    assert "measures/baselines.py" in measuring("snip")
+    assert "networks/darts.py" in measuring(KAPPA, space=DARTS)
+    assert "networks/nas_bench_201.py" not in measuring(KAPPA, space=DARTS)
+
+
+def test_every_space_names_what_builds_its_networks():
+    for name, reference in BUILT_IN.items():
+        module = reference.partition(":")[0]
+        assert module in space_modules(NAS if name == "nas-bench-201" else DARTS)
+        assert not {found for found in names(module) if found.startswith("networks/")}
+
+
+def test_digests_of_stages_differ_and_are_stable():
+    settings = search_settings("nas-bench-201", "default")
+    digests = [stage_code(stage, settings) for stage in STAGES]
+    assert len(set(digests)) == len(STAGES)
+    assert digests == [stage_code(stage, settings) for stage in STAGES]
+    entry = settings["rounds"][0]
+    assert measuring_code("score", settings, entry) != measuring_code("score", settings, {"measures": {KAPPA: {}}})
+    # The order of measures and what else stands in their settings are no code.
+    turned = {"measures": dict(reversed(entry["measures"].items()))}
+    assert measuring_code("score", settings, entry) == measuring_code("score", settings, turned)
+    # A round that ranks by built-in measures asks the catalogue alone.
+    assert ranking_code("prune", settings, entry) == stage_code("prune", settings)
+    assert len(code_digest()) == 64
+
+
+# --- a copy of the package that is edited
+
+DIGESTS = """
+import json, sys
+from tenas.code import code_digest
+from tenas.search.made_by import measuring_code, ranking_code, stage_code
+settings = {"space": "nas-bench-201"}
+kappa, regions = {"measures": {"ntk_condition_number": {}}}, {"measures": {"linear_regions": {}}}
+print(json.dumps({
+    **{stage: stage_code(stage, settings) for stage in ("mask", "sample", "genotype", "draw", "retrain", "summary")},
+    "score kappa": measuring_code("score", settings, kappa), "score regions": measuring_code("score", settings, regions),
+    "prune": ranking_code("prune", settings, kappa), "shortlist": ranking_code("shortlist", settings, kappa),
+    "all": code_digest(),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("copy")
+    shutil.copytree(PACKAGE, folder / "tenas", ignore=shutil.ignore_patterns("__pycache__", "tables"))
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", DIGESTS], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+RANKED = {"prune", "shortlist"}
+SCORED = {"score kappa", "score regions"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changed"),
+    [
+        ("report/drawing.py", "\n", "\n# A colour.\n", {"draw"}),
+        ("measures/baselines.py", "\n", "\n# Another word.\n", set()),
+        ("measures/regions.py", "\n", "\n# Another word.\n", {"score regions"}),
+        # Linear regions share the tape's way of leaving a network undisturbed.
+        ("measures/kernel/plan.py", "\n", "\n# Another word.\n", SCORED),
+        ("networks/single.py", "\n", "\n# Another word.\n", SCORED),
+        ("networks/darts.py", "\n", "\n# Another word.\n", set()),
+        ("search/prune.py", "\n", "\n# Another word.\n", {"prune", "sample"}),
+        ("search/shortlist.py", "\n", "\n# Another word.\n", {"shortlist", "sample", "genotype"}),
+        ("cli.py", "\n", "\n# Another word.\n", set()),
+        ("provenance.py", "\n", "\n# Another word.\n", set()),
+        ("settings/search.py", "\n", "\n# Another word.\n", set()),
+    ],
+)
+def test_an_edit_changes_the_digests_of_what_runs_it(copy, file, old, new, changed):
+    path, before = copy / "tenas" / file, digests(copy)
+    text = path.read_text()
+    try:
+        path.write_text(text.replace(old, new, 1))
+        after = digests(copy)
+    finally:
+        path.write_text(text)
+    assert {name for name in before if before[name] != after[name]} == changed | {"all"}
+    assert digests(copy) == before
+
+
+def test_turning_a_measures_sign_changes_the_digest_of_decisions(copy):
+    path, before = copy / "tenas/measures/catalogue.py", digests(copy)
+    text = path.read_text()
+    assert 'ntk:ntk_condition_number", lower_is_better=True' in text
+    try:
+        path.write_text(text.replace('ntk:ntk_condition_number", lower_is_better=True', 'ntk:ntk_condition_number"', 1))
+        after = digests(copy)
+    finally:
+        path.write_text(text)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed >= RANKED | SCORED
+    assert changed.isdisjoint({"draw", "summary"})
+
+
+def test_a_digest_is_of_contents_and_not_of_times_or_places(copy, tmp_path):
+    before = digests(copy)
+    for path in (copy / "tenas").rglob("*.py"):
+        os.utime(path, (1, 1))
+    shutil.copytree(copy / "tenas", tmp_path / "tenas")
+    assert digests(copy) == digests(tmp_path) == before
+    (tmp_path / "tenas/spaces/unused.py").write_text("x = 1\n")
+    after = digests(tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {"all"}
+
+
+def test_a_decision_names_what_it_follows_from(tmp_path):
+    """No time and no place, so the same decision is the same bytes wherever it was taken."""
+    settings = search_settings("nas-bench-201", "default")
+    records = []
+    for folder in ("here", "there"):
+        path = tmp_path / folder / "round1/mask.json"
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+        records.append(made_by("prune", settings, [path]))
+    assert records[0] == records[1]
+    assert list(records[0]["inputs"]) == ["round1/mask.json"]
+    assert records[0]["code_sha256"] == stage_code("prune", settings)
+
+
+def test_a_module_that_is_not_there_is_no_part_of_the_package():
+    assert ROOT / "tenas" == PACKAGE
+    from tenas.errors import TenasError
+
+    with pytest.raises(TenasError, match=r"cannot be found|is no Python file"):
+        closure(["tenas.stages.nothing"])
