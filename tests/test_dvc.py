@@ -75,7 +75,7 @@ def test_stages_track_every_file_of_the_default_run():
     assert {out for out in tracked if out.startswith("results/") and not any(m.startswith(out) for m in made)} == set()
 
 
-@pytest.mark.parametrize("name", STAGES.keys() - {"gather", "settings"})
+@pytest.mark.parametrize("name", sorted(STAGES.keys() - {"gather", "settings"}))
 def test_a_stage_depends_on_the_code_that_its_rules_run(name):
     """On all of it, and on nothing of the package that they do not run."""
     rules = allowed_rules(STAGES[name]["cmd"]) - OTHER_SEARCHES
