@@ -21,6 +21,7 @@ test: .venv/installed
 lint: .venv/installed
 	ruff check .
 	ruff format --check .
+	mypy
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 

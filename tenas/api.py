@@ -168,7 +168,7 @@ def search(
     limits: Mapping[str, Any] | None = None,
     classes: int | None = None,
     threads: int = 1,
-    device: str = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     progress: bool = True,
     trainings: str | None = None,
     changes: Mapping[str, Any] | None = None,

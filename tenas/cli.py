@@ -44,7 +44,7 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _json(text: str) -> dict:
+def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -99,8 +99,8 @@ class _Extend(argparse._ExtendAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-def _add(parsers: Any, name: str, stage: Callable) -> None:
-    summary = inspect.getdoc(stage).partition("\n")[0].rstrip(".")
+def _add(parsers: Any, name: str, stage: Callable[..., Any]) -> None:
+    summary = (inspect.getdoc(stage) or "").partition("\n")[0].rstrip(".")
     parser = parsers.add_parser(name, help=summary, description=summary, formatter_class=_Formatter)
     parser.register("action", "extend", _Extend)
     parser.set_defaults(stage=stage)
@@ -118,9 +118,10 @@ def _add(parsers: Any, name: str, stage: Callable) -> None:
             parser.add_argument(parameter.name, **options)
 
 
-def stage_function(module: str) -> Callable:
+def stage_function(module: str) -> Callable[..., Any]:
     """The function of a stage, which has the name of its module."""
-    return getattr(import_module(f"tenas.stages.{module}"), module)
+    found: Callable[..., Any] = getattr(import_module(f"tenas.stages.{module}"), module)
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from tenas import layout
 from tenas.benchmark.builtin import BUILTIN, CHECKSUMS, builtin_table
@@ -20,7 +21,7 @@ from tenas.spaces import get_space
 FEWEST_CLASSES, SMALLEST_SIDE = 2, 8
 
 
-def load_config(value: Mapping, where: str = "config") -> dict:
+def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
     """A configuration with defaults filled in and presets resolved: ``runs.<name>.settings`` and ``.retrain_settings``.
     The entries of ``studies`` are their settings. ``benchmark`` has ``builtin`` for spaces of which it says nothing and of which
     a table comes with the project.
@@ -77,7 +78,7 @@ def load_config(value: Mapping, where: str = "config") -> dict:
     return config
 
 
-def images_of(name: str, dataset: Mapping) -> tuple[int, int]:
+def images_of(name: str, dataset: Mapping[str, Any]) -> tuple[int, int]:
     """Classes and side of a data set, as far as they are known before it is prepared; else the fewest and smallest it can have.
 
     ``name``, ``dataset``: of the configuration. What is prepared already counts only if it was prepared from this entry.
@@ -90,7 +91,7 @@ def images_of(name: str, dataset: Mapping) -> tuple[int, int]:
     return source.classes or FEWEST_CLASSES, dataset["side"] or source.side or SMALLEST_SIDE
 
 
-def check_limits(run: str, settings: Mapping, name: str, dataset: Mapping) -> None:
+def check_limits(run: str, settings: Mapping[str, Any], name: str, dataset: Mapping[str, Any]) -> None:
     """Raise TenasError where no cell can be within the limits of a run's search.
 
     Where classes or side are not known yet, what is refused here would be refused with any; rule limits checks again, exactly.

@@ -9,12 +9,13 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tenas.errors import TenasError
 
 
 @contextmanager
-def whole(path: str | os.PathLike) -> Iterator[Path]:
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path in the folder of ``path``; rename it to ``path`` when the block ends well, remove it when not.
 
     The temporary name keeps the suffix of ``path``, for writers that look at it.
@@ -39,7 +40,7 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -49,11 +50,11 @@ def json_text(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def write_json(path: str | os.PathLike, value: object) -> None:
+def write_json(path: str | os.PathLike[str], value: object) -> None:
     write_text(path, json_text(value))
 
 
-def read_json(path: str | os.PathLike, what: str) -> dict:
+def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     """Read a JSON object; ``what`` names it in the error, e.g. "mask"."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -75,11 +76,11 @@ def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> 
     return text.getvalue()
 
 
-def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     write_text(path, format_csv(columns, rows))
 
 
-def _read_lines(path: str | os.PathLike, what: str) -> tuple[list[str], list[list[str]]]:
+def _read_lines(path: str | os.PathLike[str], what: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV that is whole, each row with a field a column."""
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -96,7 +97,7 @@ def _read_lines(path: str | os.PathLike, what: str) -> tuple[list[str], list[lis
     return header, lines
 
 
-def read_csv(path: str | os.PathLike, columns: Sequence[str], what: str) -> list[dict[str, str]]:
+def read_csv(path: str | os.PathLike[str], columns: Sequence[str], what: str) -> list[dict[str, str]]:
     """Read a CSV that must have exactly ``columns``, and a field a column in each row; ``what`` names it in the error."""
     header, lines = _read_lines(path, what)
     if header != list(columns):
@@ -104,7 +105,7 @@ def read_csv(path: str | os.PathLike, columns: Sequence[str], what: str) -> list
     return [dict(zip(columns, line, strict=True)) for line in lines]
 
 
-def read_table(path: str | os.PathLike, needed: Sequence[str], what: str) -> list[dict[str, str]]:
+def read_table(path: str | os.PathLike[str], needed: Sequence[str], what: str) -> list[dict[str, str]]:
     """``read_csv`` for a table that may have more columns than those that are ``needed``."""
     header, lines = _read_lines(path, what)
     missing = [name for name in needed if name not in header]
@@ -113,7 +114,7 @@ def read_table(path: str | os.PathLike, needed: Sequence[str], what: str) -> lis
     return [dict(zip(header, line, strict=True)) for line in lines]
 
 
-def sha256(path: str | os.PathLike) -> str:
+def sha256(path: str | os.PathLike[str]) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

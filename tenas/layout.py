@@ -54,7 +54,7 @@ SCATTER = "scatter.svg"
 IMAGES, LABELS, CARD, PREVIEW = "images.npy", "labels.npy", "card.json", "preview.png"
 
 
-def path(pattern: str, folder: str | os.PathLike = ".", **wildcards: int | str) -> Path:
+def path(pattern: str, folder: str | os.PathLike[str] = ".", **wildcards: int | str) -> Path:
     """The file of a pattern below the folder of its run. Raises KeyError for a wildcard without a value."""
     return Path(folder) / pattern.format(**wildcards)
 
@@ -69,6 +69,6 @@ def prepared(name: str) -> str:
     return f"data/{{dataset}}/{name}"
 
 
-def record_of(scores: str | os.PathLike) -> Path:
+def record_of(scores: str | os.PathLike[str]) -> Path:
     """The record beside a file of scores."""
     return Path(scores).with_suffix(".json")

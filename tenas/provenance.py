@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tenas import __version__
 from tenas.code import PACKAGE, code_digest
@@ -52,7 +53,7 @@ def processor(device: str = "cpu") -> dict[str, str]:
     return found
 
 
-def input_name(path: str | os.PathLike) -> str:
+def input_name(path: str | os.PathLike[str]) -> str:
     """What a record calls an input: its path as given; a file of the package by its place there, which is the same everywhere."""
     path = Path(path)
     return (Path(PACKAGE.name) / path.relative_to(PACKAGE)).as_posix() if path.is_relative_to(PACKAGE) else str(path)
@@ -77,12 +78,12 @@ class Stopwatch:
 
 def provenance(
     *,
-    settings: Mapping,
-    inputs: Iterable[str | os.PathLike] | Mapping[str, str],
+    settings: Mapping[str, Any],
+    inputs: Iterable[str | os.PathLike[str]] | Mapping[str, str],
     stopwatch: Stopwatch,
     device: str = "cpu",
     **more: object,
-) -> dict:
+) -> dict[str, Any]:
     """A JSON-ready record: settings, code and package versions, machine and device, wall time and the hash of every input.
 
     ``inputs``: paths, or path -> hash of what was read, for files that may have been replaced since.
@@ -99,11 +100,11 @@ def provenance(
     }
 
 
-def sealed(record: Mapping) -> dict:
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record with its own hash as its last key, ``record_sha256``: for a file whose hash no other file holds."""
     return {**record, "record_sha256": sha256_of(json.dumps(record))}
 
 
-def is_sealed(record: Mapping) -> bool:
+def is_sealed(record: Mapping[str, Any]) -> bool:
     """Whether a record has its own hash, and it is the right one."""
     return dict(record) == sealed({key: value for key, value in record.items() if key != "record_sha256"})

@@ -4,13 +4,17 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from helpers import DARTS, NAS, OPERATORS, chain_space, kept_space, random_mask, with_edges_pruned
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tenas.errors import TenasError
-from tenas.spaces import SPACES, Edge, Trial, get_space, load_genotype
+from tenas.spaces import SPACES, CellSpace, Edge, Trial, get_space, load_genotype
+from tenas.spaces.base import after, operators_left
 
-NAS = get_space("nas-bench-201")
 BEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 
 
@@ -137,3 +141,63 @@ def test_an_unknown_space_or_operator_is_refused_with_the_known_ones():
         get_space("nas")
     with pytest.raises(TenasError, match="Unknown operator of nas-bench-201 'conv'; known: none, skip_connect"):
         NAS.full_mask(["conv"])
+
+
+# --- what holds for every space
+
+EVERY = [
+    NAS,
+    DARTS,
+    chain_space(4),  # its third layer has two operators to choose from, the others three
+    kept_space(),
+    CellSpace("sparse", OPERATORS, nodes=4, edges=[(1, 0), (2, 1), (3, 0), (3, 2)]),
+]
+every = pytest.mark.parametrize("space", EVERY, ids=lambda space: space.name)
+
+
+@every
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=10, deadline=None)
+def test_genotypes_and_masks_survive_their_texts_and_files(space, seed, tmp_path_factory):
+    generator = np.random.default_rng(seed)
+    genotype = space.random_genotype(space.full_mask(), generator)
+    assert space.parse(genotype.arch) == genotype
+    assert space.genotype(space.mask(genotype)) == genotype
+    assert load_genotype(genotype.arch, space) == genotype
+    path = tmp_path_factory.mktemp("files") / "mask.json"
+    for mask in (random_mask(space, generator), with_edges_pruned(space.full_mask(), generator), space.mask(genotype)):
+        path.write_text(json.dumps(mask.to_json()))
+        assert space.read_mask(path) == mask
+    path.write_text(json.dumps(genotype.to_json()))
+    assert load_genotype(path, space) == genotype
+
+
+@every
+@pytest.mark.parametrize("prune", [1, 2, 9])
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=5, deadline=None)
+def test_a_schedule_knows_its_trials_whatever_is_pruned(space, prune, seed):
+    """Edges need not have equally many operators: what is left is known beforehand all the same, and one is what is left."""
+    generator = np.random.default_rng(seed)
+    mask, left = space.full_mask(), operators_left(space.full_mask())
+    rounds = space.rounds((), prune)
+    assert [round.number for round in rounds] == list(range(1, len(rounds) + 1))
+    for round in rounds:
+        trials = space.trials(mask, round)
+        assert len(set(trials)) == round.trials == len(trials)
+        groups = space.rivals(trials, round)
+        assert sorted(index for group, _ in groups for index in group) == list(range(len(trials)))
+        assert all(0 < quota < len(group) for group, quota in groups)
+        mask = mask.without(trials[i] for group, quota in groups for i in generator.permutation(group)[:quota])
+        if round.stage == "operators":
+            left = after(left, round)
+            assert operators_left(mask) == left
+    assert max(left.values()) == 1
+    assert space.parse(space.genotype(mask).arch) == space.genotype(mask)
+
+
+def test_an_edge_with_fewer_operators_is_settled_first():
+    """The third layer of the chain has two, the others three: it has no trials in the second round."""
+    space = chain_space(4)
+    assert [(round.trials, round.prune) for round in space.rounds()] == [(11, 1), (6, 1)]
+    assert operators_left(space.full_mask()) == {("chain", 0): 3, ("chain", 1): 3, ("chain", 2): 2, ("chain", 3): 3}

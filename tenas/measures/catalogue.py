@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from tenas.errors import TenasError, one_of
 from tenas.measures.threads import one_thread
@@ -52,7 +52,7 @@ class Measure:
         """The function itself."""
         if not isinstance(self.function, str):
             return self.function
-        return load_object(self.function, f"function of the measure {self.name}")
+        return cast("Callable[..., float]", load_object(self.function, f"function of the measure {self.name}"))
 
     @property
     def module(self) -> str:

@@ -33,13 +33,14 @@ class Chain(nn.Module):
 
     def set_mask(self, mask: Mask) -> None:
         (cell,) = self.space.cell_types
+        layers = [layer for layer in self.layers if isinstance(layer, Edge)]
         self.active = [
-            [layer[name] for name in mask.operators(cell, place)] for place, layer in zip(self.places, self.layers, strict=True)
+            [layer[name] for name in mask.operators(cell, place)] for place, layer in zip(self.places, layers, strict=True)
         ]
 
     def forward(self, x: Tensor) -> Tensor:
         for operators in self.active:
-            total = operators[0](x)
+            total: Tensor = operators[0](x)
             for operator in operators[1:]:
                 total = total + operator(x)
             x = total / len(operators) if len(operators) > 1 else total
@@ -82,7 +83,8 @@ class Skeleton(nn.Module):
         self.features.set_mask(mask)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.features(self.stem(images)).mean((2, 3)))
+        logits: Tensor = self.classifier(self.features(self.stem(images)).mean((2, 3)))
+        return logits
 
 
 def supernet(space: ChainSpace, operators: Sequence[Sequence[str]], *, channels: int, cells: int, classes: int) -> Skeleton:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from tenas.errors import TenasError
 from tenas.networks import Network, builders, count_flops, count_parameters
 from tenas.networks.edge import Edge
+from tenas.networks.flops import layer_flops
 from tenas.spaces.base import Genotype, Space
 from tenas.spaces.sums import Sums
 
 CHECKED = 3  # cells whose sums are compared with their networks
 
 
-def operator_costs(space: Space, *, side: int, classes: int, **shape: object) -> dict[str, Sums]:
+def operator_costs(space: Space, *, side: int, classes: int, **shape: Any) -> dict[str, Sums]:
     """``parameters`` and ``flops`` of the space's discrete networks as sums, exact.
 
     ``side``: of the images. ``shape``: channels, cells and stem, as Network takes them. One network with every operator runs, on
@@ -44,7 +46,7 @@ def operator_costs(space: Space, *, side: int, classes: int, **shape: object) ->
     return found
 
 
-def network_costs(genotype: Genotype, *, side: int, classes: int, **shape: object) -> dict[str, int]:
+def network_costs(genotype: Genotype, *, side: int, classes: int, **shape: Any) -> dict[str, int]:
     """Parameters and multiply-adds of one cell's network, counted on the network itself."""
     options = {key: value for key, value in shape.items() if value is not None}
     with torch.device("meta"):
@@ -52,20 +54,24 @@ def network_costs(genotype: Genotype, *, side: int, classes: int, **shape: objec
     return {"parameters": count_parameters(network), "flops": count_flops(network, (3, side, side))}
 
 
-def _counted(network: nn.Module, side: int) -> tuple[Counter, Counter]:
-    """Parameters and multiply-adds of a network by (cell type, edge, operator); under None those of everything else."""
-    owner: dict[nn.Module, tuple | None] = {}
+# Cell type, edge, operator; None for what is no operator's.
+Owner = tuple[str, int, str] | None
+
+
+def _counted(network: nn.Module, side: int) -> tuple[Counter[Owner], Counter[Owner]]:
+    """Parameters and multiply-adds of a network by their owners."""
+    owner: dict[nn.Module, Owner] = {}
     for module in network.modules():
         if isinstance(module, Edge):
             for name, operator in module.items():
-                owner.update(dict.fromkeys(operator.modules(), (*module.place, name)))
-    parameters: Counter = Counter()
+                owner.update(dict.fromkeys(operator.modules(), (module.place[0], module.place[1], name)))
+    parameters: Counter[Owner] = Counter()
     for module in network.modules():
         parameters[owner.get(module)] += sum(parameter.numel() for parameter in module.parameters(recurse=False))
-    flops: Counter = Counter()
+    flops: Counter[Owner] = Counter()
 
-    def add(module: nn.Module, _: tuple, output: Tensor) -> None:
-        flops[owner.get(module)] += output.numel() * module.weight[0].numel() + (0 if module.bias is None else output.numel())
+    def add(layer: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
+        flops[owner.get(layer)] += layer_flops(layer, output)
 
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -75,7 +81,7 @@ def _counted(network: nn.Module, side: int) -> tuple[Counter, Counter]:
     return parameters, flops
 
 
-def _sums(space: Space, counts: Mapping) -> Sums:
+def _sums(space: Space, counts: Mapping[Owner, int]) -> Sums:
     return Sums(
         space,
         counts[None],

@@ -8,8 +8,7 @@ from tenas.spaces.base import Space
 
 
 class Edge(nn.ModuleDict):
-    """Operators by name: all that the edge can have in a supernet, so that its weights do not depend on the mask, else the
-    chosen.
+    """Operators by name: in a supernet all that the edge can have, so that its weights do not depend on the mask.
 
     One that gives nothing (``none``) has no module. ``place``: cell type and number of the edge in the space.
     """

@@ -11,6 +11,11 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def layer_flops(layer: nn.Conv2d | nn.Linear, output: Tensor) -> int:
+    """Multiply-accumulates of one run of a layer: one for each multiplication, one for each number that a bias is added to."""
+    return output.numel() * layer.weight[0].numel() + (0 if layer.bias is None else output.numel())
+
+
 def count_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates of the network for one image of ``image_shape`` (channels, height, width), in evaluation mode.
 
@@ -23,10 +28,9 @@ def count_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """
     total = 0
 
-    def add(module: nn.Module, _: tuple, output: Tensor) -> None:
+    def add(layer: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
-        multiplications = output.numel() * module.weight[0].numel()
-        total += multiplications + (0 if module.bias is None else output.numel())
+        total += layer_flops(layer, output)
 
     network = copy.deepcopy(network).to("meta").eval()
     for module in network.modules():

@@ -1,6 +1,7 @@
 """What measures see: batches of images, crops of them, noise; drawn from a seed."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from tenas.measures.catalogue import Measure
 CROP = 3
 
 
-def normalised(images: np.ndarray, card: Mapping) -> Tensor:
+def normalised(images: np.ndarray, card: Mapping[str, Any]) -> Tensor:
     """uint8 (n, h, w, 3) to float32 (n, 3, h, w) with mean 0 and standard deviation 1 a channel, by the data card."""
     mean, std = (torch.tensor(card[key], dtype=torch.float32) for key in ("mean", "std"))
     if (std == 0).any():
@@ -25,7 +26,7 @@ def draw_indices(available: int, count: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(available, count, replace=False))
 
 
-def draw_images(images: np.ndarray, card: Mapping, count: int, seed: int) -> Tensor:
+def draw_images(images: np.ndarray, card: Mapping[str, Any], count: int, seed: int) -> Tensor:
     """``count`` different images, normalised. Raises TenasError when there are too few."""
     if count > len(images):
         raise TenasError(
@@ -34,7 +35,7 @@ def draw_images(images: np.ndarray, card: Mapping, count: int, seed: int) -> Ten
     return normalised(images[draw_indices(len(images), count, seed)], card)
 
 
-def draw_crops(images: np.ndarray, card: Mapping, count: int, seed: int) -> Tensor:
+def draw_crops(images: np.ndarray, card: Mapping[str, Any], count: int, seed: int) -> Tensor:
     """``count`` random 3x3 crops of one random channel each, normalised: (count, 1, 3, 3) float32.
 
     So small that their activation patterns are few: whole images nearly always have one each (released code).
@@ -57,7 +58,9 @@ def draw_noise(images: np.ndarray, count: int, seed: int) -> Tensor:
     return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(seed % 2**63))
 
 
-def draw_inputs(measure: Measure, settings: Mapping, images: np.ndarray, card: Mapping, seed: int, device: str) -> tuple:
+def draw_inputs(
+    measure: Measure, settings: Mapping[str, Any], images: np.ndarray, card: Mapping[str, Any], seed: int, device: str
+) -> tuple[Any, ...]:
     """What a measure takes besides a network: (images,), (images, labels), or for linear regions (blocks,).
 
     Raises TenasError when there are too few images, or labels are needed and ``card`` has none.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Task(NamedTuple):
     study.
     """
 
-    measures: Mapping[str, Mapping]
+    measures: Mapping[str, Mapping[str, Any]]
     subjects: Subjects
     names: tuple[int, ...]
 
@@ -43,24 +43,24 @@ class Scorer:
     network: its weights are drawn once per repeat. A discrete cell has a network of its own.
     """
 
-    def __init__(self, task: Task, images: np.ndarray, card: Mapping, device: str) -> None:
+    def __init__(self, task: Task, images: np.ndarray, card: Mapping[str, Any], device: str) -> None:
         self.task, self.images, self.card, self.device = task, images, card, device
         self.measures = {}
         for reference, settings in task.measures.items():
             measure = get_measure(reference)
             self.measures[measure.name] = (measure, settings)
         self.drawn: tuple[str, int] | None = None
-        self.supernets: dict[str, nn.Module] = {}
+        self.supernets: dict[str, Supernet | SupernetCells] = {}
         self.sums: dict[str, Sums | None] = {}
 
     def __call__(self, measurement: Measurement) -> Taken:
         """The value and what it cost: seconds of the processor, or of the clock on a GPU, without making the network."""
         subject, name, repeat = measurement
         measure, settings = self.measures[name]
-        if measure.sums is not None and isinstance(self.task.subjects, Cells) and (costs := self.costs(name)) is not None:
+        if isinstance(self.task.subjects, Cells) and (costs := self.costs(name)) is not None:
             start = time.process_time()
-            value = costs.of(self.task.subjects.genotype(subject))
-            return Taken(measurement, value, time.process_time() - start)
+            figure = costs.of(self.task.subjects.genotype(subject))
+            return Taken(measurement, figure, time.process_time() - start)
         if self.drawn != (name, repeat):
             self.inputs = draw_inputs(measure, settings, self.images, self.card, self.seed(name, repeat, "inputs"), self.device)
             if isinstance(self.task.subjects, Trials):
@@ -75,8 +75,10 @@ class Scorer:
 
     def costs(self, name: str) -> Sums | None:
         """What operators cost in the networks of a measure that is a sum over them; None where it is no sum."""
+        measure, settings = self.measures[name]
+        if measure.sums is None:
+            return None
         if name not in self.sums:
-            measure, settings = self.measures[name]
             shape = {"channels": settings["channels"], "cells": settings["cells"], "classes": self.card["classes"]}
             self.sums[name] = None
             # Networks of one's own may cost what no sum tells: they are counted one by one.
@@ -91,9 +93,9 @@ class Scorer:
 
     def network(self, name: str, subject: int, repeat: int) -> nn.Module:
         if isinstance(self.task.subjects, Trials):
-            network = self.supernet(name)
-            network.set_mask(self.task.subjects.masked(subject))
-            return network
+            supernet = self.supernet(name)
+            supernet.set_mask(self.task.subjects.masked(subject))
+            return supernet
         _, settings = self.measures[name]
         seed = self.seed(name, repeat, "weights")
         with seeded(seed):
@@ -101,9 +103,9 @@ class Scorer:
         initialise(network, settings["weights"], seed)
         return network.to(self.device)
 
-    def supernet(self, name: str) -> nn.Module:
+    def supernet(self, name: str) -> Supernet | SupernetCells:
         if name not in self.supernets:
-            space, (_, settings) = self.task.subjects.mask.space, self.measures[name]
+            space, (_, settings) = self.task.subjects.space, self.measures[name]
             with seeded(self.seed(name, 0, "weights")):
                 # Crops have one channel and are for the cells alone.
                 self.supernets[name] = (
@@ -114,7 +116,7 @@ class Scorer:
         return self.supernets[name]
 
 
-def cell_network(cells: Cells, subject: int, settings: Mapping, classes: int) -> nn.Module:
+def cell_network(cells: Cells, subject: int, settings: Mapping[str, Any], classes: int) -> nn.Module:
     """The network that a measure sees of a discrete cell."""
     genotype = cells.genotype(subject)
     if settings["inputs"] == "crops":
@@ -125,10 +127,10 @@ def cell_network(cells: Cells, subject: int, settings: Mapping, classes: int) ->
 _scorer: Scorer
 
 
-def _start_worker(*arguments: object) -> None:
+def _start_worker(task: Task, images: np.ndarray, card: Mapping[str, Any]) -> None:
     global _scorer
     torch.set_num_threads(1)
-    _scorer = Scorer(*arguments, "cpu")
+    _scorer = Scorer(task, images, card, "cpu")
 
 
 def _measure(measurements: Sequence[Measurement]) -> list[Taken]:
@@ -138,7 +140,7 @@ def _measure(measurements: Sequence[Measurement]) -> list[Taken]:
 def score(
     task: Task,
     images: np.ndarray,
-    card: Mapping,
+    card: Mapping[str, Any],
     measurements: Sequence[Measurement],
     *,
     threads: int = 1,
@@ -180,7 +182,10 @@ def score(
 
 
 def _in_workers(
-    arguments: tuple, measurements: Sequence[Measurement], threads: int, keep: Callable[[Iterable[Taken]], None]
+    arguments: tuple[Task, np.ndarray, Mapping[str, Any]],
+    measurements: Sequence[Measurement],
+    threads: int,
+    keep: Callable[[Iterable[Taken]], None],
 ) -> None:
     """Measure in worker processes. Raises BrokenProcessPool when one of them dies."""
     context = multiprocessing.get_context("spawn")

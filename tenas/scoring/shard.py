@@ -17,7 +17,7 @@ from tenas.scoring.subjects import Measurement, Subjects, plan
 from tenas.scoring.table import score_columns, score_rows
 
 
-def read_inputs(measures: Iterable[str], images: str | os.PathLike) -> tuple[Any, dict]:
+def read_inputs(measures: Iterable[str], images: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     """Prepared images and their card; under ``labels`` it has the images' classes if one of the measures is of a loss."""
     pixels, card = read_images(images)
     if any(get_measure(reference).needs_labels for reference in measures):
@@ -27,13 +27,13 @@ def read_inputs(measures: Iterable[str], images: str | os.PathLike) -> tuple[Any
 
 def score_shard(
     *,
-    settings: Mapping,
-    measures: Mapping[str, Mapping],
+    settings: Mapping[str, Any],
+    measures: Mapping[str, Mapping[str, Any]],
     subjects: Subjects,
     names: tuple[int, ...],
-    images: str | os.PathLike,
-    inputs: Iterable[str | os.PathLike],
-    out: str | os.PathLike,
+    images: str | os.PathLike[str],
+    inputs: Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
     shard: tuple[int, int],
     threads: int,
     device: str,
@@ -46,9 +46,8 @@ def score_shard(
     """Measure a shard: ``out`` and, beside it with the suffix .json, what made it.
 
     Resumes a killed job: finished measurements are kept in a hidden file next to ``out``, and the record says under
-    ``resumed`` how
-    many were found there. ``facts``: what else the values follow from, for the record. ``reuse``: scores that are there already
-    and follow from the same are left as they are.
+    ``resumed`` how many were found there. ``facts``: what else the values follow from, for the record. ``reuse``: scores that
+    are there already and follow from the same are left as they are.
     """
     from tenas.device import own_device
     from tenas.scoring.score import Task, score

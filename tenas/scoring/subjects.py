@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from tenas.errors import TenasError
 from tenas.files import read_table
@@ -28,18 +28,28 @@ class Trials:
     round: Round
     columns: ClassVar = ("round", "trial", "cell", "edge", "target", "source", "operator")
 
+    @property
+    def space(self) -> Space:
+        return self.mask.space
+
+    @cached_property
+    def tried(self) -> tuple[Trial, ...]:
+        """What the round tries to take away."""
+        return self.space.trials(self.mask, self.round)
+
     @cached_property
     def trials(self) -> tuple[Trial | None, ...]:
-        return (None, *self.mask.space.trials(self.mask, self.round))
+        """By subject; None for the whole network."""
+        return (None, *self.tried)
 
     @property
     def ids(self) -> Sequence[int]:
-        return range(len(self.trials))
+        return range(len(self.tried) + 1)
 
-    def keys(self, subject: int) -> dict:
+    def keys(self, subject: int) -> dict[str, Any]:
         """The columns that say which subject a row is about; those of the whole network are empty."""
-        trial, space = self.trials[subject], self.mask.space
-        keys = {"round": self.round.number, "trial": subject}
+        trial, space = self.trials[subject], self.space
+        keys: dict[str, Any] = {"round": self.round.number, "trial": subject}
         if trial is None:
             return keys | dict.fromkeys(("cell", "edge", "target", "source", "operator"), "")
         target, source = space.edges[trial.edge]
@@ -76,7 +86,7 @@ class Cells:
     def ids(self) -> Sequence[int]:
         return [cell.number for cell in self.cells]
 
-    def keys(self, subject: int) -> dict:
+    def keys(self, subject: int) -> dict[str, Any]:
         return {"cell": subject, "arch": self.archs[subject]}
 
     def genotype(self, subject: int) -> Genotype:
@@ -86,7 +96,7 @@ class Cells:
 Subjects = Trials | Cells
 
 
-def plan(measures: Mapping, subjects: Sequence[int], shard: tuple[int, int] = (1, 1)) -> list[Measurement]:
+def plan(measures: Mapping[str, Any], subjects: Sequence[int], shard: tuple[int, int] = (1, 1)) -> list[Measurement]:
     """The measurements of shard i of S, ``shard = (i, S)``: those of every S-th subject.
 
     ``measures``: name or reference -> settings. Ordered by measure and repeat, so that subjects which share weights and images
@@ -103,7 +113,7 @@ def plan(measures: Mapping, subjects: Sequence[int], shard: tuple[int, int] = (1
     ]
 
 
-def read_cells(path: str | os.PathLike, space: Space) -> Cells:
+def read_cells(path: str | os.PathLike[str], space: Space) -> Cells:
     """The cells of a CSV file with the columns ``cell`` (a number) and ``arch``.
 
     Raises TenasError for a damaged file, a text that is no cell of the space, and a cell that is listed twice.

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tenas.errors import TenasError
 from tenas.files import read_csv, read_json, sha256
@@ -19,7 +20,7 @@ def score_columns(subjects: Subjects) -> tuple[str, ...]:
     return (*subjects.columns, *VALUES)
 
 
-def score_rows(measures: Mapping, subjects: Subjects, values: Mapping[Measurement, float]) -> list[dict]:
+def score_rows(measures: Mapping[str, Any], subjects: Subjects, values: Mapping[Measurement, float]) -> list[dict[str, Any]]:
     """Rows of a scores file, by subject, measure and repeat, whatever order they were measured in."""
     order = {get_measure(reference).name: place for place, reference in enumerate(measures)}
     place = {subject: index for index, subject in enumerate(subjects.ids)}
@@ -37,7 +38,7 @@ def check_value(measure: Measure, value: float, where: str) -> None:
 
 
 def read_scores(
-    paths: Iterable[str | os.PathLike], measures: Mapping, subjects: Subjects, what: str = "this round"
+    paths: Iterable[str | os.PathLike[str]], measures: Mapping[str, Any], subjects: Subjects, what: str = "this round"
 ) -> dict[Measurement, float]:
     """All measurements of ``subjects``, from their shards in any order. ``what``: what they are subjects of, for errors.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from tenas.benchmark.index import read_column
 from tenas.search.limits import resolve
@@ -10,14 +11,14 @@ from tenas.spaces.sums import Sums
 
 
 @cache
-def _costs(space: str, side: int, classes: int, network: tuple) -> dict[str, Sums]:
+def _costs(space: str, side: int, classes: int, network: tuple[tuple[str, Any], ...]) -> dict[str, Sums]:
     """What operators cost, counted once for all runs of a configuration that train the same networks: it takes seconds."""
     from tenas.networks.costs import operator_costs
 
     return operator_costs(get_space(space), side=side, classes=classes, **dict(network))
 
 
-def resolved_limits(settings: Mapping, *, classes: int, side: int) -> dict:
+def resolved_limits(settings: Mapping[str, Any], *, classes: int, side: int) -> dict[str, Any]:
     """limits.json of a run (tenas.search.limits.resolve). ``classes`` and ``side``: of the images, unless the retraining has a
     side.
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tenas.benchmark.index import read_column
 from tenas.errors import TenasError
@@ -13,8 +14,8 @@ COLUMNS = ("cell", "arch", "shortlisted", "valid_accuracy", "best_epoch", "place
 
 
 def rank_finalists(
-    cells: Sequence[Cell], results: Sequence[Mapping], keep: int
-) -> tuple[tuple[str, ...], list[dict], list[Cell]]:
+    cells: Sequence[Cell], results: Sequence[Mapping[str, Any]], keep: int
+) -> tuple[tuple[str, ...], list[dict[str, Any]], list[Cell]]:
     """The ranking of a round of trainings: one row per cell, in the shortlist's order, and the cells that are kept, best first.
 
     ``results``: of each cell ``valid_accuracy`` in %, and ``best_epoch`` where it was trained. Equal accuracies go to the cell
@@ -37,7 +38,7 @@ def rank_finalists(
     return COLUMNS, rows, [cells[index] for index in order[:keep]]
 
 
-def trained(metrics: Sequence[str | os.PathLike], cells: Sequence[Cell]) -> list[dict]:
+def trained(metrics: Sequence[str | os.PathLike[str]], cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Results of real trainings, from the metrics of each, in the shortlist's order.
 
     Raises TenasError when one is missing, or of another cell.
@@ -53,7 +54,7 @@ def trained(metrics: Sequence[str | os.PathLike], cells: Sequence[Cell]) -> list
     return results
 
 
-def looked_up(table: str | os.PathLike | None, column: str, space: Space, cells: Sequence[Cell]) -> list[dict]:
+def looked_up(table: str | os.PathLike[str] | None, column: str, space: Space, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Results of short trainings from a column of the space's table. Raises TenasError when it lacks the column or a cell."""
     if table is None:
         raise TenasError(f"The round looks {column!r} up, but no table of {space.name} was given ('benchmark').")

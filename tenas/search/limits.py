@@ -75,7 +75,7 @@ class Limits:
         """The cells of the table that fit, (cells, cell types x edges): the number of each edge's operator, -1 for none."""
         import numpy as np
 
-        places = {edge: index for index, edge in enumerate(self.space.edges)}
+        places = {(edge.target, edge.source): index for index, edge in enumerate(self.space.edges)}
         rows = []
         for arch in self.table or ():
             genotype = self.space.parse(arch)
@@ -97,7 +97,7 @@ class Limits:
         return bool(active[edges, self._fitting].all(axis=1).any())
 
 
-def _node_front(space: Space, rows: Any, tables: list, target: int) -> list[tuple[float, ...]]:
+def _node_front(space: Space, rows: Any, tables: list[Any], target: int) -> list[tuple[float, ...]]:
     """What a node can cost at least in each figure, over all choices of its edges and operators."""
     edges = [index for index, edge in enumerate(space.edges) if edge.target == target]
     options = {
@@ -140,8 +140,8 @@ def amount(value: float | str, largest: float, name: str) -> float:
 
 
 def resolve(
-    space: Space, exclude: Iterable[str], limits: Mapping, sums: Mapping[str, Sums], table: Mapping[str, float] | None
-) -> dict:
+    space: Space, exclude: Iterable[str], limits: Mapping[str, Any], sums: Mapping[str, Sums], table: Mapping[str, float] | None
+) -> dict[str, Any]:
     """limits.json of a run: each limit as a number, with what it is about. Raises TenasError for one that no cell meets.
 
     ``limits``: of the settings. ``sums``: parameters and flops of the network that is trained. ``table``: the latency limit's.
@@ -183,7 +183,7 @@ def resolve(
     return found
 
 
-def from_json(value: Mapping) -> Limits:
+def from_json(value: Mapping[str, Any]) -> Limits:
     """Limits from the value of a limits.json."""
     from tenas.spaces import get_space
 
@@ -196,7 +196,7 @@ def from_json(value: Mapping) -> Limits:
     return Limits(space, sums, None if latency is None else latency["values"], 0.0 if latency is None else latency["most"])
 
 
-def read_limits(path: str | os.PathLike | None) -> Limits | None:
+def read_limits(path: str | os.PathLike[str] | None) -> Limits | None:
     """The limits of a run from its limits.json; None without a file. Raises TenasError for a damaged one."""
     if path is None:
         return None

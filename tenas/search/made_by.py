@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from tenas.code import code_digest
 from tenas.files import sha256, sha256_of
@@ -30,7 +31,7 @@ def space_code(space: Space, *modules: str, networks: bool = False) -> str:
     return sha256_of(f"{digest} {space._token}") if space._token else digest
 
 
-def stage_code(stage: str, settings: Mapping, measures: Iterable[str] = (), *, networks: bool = False) -> str:
+def stage_code(stage: str, settings: Mapping[str, Any], measures: Iterable[str] = (), *, networks: bool = False) -> str:
     """The digest of the code that a stage runs: its own closure, the space's, and that of the measures that it takes.
 
     ``settings``: of the search or study, for its space. ``measures``: names or references. ``networks``: whether the stage builds
@@ -44,7 +45,7 @@ def stage_code(stage: str, settings: Mapping, measures: Iterable[str] = (), *, n
     return space_code(get_space(settings["space"]), f"tenas.stages.{stage}", *dict.fromkeys(used), networks=networks)
 
 
-def measuring_code(stage: str, settings: Mapping, entry: Mapping) -> str:
+def measuring_code(stage: str, settings: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     """``stage_code`` of a stage that measures; ``entry``: the round, or the study, with its ``measures``."""
     return stage_code(stage, settings, entry["measures"], networks=True)
 
@@ -54,12 +55,17 @@ def training_code(space: Space) -> str:
     return space_code(space, "tenas.retrain.stage", networks=True)
 
 
-def ranking_code(stage: str, settings: Mapping, entry: Mapping) -> str:
+def ranking_code(stage: str, settings: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     """``stage_code`` of a stage that ranks by measures: which way a measure of one's own is good stands in its own file."""
     return stage_code(stage, settings, filter(is_reference, entry.get("measures", ())))
 
 
-def made_by(stage: str, settings: Mapping, inputs: Iterable[str | os.PathLike], entry: Mapping = MappingProxyType({})) -> dict:
+def made_by(
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Iterable[str | os.PathLike[str]],
+    entry: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
     """What a decision follows from. No time and no place: the same decision is the same bytes wherever it was taken.
 
     ``entry``: the round, where the stage ranks by its measures.

@@ -1,6 +1,7 @@
 """From the scores of a round to a ranking with its errors, and to the next mask (TE-NAS, algorithm 1)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -24,6 +25,7 @@ def change(whole: np.ndarray, rest: np.ndarray, kind: str, decimals: int | None,
     operator that must not go, is -inf for a measure of which less is better, and +inf for the others, whose infinity is -inf.
     """
     whole = np.broadcast_to(whole, rest.shape)
+    result: np.ndarray
     with np.errstate(invalid="ignore", divide="ignore"):
         match kind:
             case "log":
@@ -50,7 +52,7 @@ def mean_change(changes: np.ndarray, weights: np.ndarray, worst: float = -np.inf
     counts = weights @ finite.T.astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         # Means of decimals tie only after the last bits are gone: 0.1 + 0.2 and 0.3 are the same change.
-        means = np.round(weights @ np.where(finite, changes, 0.0).T / counts, 12)
+        means: np.ndarray = np.round(weights @ np.where(finite, changes, 0.0).T / counts, 12)
     means[counts == 0] = worst
     means[weights @ (changes == -worst).T.astype(float) > 0] = -worst
     means[weights @ (changes == worst).T.astype(float) > 0] = worst
@@ -59,7 +61,8 @@ def mean_change(changes: np.ndarray, weights: np.ndarray, worst: float = -np.inf
 
 def ranks(means: np.ndarray, lower_is_better: bool, method: str) -> np.ndarray:
     """Ranks along the last axis, 1 for the trial whose removal does the measure most good (or least harm)."""
-    return rankdata(-means if lower_is_better else means, method=method, axis=-1)
+    found: np.ndarray = rankdata(-means if lower_is_better else means, method=method, axis=-1)
+    return found
 
 
 def aggregated(rank_list: list[np.ndarray], aggregate: str) -> np.ndarray:
@@ -67,9 +70,9 @@ def aggregated(rank_list: list[np.ndarray], aggregate: str) -> np.ndarray:
 
     ``rank_sum``: TE-NAS's (algorithm 1). ``log_rank_sum``: the sum of their logarithms, which weighs the first places more.
     """
-    if aggregate == "rank_sum":
-        return np.sum(rank_list, axis=0)
-    return np.round(np.sum(np.log(rank_list), axis=0), 12)
+    together = np.asarray(rank_list)
+    total: np.ndarray = together.sum(axis=0) if aggregate == "rank_sum" else np.round(np.log(together).sum(axis=0), 12)
+    return total
 
 
 def pruned(rank_list: list[np.ndarray], rivals: list[tuple[list[int], int]], aggregate: str = "rank_sum") -> np.ndarray:
@@ -108,8 +111,8 @@ def pruned_within(
 
 
 def rank_round(
-    settings: Mapping, subjects: Trials, values: Mapping[Measurement, float], limits: Limits | None = None
-) -> tuple[list[str], list[dict], Mask]:
+    settings: Mapping[str, Any], subjects: Trials, values: Mapping[Measurement, float], limits: Limits | None = None
+) -> tuple[list[str], list[dict[str, Any]], Mask]:
     """The ranking of a round: its columns, one row per trial, and the mask that its decisions lead to.
 
     ``settings``: of the round. For each measure: ``change`` (mean over the repeats), ``se`` (standard error of that mean; empty
@@ -119,7 +122,7 @@ def rank_round(
     share weights and images). A decision is sure when its share is near 1, and a coin toss when it is near 1 over the number of
     rivals.
     """
-    mask, round, trials = subjects.mask, subjects.round, subjects.trials[1:]
+    mask, round, trials = subjects.mask, subjects.round, subjects.tried
     rivals = mask.space.rivals(trials, round)
     generator = np.random.default_rng(round.number)
     columns = list(Trials.columns)
@@ -128,7 +131,7 @@ def rank_round(
     for reference, measure_settings in settings["measures"].items():
         measure, repeats = get_measure(reference), measure_settings["repeats"]
         name = measure.name
-        table = np.array([[values[t, name, r] for r in range(repeats)] for t in range(len(trials) + 1)])
+        table = np.array([[values[Measurement(t, name, r)] for r in range(repeats)] for t in subjects.ids])
         worst = -np.inf if measure.lower_is_better else np.inf
         changes = change(table[0], table[1:], settings["change"], settings["decimals"], worst)
         samples = np.vstack([np.ones(repeats), generator.multinomial(repeats, np.full(repeats, 1 / repeats), RESAMPLES)])
@@ -150,9 +153,9 @@ def rank_round(
     if limits is None:
         gone, again = pruned(decided, rivals, aggregate), pruned(resampled, rivals, aggregate)
     else:
-        within = (aggregate, trials, mask, limits)
-        gone = pruned_within(decided, rivals, *within)
-        again = pruned_within([r[:RESAMPLES_WITHIN] for r in resampled], rivals, *within)
+        gone = pruned_within(decided, rivals, aggregate, trials, mask, limits)
+        fewer = [ranks[:RESAMPLES_WITHIN] for ranks in resampled]
+        again = pruned_within(fewer, rivals, aggregate, trials, mask, limits)
     share = again.mean(axis=0)
     for i, (row, total) in enumerate(zip(rows, aggregated(decided, aggregate)[0], strict=True)):
         row |= {aggregate: float(total), "pruned": int(gone[0, i]), "pruned_share": float(share[i])}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def _pruned(mask: Mask, generator: np.random.Generator, limits: Limits) -> Genot
     return space.genotype(mask)
 
 
-def listed_cells(path: str | os.PathLike, space: Space, limits: Limits | None = None) -> Cells:
+def listed_cells(path: str | os.PathLike[str], space: Space, limits: Limits | None = None) -> Cells:
     """The cells of a CSV file of one's own with a column ``arch``, in its order, without repetition, within the limits."""
     archs: dict[str, None] = {}
     for line, row in enumerate(read_table(path, ("arch",), "list of cells"), start=2):
@@ -94,9 +95,10 @@ def listed_cells(path: str | os.PathLike, space: Space, limits: Limits | None = 
     return Cells(space, tuple(Cell(number, arch) for number, arch in enumerate(kept, start=1)))
 
 
-def cells_of_round(settings: Mapping, round: int, seed: int, before: str | os.PathLike, limits: Limits | None = None) -> Cells:
-    """The cells of round ``round`` of a search: drawn from the mask ``before``, listed in a file, or those of the shortlist
-    ``before``."""
+def cells_of_round(
+    settings: Mapping[str, Any], round: int, seed: int, before: str | os.PathLike[str], limits: Limits | None = None
+) -> Cells:
+    """The cells of a round: drawn from the mask ``before``, listed in a file, or those of the shortlist ``before``."""
     space, sample = get_space(settings["space"]), settings["rounds"][round - 1]["sample"]
     if sample is None:
         return read_shortlist(before, space)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -25,7 +26,7 @@ def mean_score(measure: Measure, values: np.ndarray, weights: np.ndarray) -> np.
         scores = values if measure.signed else np.log(values)
     scores = -scores if measure.lower_is_better else scores
     finite = np.isfinite(scores)
-    means = np.round(weights @ np.where(finite, scores, 0.0).T / weights.sum(axis=1, keepdims=True), 12)
+    means: np.ndarray = np.round(weights @ np.where(finite, scores, 0.0).T / weights.sum(axis=1, keepdims=True), 12)
     means[weights @ (scores == np.inf).T.astype(float) > 0] = np.inf
     means[weights @ (scores == -np.inf).T.astype(float) > 0] = -np.inf
     return means
@@ -33,7 +34,8 @@ def mean_score(measure: Measure, values: np.ndarray, weights: np.ndarray) -> np.
 
 def places(means: np.ndarray) -> np.ndarray:
     """Ranks along the last axis, 1 for the best; equal cells share their mean rank."""
-    return rankdata(-means, method="average", axis=-1)
+    found: np.ndarray = rankdata(-means, method="average", axis=-1)
+    return found
 
 
 def aggregated(rank_list: Sequence[np.ndarray], aggregate: str) -> np.ndarray:
@@ -42,10 +44,12 @@ def aggregated(rank_list: Sequence[np.ndarray], aggregate: str) -> np.ndarray:
     ``rank_sum``: minus their sum (TE-NAS). ``log_rank_sum``: sum of log(place / cells), places counted from the worst, which
     demands that a cell is bad by no measure (AZ-NAS, Lee and Ham, CVPR 2024, equation 10).
     """
-    if aggregate == "rank_sum":
-        return -np.sum(rank_list, axis=0)
-    cells = rank_list[0].shape[-1]
-    return np.round(np.sum([np.log((cells + 1 - ranks) / cells) for ranks in rank_list], axis=0), 12)
+    together = np.asarray(rank_list)
+    cells = together.shape[-1]
+    score: np.ndarray = (
+        -together.sum(axis=0) if aggregate == "rank_sum" else np.round(np.log((cells + 1 - together) / cells).sum(axis=0), 12)
+    )
+    return score
 
 
 def kept(rank_list: Sequence[np.ndarray], score: np.ndarray, keep: int, each: int) -> list[int]:
@@ -66,12 +70,13 @@ def kept(rank_list: Sequence[np.ndarray], score: np.ndarray, keep: int, each: in
     return [place for place in best.tolist() if place in chosen]
 
 
-def rank_cells(settings: Mapping, cells: Cells, values: Mapping[Measurement, float]) -> tuple[list[str], list[dict], list[Cell]]:
+def rank_cells(
+    settings: Mapping[str, Any], cells: Cells, values: Mapping[Measurement, float]
+) -> tuple[list[str], list[dict[str, Any]], list[Cell]]:
     """The ranking of a round of cells: its columns, one row per cell in their order, and the cells that are kept, best first.
 
     For each measure: ``score`` (mean over the repeats, of logarithms where it is never negative; more is better), ``se``
-    (standard
-    error of that mean; empty below two finite repeats), ``rank``. Then the aggregate, ``place`` by it, ``kept``, and
+    (standard error of that mean; empty below two finite repeats), ``rank``. Then the aggregate, ``place`` by it, ``kept``, and
     ``kept_share``: how often the cell is kept when repeats are resampled (empty where every measure has a single one).
     """
     generator = np.random.default_rng(len(cells.cells))
@@ -81,7 +86,7 @@ def rank_cells(settings: Mapping, cells: Cells, values: Mapping[Measurement, flo
     for reference, measure_settings in settings["measures"].items():
         measure, repeats = get_measure(reference), measure_settings["repeats"]
         name = measure.name
-        table = np.array([[values[cell.number, name, r] for r in range(repeats)] for cell in cells.cells], float)
+        table = np.array([[values[Measurement(cell.number, name, r)] for r in range(repeats)] for cell in cells.cells])
         again = again or repeats > 1
         samples = np.vstack([np.ones(repeats), generator.multinomial(repeats, np.full(repeats, 1 / repeats), RESAMPLES)])
         means = mean_score(measure, table, samples)
@@ -119,12 +124,12 @@ def rank_cells(settings: Mapping, cells: Cells, values: Mapping[Measurement, flo
     return columns, rows, [cells.cells[place] for place in chosen]
 
 
-def shortlist_json(space: Space, cells: Sequence[Cell]) -> dict:
+def shortlist_json(space: Space, cells: Sequence[Cell]) -> dict[str, Any]:
     """The state of a search that has come down to a list of cells, best first."""
     return {"space": space.reference, "cells": [cell._asdict() for cell in cells]}
 
 
-def read_shortlist(path: str | os.PathLike, space: Space) -> Cells:
+def read_shortlist(path: str | os.PathLike[str], space: Space) -> Cells:
     """The cells of a shortlist, best first. Raises TenasError when it is damaged or of another space."""
     value = read_json(path, "shortlist")
     if value.get("space") != space.reference:

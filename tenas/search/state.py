@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from tenas.search.shortlist import read_shortlist
 from tenas.spaces import get_space
 from tenas.spaces.base import Genotype
 
 
-def found_genotype(settings: Mapping, state: str | os.PathLike) -> Genotype:
+def found_genotype(settings: Mapping[str, Any], state: str | os.PathLike[str]) -> Genotype:
     """The genotype that the state after the last round leaves. Raises TenasError while there is a choice."""
     space = get_space(settings["space"])
     if settings["rounds"][-1]["kind"] in ("operators", "edges"):

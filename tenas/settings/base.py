@@ -34,7 +34,7 @@ Real = Annotated[float, BeforeValidator(_real)]
 Flag = Annotated[bool, Field(strict=True)]
 
 
-def _distinct(values: list) -> list:
+def _distinct(values: list[Any]) -> list[Any]:
     doubled = [value for place, value in enumerate(values) if value in values[:place]]
     if doubled:
         raise PydanticCustomError("distinct", "{value} stands there twice", {"value": repr(doubled[0])})
@@ -97,8 +97,8 @@ def sentence(error: ValidationError, where: str, at: str = "") -> str:
     if kind in _KINDS:
         return f"{where}: {name} is {value}; it must be {_KINDS[kind]}."
     if kind in _BOUNDS:
-        bound, word = _BOUNDS[kind]
-        return f"{where}: {name} is {value}; it must be {word} {context[bound]}."
+        key, word = _BOUNDS[kind]
+        return f"{where}: {name} is {value}; it must be {word} {context[key]}."
     if kind in ("too_short", "too_long"):
         bound = context.get("min_length", context.get("max_length"))
         word = "least" if kind == "too_short" else "most"
@@ -128,7 +128,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key that stands twice in one mapping is an error, not the last one's."""
 
 
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict:
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
     seen = set()
     for key, _ in node.value:
         if key.tag == "tag:yaml.org,2002:merge":
@@ -143,7 +143,7 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) ->
 
 
 def _construct(loader: _UniqueKeys, node: yaml.MappingNode) -> Any:
-    value: dict = {}
+    value: dict[Hashable, Any] = {}
     yield value
     value.update(_mapping(loader, node))
 
@@ -151,7 +151,7 @@ def _construct(loader: _UniqueKeys, node: yaml.MappingNode) -> Any:
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct)
 
 
-def read_yaml(path: str | os.PathLike, what: str) -> object:
+def read_yaml(path: str | os.PathLike[str], what: str) -> object:
     """The value of a YAML file. Raises TenasError when it cannot be read, is no YAML, or gives a key twice."""
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
@@ -161,7 +161,7 @@ def read_yaml(path: str | os.PathLike, what: str) -> object:
         raise TenasError(f"The {what} {path} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 
-def merged(base: Mapping, changes: Mapping) -> dict:
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """``base`` with ``changes`` merged in, nested mappings key by key."""
     result = dict(base)
     for key, value in changes.items():
@@ -183,7 +183,7 @@ def preset_files(kind: str) -> dict[str, Path]:
     return found
 
 
-def read_preset(kind: str, preset: str) -> dict:
+def read_preset(kind: str, preset: str) -> dict[str, Any]:
     """The mapping of a preset, by name or path of a YAML file. ``kind``: search or retrain."""
     if str(preset).endswith((".yaml", ".yml")):
         path = Path(preset)

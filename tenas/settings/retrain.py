@@ -1,7 +1,7 @@
 """Settings of a retraining: what a preset of config/retrain holds, and retrain.json. No torch."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -83,7 +83,7 @@ class Retraining(Model):
     """Most processes that decode image files ahead of each GPU, for a folder of images; they do not change the result."""
 
 
-def check_retraining(settings: Mapping, where: str = "retraining") -> dict:
+def check_retraining(settings: Mapping[str, Any], where: str = "retraining") -> dict[str, Any]:
     """Checked settings of a retraining with every key. Raises TenasError for what cannot be trained with."""
     keys = checked(Retraining, settings, where).model_dump()
     if keys["nesterov"] and not keys["momentum"]:
@@ -95,7 +95,7 @@ def check_retraining(settings: Mapping, where: str = "retraining") -> dict:
     return keys
 
 
-def retrain_settings(preset: str, changes: Mapping | None = None) -> dict:
+def retrain_settings(preset: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The resolved settings of a retraining, by preset (a name, or the path of a YAML file) and keys that are different."""
     where = f"preset {preset}" if not changes else f"preset {preset} with the run's changes"
     return check_retraining(merged(read_preset("retrain", preset), changes or {}), where)

@@ -216,7 +216,7 @@ class Settings(Model):
     """The network that is trained in the end: channels, cells, stem, side (null for that of the images)."""
 
 
-def measure_settings(measures: Mapping[str, Any], where: str, at: str = "measures") -> dict[str, dict]:
+def measure_settings(measures: Mapping[str, Any], where: str, at: str = "measures") -> dict[str, dict[str, Any]]:
     """Checked settings of measures, by name or reference. Raises TenasError for unknown measures and keys."""
     if not measures:
         raise TenasError(f"{where}: '{at}' names no measure.")
@@ -233,7 +233,7 @@ def measure_settings(measures: Mapping[str, Any], where: str, at: str = "measure
     return found
 
 
-def measures_of(settings: Mapping) -> dict[str, tuple[Measure, dict]]:
+def measures_of(settings: Mapping[str, Any]) -> dict[str, tuple[Measure, dict[str, Any]]]:
     """The measures of a round or of a study by name: each with its settings."""
     found = {}
     for reference, value in settings["measures"].items():
@@ -242,7 +242,7 @@ def measures_of(settings: Mapping) -> dict[str, tuple[Measure, dict]]:
     return found
 
 
-def _measures_of_round(entry: Mapping, shared: Mapping, where: str) -> dict:
+def _measures_of_round(entry: Mapping[str, Any], shared: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The round's own measures over the preset's shared ones; all of those where the round names none."""
     own = entry.get("measures")
     if own is None:
@@ -260,11 +260,13 @@ def _over(base: object, value: object) -> object:
     return merged(base, given) if isinstance(base, Mapping) and isinstance(given, Mapping) else given
 
 
-def _rounds(preset: Preset, space: Space, retraining: Mapping | None, datasets: Sequence[str], where: str) -> list[dict]:
+def _rounds(
+    preset: Preset, space: Space, retraining: Mapping[str, Any] | None, datasets: Sequence[str], where: str
+) -> list[dict[str, Any]]:
     """The preset's rounds, each with all of its keys, as many as the space needs."""
     shared = {name: value for name, value in preset.measures.items() if value is not None}
     left = operators_left(space.full_mask(preset.exclude))
-    found: list[dict] = []
+    found: list[dict[str, Any]] = []
     for number, entry in enumerate(preset.rounds, start=1):
         here = f"{where}: round {number}"
         kind = _kind(entry, here)
@@ -320,7 +322,9 @@ def _kind(entry: object, where: str) -> str:
     return str(kind)
 
 
-def _training(entry: dict, preset: Preset, space: Space, retraining: Mapping | None, datasets: Sequence[str], where: str) -> dict:
+def _training(
+    entry: dict[str, Any], preset: Preset, space: Space, retraining: Mapping[str, Any] | None, datasets: Sequence[str], where: str
+) -> dict[str, Any]:
     source, _, column = preset.trainings.partition(":")
     if source == "table":
         known = [space.short_trainings[name] for name in datasets if name in space.short_trainings]
@@ -347,9 +351,8 @@ SHORT = {
 }  # fmt: skip
 
 
-def with_changes(preset: Mapping, changes: Mapping, where: str) -> dict:
-    """A preset with changes merged in. Those of ``rounds`` may be a mapping from the number of a round, from 1, to its
-    changes."""
+def with_changes(preset: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A preset with changes merged in; those of ``rounds`` may be a mapping from a round's number, from 1, to its changes."""
     changes = dict(changes)
     by_number = changes.pop("rounds", None)
     result = merged(preset, changes)
@@ -376,9 +379,9 @@ def _places(key: str) -> list[str]:
     return [*f"{before}measures".split("."), reference[1], *(reference[2] or "").split(".")[1:]]
 
 
-def assigned(assignments: Iterable[str]) -> dict:
+def assigned(assignments: Iterable[str]) -> dict[str, Any]:
     """Changes from texts KEY=VALUE, such as ``prune=2`` or ``rounds.1.keep=8``; values are YAML. Raises TenasError for others."""
-    changes: dict = {}
+    changes: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not all(_places(key)):
@@ -403,13 +406,13 @@ def assigned(assignments: Iterable[str]) -> dict:
 def search_settings(
     space: str | Space,
     preset: str,
-    changes: Mapping | None = None,
+    changes: Mapping[str, Any] | None = None,
     *,
-    retraining: Mapping | None = None,
-    limits: Mapping | None = None,
+    retraining: Mapping[str, Any] | None = None,
+    limits: Mapping[str, Any] | None = None,
     trainings: str | None = None,
     datasets: Sequence[str] = (),
-) -> dict:
+) -> dict[str, Any]:
     """The resolved settings of a search, what search.json holds.
 
     ``preset``: a name, or the path of a YAML file; ``changes``: keys that are different (a measure that is null is left out).
@@ -441,7 +444,7 @@ def search_settings(
     return settings
 
 
-def read_settings(path: str | os.PathLike) -> dict:
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings of a search from its search.json, checked again: the file may have been edited."""
     value = read_json(path, "search settings")
     if is_of_earlier_version(value):
@@ -452,12 +455,12 @@ def read_settings(path: str | os.PathLike) -> dict:
     return check_settings(value, str(path))
 
 
-def is_of_earlier_version(value: Mapping) -> bool:
+def is_of_earlier_version(value: Mapping[str, Any]) -> bool:
     """Whether these are settings from before searches had a list of rounds."""
     return "measures" in value and "rounds" not in value
 
 
-def check_settings(value: Mapping, where: str) -> dict:
+def check_settings(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Resolved settings of a search, checked. Raises TenasError; ``where`` begins its sentence."""
     settings = checked(Settings, value, where).model_dump()
     for number, entry in enumerate(settings["rounds"], start=1):
@@ -469,7 +472,7 @@ def check_settings(value: Mapping, where: str) -> dict:
     return settings
 
 
-def check_search(settings: Mapping) -> None:
+def check_search(settings: Mapping[str, Any]) -> None:
     """Raise TenasError unless the rounds follow from each other, and end with a decision."""
     space = get_space(settings["space"])
     mask = space.full_mask(settings["exclude"])
@@ -509,7 +512,7 @@ def check_search(settings: Mapping) -> None:
         raise TenasError("The rounds leave a choice: they must prune to one operator per edge, or end with cells or trainings.")
 
 
-def schedule(settings: Mapping) -> tuple[Round, ...]:
+def schedule(settings: Mapping[str, Any]) -> tuple[Round, ...]:
     """The rounds of a search with the number of their subjects, known beforehand: it makes the graph of jobs a static one."""
     space = get_space(settings["space"])
     left = operators_left(space.full_mask(settings["exclude"]))
@@ -537,16 +540,16 @@ def schedule(settings: Mapping) -> tuple[Round, ...]:
     return tuple(rounds)
 
 
-def _sampled(entry: Mapping, spanned: int, number: int) -> int:
+def _sampled(entry: Mapping[str, Any], spanned: int, number: int) -> int:
     """How many cells a round of cells draws at most, where ``spanned`` are left."""
     if is_list(entry["sample"]):
         if entry["listed"] is None:
             raise TenasError(f"Round {number} has a list of cells, but not the key 'listed' that says how many they are.")
-        return entry["listed"]
-    return spanned if entry["sample"] == "all" else entry["sample"]
+        return int(entry["listed"])
+    return spanned if entry["sample"] == "all" else int(entry["sample"])
 
 
-def find_round(settings: Mapping, number: int) -> Round:
+def find_round(settings: Mapping[str, Any], number: int) -> Round:
     """The round of a number. Raises TenasError where there is none."""
     rounds = schedule(settings)
     if not 1 <= number <= len(rounds):

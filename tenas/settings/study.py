@@ -27,13 +27,13 @@ class Study(Model):
     """What is measured: name of a measure (or reference to one's own) -> its settings, as in a preset of a search."""
 
 
-def study_settings(value: Mapping, where: str) -> dict:
+def study_settings(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The resolved settings of a study, what study.json holds. ``where`` begins the sentence of an error."""
     settings = checked(Study, value, where).model_dump()
     settings["measures"] = measure_settings(settings["measures"], where)
     return {**settings, "space": get_space(settings["space"]).reference}
 
 
-def read_study(path: str | os.PathLike) -> dict:
+def read_study(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings of a study from its study.json, checked again: the file may have been edited."""
     return study_settings(read_json(path, "study settings"), str(path))

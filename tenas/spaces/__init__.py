@@ -33,7 +33,9 @@ class _Spaces(Mapping[str, Space]):
     """The spaces that the package ships, by name, imported when asked for."""
 
     def __getitem__(self, name: str) -> Space:
-        return get_space(name) if name in BUILT_IN else BUILT_IN[name]
+        if name not in BUILT_IN:
+            raise KeyError(name)
+        return get_space(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(BUILT_IN)
@@ -69,7 +71,7 @@ def get_space(space: str | Space) -> Space:
         return _MADE_HERE[space]
     if space not in BUILT_IN:
         raise one_of("space", space, [*BUILT_IN, "path/to/file.py:object"])
-    return load_object(BUILT_IN[space], "space")
+    return get_space(BUILT_IN[space])
 
 
 def known(space: str | Space) -> Space:
@@ -90,7 +92,7 @@ def known(space: str | Space) -> Space:
     return space
 
 
-def load_genotype(genotype: Genotype | str | os.PathLike, space: str | Space | None = None) -> Genotype:
+def load_genotype(genotype: Genotype | str | os.PathLike[str], space: str | Space | None = None) -> Genotype:
     """A genotype from an object, a JSON file (a path that ends in .json) or a space's text.
 
     Without ``space`` a JSON file names its space itself, and a text is given to each space in turn.
@@ -102,12 +104,13 @@ def load_genotype(genotype: Genotype | str | os.PathLike, space: str | Space | N
     if is_json_path(genotype):
         value = read_json(genotype, "genotype")
         return genotype_from_json(get_space(space or str(value.get("space"))), value, f"The genotype {genotype}")
+    text = str(genotype)
     if space is not None:
-        return get_space(space).parse(genotype)
+        return get_space(space).parse(text)
     reasons = []
     for candidate in SPACES.values():
         try:
-            return candidate.parse(genotype)
+            return candidate.parse(text)
         except WrongFormError:
             continue
         except TenasError as error:

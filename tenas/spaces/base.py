@@ -96,7 +96,7 @@ class Mask:
             active[self.space.cell_types.index(cell)][edge][self.space.operators.index(operator)] = False
         return Mask(self.space, tuple(tuple(tuple(row) for row in cell) for cell in active))
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return {
             "space": self.space.reference,
             "operators": list(self.space.operators),
@@ -117,7 +117,7 @@ class Genotype:
         """The text that is customary in the genotype's space; ``space.parse`` is its inverse."""
         return self.space.text(self)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return {
             "space": self.space.reference,
             "arch": self.arch,
@@ -193,7 +193,7 @@ class Space:
         """What a configuration calls the space: the name of one that the package ships, else ``path/to/file.py:object``."""
         return self._reference or self.name
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Other processes import the space themselves, so that there is one object of it in each.
         from tenas.spaces import get_space
 
@@ -204,7 +204,7 @@ class Space:
             )
         return get_space, (self.reference,)
 
-    def __deepcopy__(self, memo: dict) -> Space:
+    def __deepcopy__(self, memo: dict[str, Any]) -> Space:
         return self
 
     # --- texts
@@ -448,7 +448,7 @@ class Space:
         """What is left when a search has ended. Raises TenasError while an edge or a node still has a choice."""
         cells = []
         for cell in self.cell_types:
-            choices = []
+            choices: list[Choice] = []
             for index, edge in enumerate(self.edges):
                 operators = mask.operators(cell, index)
                 if len(operators) > 1:
@@ -459,8 +459,8 @@ class Space:
                 choices += [Choice(edge.target, edge.source, operator) for operator in operators]
             cells.append(tuple(choices))
         incoming = Counter(edge.target for edge in self.edges)
-        for cell, choices in zip(self.cell_types, cells, strict=True):
-            for target, left in Counter(choice.target for choice in choices).items():
+        for cell, chosen in zip(self.cell_types, cells, strict=True):
+            for target, left in Counter(choice.target for choice in chosen).items():
                 if left > self.kept_edges(incoming[target]):
                     raise TenasError(f"The search has not ended: node {target} of the cell type {cell!r} still has {left} edges.")
         return Genotype(self, tuple(cells))
@@ -475,14 +475,14 @@ class Space:
             ),
         )
 
-    def read_mask(self, path: str | os.PathLike) -> Mask:
+    def read_mask(self, path: str | os.PathLike[str]) -> Mask:
         """A mask from its JSON file. Raises TenasError when it is damaged, empty on an edge, or of another space."""
         value = read_json(path, "mask")
         if value.get("space") != self.reference:
             raise TenasError(f"The mask {path} is of the space {value.get('space')!r}, not {self.reference}.")
         if value.get("operators") != list(self.operators):
             raise TenasError(f"The mask {path} lists other operators than {self.name} has.")
-        active = value.get("active")
+        active: Any = value.get("active")
         try:
             cells = tuple(tuple(tuple(row) for row in active[cell]) for cell in self.cell_types)
         except (KeyError, TypeError) as error:
@@ -499,9 +499,9 @@ class Space:
                     raise TenasError(f"The mask {path} has {min(foreign)!r} on edge {edge} of {cell!r}, which cannot have it.")
         return mask
 
-    def _genotype(self, cells: Iterable[Iterable[Choice]], text: str) -> Genotype:
+    def _genotype(self, parsed: Iterable[Iterable[Choice]], text: str) -> Genotype:
         """A genotype from parsed choices, checked against the space; ``text`` is what the error quotes."""
-        cells = tuple(tuple(sorted(cell)) for cell in cells)
+        cells = tuple(tuple(sorted(cell)) for cell in parsed)
         for choice in (choice for cell in cells for choice in cell):
             if choice.operator not in self.operators:
                 raise TenasError(
@@ -511,7 +511,7 @@ class Space:
                 raise TenasError(f"{self.name} has no edge {choice.target}<-{choice.source}, in the genotype {text!r}.")
         for name, cell in zip(self.cell_types, cells, strict=True):
             for target, source, operator in cell:
-                allowed = self.choices(name, self.edges.index((target, source)))
+                allowed = self.choices(name, self.edges.index(Edge(target, source)))
                 if operator not in allowed:
                     raise TenasError(
                         f"{operator!r} is no operator of the edge {target}<-{source} of {self.name} ({', '.join(allowed)}), in "
@@ -524,7 +524,7 @@ class Space:
         return Genotype(self, cells)
 
 
-def genotype_from_json(space: Space, value: dict, what: str) -> Genotype:
+def genotype_from_json(space: Space, value: dict[str, Any], what: str) -> Genotype:
     """The genotype in a JSON object with the key ``arch``; ``what`` names it in the error."""
     if value.get("space", space.reference) != space.reference:
         raise TenasError(f"{what} is of the space {value['space']!r}, not {space.reference}.")
@@ -533,6 +533,6 @@ def genotype_from_json(space: Space, value: dict, what: str) -> Genotype:
     return space.parse(value["arch"])
 
 
-def is_json_path(genotype: str | os.PathLike) -> bool:
+def is_json_path(genotype: str | os.PathLike[str]) -> bool:
     """Whether this names a file rather than being a genotype's text."""
     return isinstance(genotype, os.PathLike) or str(genotype).endswith(".json")

@@ -65,9 +65,9 @@ class Darts(Space):
     def _check_output(self, value: ast.expr, name: str, text: str) -> None:
         match value:
             case ast.Call(func=ast.Name(id="range"), args=[*bounds], keywords=[]) if 1 <= len(bounds) <= 3:
-                numbers = [_literal(bound) for bound in bounds]
-                is_range = all(type(n) is int for n in numbers) and (len(numbers) < 3 or numbers[2] != 0)
-                nodes = list(range(*numbers)[: self.nodes]) if is_range else None
+                numbers = [number for number in map(_literal, bounds) if type(number) is int]
+                is_range = len(numbers) == len(bounds) and (len(numbers) < 3 or numbers[2] != 0)
+                nodes: object = list(range(*numbers)[: self.nodes]) if is_range else None
             case _:
                 nodes = _literal(value)
         if not isinstance(nodes, list | tuple) or tuple(nodes) != self.output:
@@ -87,7 +87,7 @@ def _fields(text: str) -> dict[str, ast.expr]:
     if not isinstance(expression, ast.Call) or not isinstance(expression.func, ast.Name):
         raise WrongFormError(f"{text!r} is not a genotype of darts; expected the form {FORM}.")
     fields = dict(zip(FIELDS, expression.args, strict=False))
-    fields |= {keyword.arg: keyword.value for keyword in expression.keywords}
+    fields |= {str(keyword.arg): keyword.value for keyword in expression.keywords}
     if set(fields) != set(FIELDS) or len(expression.args) + len(expression.keywords) != len(FIELDS):
         raise TenasError(f"A genotype of darts has {', '.join(FIELDS)}, each once; this has not: {text!r}.")
     return fields

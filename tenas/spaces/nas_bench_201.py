@@ -33,8 +33,8 @@ class NasBench201(Space):
         a cell without an output. The 15,625 cells have 5,545 forms.
 
         The benchmark's own count is 6,466 (NATS-Bench, table 1): its text takes a convolution of nothing for nothing, but does
-        not
-        see that a node is empty when it has more than one edge, nor that sums are equal when one of them is reached by a skip.
+        not see that a node is empty when it has more than one edge, nor that sums are equal when one of them is reached by a
+        skip.
         """
         (cell,) = genotype.cells
         nodes = [["x"]]

@@ -15,7 +15,7 @@ class Sums:
 
     def of(self, genotype: Genotype) -> int:
         """The figure of a cell."""
-        places = {edge: index for index, edge in enumerate(self.space.edges)}
+        places = {(edge.target, edge.source): index for index, edge in enumerate(self.space.edges)}
         return self.base + sum(
             self.operators[number][places[choice.target, choice.source]][self.space.operators.index(choice.operator)]
             for number, choices in enumerate(genotype.cells)

@@ -1,7 +1,7 @@
 """Search by looking accuracies up: random search, evolution, local search."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tenas.progress import Progress, silent
 from tenas.stages.types import Count
@@ -27,13 +27,9 @@ def benchmark_search(
     from tenas.provenance import Stopwatch, provenance
 
     stopwatch = Stopwatch()
-    settings = {
-        "datasets": datasets or list(DATASETS),
-        "methods": methods or list(METHODS),
-        "budgets": budgets,
-        "searches": searches,
-    }
-    total = len(settings["datasets"]) * len(settings["methods"]) * searches
+    datasets, methods = datasets or list(DATASETS), methods or list(METHODS)
+    settings: dict[str, Any] = {"datasets": datasets, "methods": methods, "budgets": budgets, "searches": searches}
+    total = len(datasets) * len(methods) * searches
     with progress(total, "search on the table", "searches") as advance:
         rows = search_table(read_index(index), **settings, progress=advance)
     record = provenance(settings=settings, inputs=[index_path(index)], stopwatch=stopwatch)

@@ -32,5 +32,5 @@ def finalists(
     results = trained(trainings, cells) if entry["column"] is None else looked_up(table, entry["column"], space, cells)
     columns, rows, kept = rank_finalists(cells, results, entry["keep"])
     write_csv(ranking, columns, rows)
-    inputs = [shortlist, ranking, *([index_path(table, space)] if entry["column"] is not None else [])]
+    inputs = [shortlist, ranking, *([index_path(table, space)] if table is not None and entry["column"] is not None else [])]
     write_json(out, shortlist_json(space, kept) | {"made_by": made_by("finalists", resolved, inputs)})

@@ -52,7 +52,7 @@ def search_seed(
     out: Path,
     *,
     threads: int = 1,
-    device: str = "auto",
+    device: Device = "auto",
     table: Path = Path("builtin"),
     progress: Progress = silent,
 ) -> Path:
