@@ -145,7 +145,7 @@ def test_metrics_and_plots_are_shown(reproduced):
     (row,) = csv.DictReader((reproduced / "results/digits/seed0/retrain/history.csv").open())
     assert values["valid_accuracy"] == pytest.approx(float(row["valid_accuracy"]))
     assert 0 <= values["test_accuracy"] <= 100
-    assert values.keys() == {"test_accuracy", "valid_accuracy"}
+    assert values["cifar10_test"] > 10  # of the table that comes with the project
     assert "history.csv" in succeed(dvc(reproduced, "plots", "show", "--json"))
 
 

@@ -161,8 +161,8 @@ def test_another_number_of_shards_repeats_nothing(funnel):
 
 def test_a_round_is_ended_in_the_shards_that_it_was_begun_in(funnel, tmp_path):
     folder = copied(funnel, tmp_path)
-    for name in ("2.csv", "2.json"):
-        (folder / SEED / "round2/scores" / name).unlink()
+    for name in ("scores/2.csv", "scores/2.json", "cells.csv", "shortlist.json"):
+        (folder / SEED / "round2" / name).unlink()
     counts = {job.outputs[0] for job in planned(folder, SEED / "round2/cells.csv", "--config", "shards=5") if job.rule == "score"}
     assert counts == {str(SEED / "round2/scores/2.csv")}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from tenas.audit.ledger import Ledger, listed, mapping
 from tenas.benchmark.builtin import builtin_table, has_builtin, index_path
 from tenas.files import json_text, sha256
 from tenas.provenance import input_path
-from tenas.search.made_by import ranking_code
+from tenas.search.made_by import input_name, ranking_code
 from tenas.spaces import Space
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -90,18 +89,18 @@ class Case:
         self.same_settings(path, made_by.get("settings"))
         self.ledger.code(path, "decisions", made_by.get("code_sha256"), code)
         recorded = mapping(made_by.get("inputs"))
-        named = [_name(file) for file in inputs if file is not None]
+        named = [input_name(file) for file in inputs if file is not None]
         found = [name if name in named else name.rpartition("/")[2] for name in recorded]
         if None not in inputs:
             self.ledger.equal(path, "inputs", found, named)
         hashes = dict(zip(found, recorded.values(), strict=True))
         for file in inputs:
-            if file is not None and _name(file) in hashes:
-                self.ledger.recorded(file, hashes[_name(file)], path)
+            if file is not None and input_name(file) in hashes:
+                self.ledger.recorded(file, hashes[input_name(file)], path)
         return (
             made_by.get("settings") in (self.settings, self.written)
             and made_by.get("code_sha256") == code
-            and all(file is not None and hashes.get(_name(file)) == self.ledger.hash(file) for file in inputs)
+            and all(file is not None and hashes.get(input_name(file)) == self.ledger.hash(file) for file in inputs)
         )
 
     def inputs(self, path: Path, recorded: object, places: Mapping[str, Path | None], *, exact: bool = False) -> None:
@@ -180,8 +179,3 @@ class Case:
                 if Path(name).name == layout.IMAGES:
                     return Path(name).parent
         return None
-
-
-def _name(file: Path) -> str:
-    """What a decision calls a file: with its round, where it is of one. Runs and data sets can be moved."""
-    return "/".join(file.parts[-2:]) if re.fullmatch(r"round\d+", file.parent.name) else file.name

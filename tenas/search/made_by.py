@@ -1,6 +1,7 @@
 """What a decision of a search follows from, and which code a stage of it runs."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -60,6 +61,11 @@ def ranking_code(stage: str, settings: Mapping[str, Any], entry: Mapping[str, An
     return stage_code(stage, settings, filter(is_reference, entry.get("measures", ())))
 
 
+def input_name(file: Path) -> str:
+    """What a decision calls a file: with its round, where it is of one. Runs have any name, and data sets can be moved."""
+    return "/".join(file.parts[-2:]) if re.fullmatch(r"round\d+", file.parent.name) else file.name
+
+
 def made_by(
     stage: str,
     settings: Mapping[str, Any],
@@ -73,5 +79,5 @@ def made_by(
     return {
         "settings": dict(settings),
         "code_sha256": ranking_code(stage, settings, entry),
-        "inputs": {"/".join(Path(path).parts[-2:]): sha256(path) for path in inputs},
+        "inputs": {input_name(Path(path)): sha256(path) for path in inputs},
     }
