@@ -206,7 +206,8 @@ def variants(tmp_path_factory) -> Path:
     assert job_counts(succeed(snakemake(folder, *with_jobs))) == expected_jobs(VARIANTS, folder)
     succeed(snakemake(folder))
     for name in VARIANTS["runs"]:
-        assert files_below(folder / "results" / name) == expected_files(VARIANTS, name, folder)
+        untrained = {"seed0/round2/trainings/2/checkpoint.pt"} if name == "listed" else set()
+        assert files_below(folder / "results" / name) == expected_files(VARIANTS, name, folder) - untrained
     return folder
 
 
