@@ -63,10 +63,10 @@ class Case:
         path: Path,
         what: str,
         stage: str,
-        decided: Mapping,
+        decided: Mapping[str, Any],
         inputs: Sequence[Path | None],
         otherwise: str,
-        entry: Mapping = NOTHING,
+        entry: Mapping[str, Any] = NOTHING,
     ) -> None:
         """A JSON file must be ``decided``, byte by byte, with a true record of what it follows from.
 
@@ -83,7 +83,14 @@ class Case:
         if true and self.ledger.sound(path):
             self.ledger.certain(path)
 
-    def made_by(self, path: Path, stage: str, made_by: Mapping, inputs: Sequence[Path | None], entry: Mapping = NOTHING) -> bool:
+    def made_by(
+        self,
+        path: Path,
+        stage: str,
+        made_by: Mapping[str, Any],
+        inputs: Sequence[Path | None],
+        entry: Mapping[str, Any] = NOTHING,
+    ) -> bool:
         """What a decision says that it follows from is true. Whether that holds for all of it, and of the present code."""
         code = ranking_code(stage, self.settings, entry)
         self.same_settings(path, made_by.get("settings"))
@@ -120,7 +127,7 @@ class Case:
             elif Path(name).name not in places:
                 self.ledger.note(f"{name}, which {path} was made from, is not here: its hash was not looked at.")
 
-    def result(self, path: Path, what: str, arch: str | None, kind: str, code: str) -> dict:
+    def result(self, path: Path, what: str, arch: str | None, kind: str, code: str) -> dict[str, Any]:
         """A sealed record of something that was made of a genotype, and the files beside it whose hashes it has.
 
         ``kind``: of files, for a note where another version of the code than ``code`` has made it.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tenas import layout
 from tenas.audit.scores import Scores, look_at_scores
@@ -75,18 +76,18 @@ def _sample(step: Step) -> Cells | None:
 
 
 def _drawn(step: Step) -> Cells:
-    sample, before = step.entry["sample"], step.before.value
+    sample = step.entry["sample"]
     if sample is None:
-        return before
+        return step.before.cells
     if isinstance(sample, str) and sample != "all":
         if not Path(sample).exists():
             raise FileNotFoundError(sample)
         return listed_cells(sample, step.case.space, step.limits)
     count = None if sample == "all" else sample
-    return sample_cells(before, count, derive_seed(step.seed, step.round.number, "sample"), step.limits)
+    return sample_cells(step.before.mask, count, derive_seed(step.seed, step.round.number, "sample"), step.limits)
 
 
-def _tell(step: Step, rows: Sequence[Mapping], kept: Sequence[Cell], scores: Scores) -> None:
+def _tell(step: Step, rows: Sequence[Mapping[str, Any]], kept: Sequence[Cell], scores: Scores) -> None:
     """Which cells a round has kept, and from which rows of which files."""
     folder = scores.paths[0].parent
     where = f"measurements in {folder}: {scores.counts}"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tenas.errors import TenasError
 from tenas.files import format_csv, json_text, read_json, sha256
@@ -63,7 +64,7 @@ class Ledger:
                 self.fault(path, f"cannot be read ({error.strerror})")
         return self.files[path]
 
-    def json(self, path: Path, what: str) -> dict:
+    def json(self, path: Path, what: str) -> dict[str, Any]:
         """A JSON file as a stage writes it; empty, and a fault, when it is missing, damaged or laid out by another hand."""
         if self.hash(path) is None:
             return {}
@@ -76,7 +77,7 @@ class Ledger:
             self.fault(path, "is not laid out as it was written")
         return value
 
-    def table(self, path: Path, columns: Sequence[str], rows: Iterable[Mapping], otherwise: str) -> None:
+    def table(self, path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], otherwise: str) -> None:
         """A CSV file has these rows, byte by byte; last digits may be those of another processor, which is a note."""
         if self.hash(path) is None:
             return
@@ -99,7 +100,7 @@ class Ledger:
         """A file has been made again, byte by byte: a record that has another hash of it is wrong."""
         self._certain.add(path)
 
-    def sealed(self, path: Path, record: Mapping) -> None:
+    def sealed(self, path: Path, record: Mapping[str, Any]) -> None:
         """A record has its own hash."""
         if not is_sealed(record):
             self.fault(path, "is not the record that was written: its own hash differs")
@@ -116,7 +117,7 @@ class Ledger:
         elif digest != present:
             self.codes[kind, digest] += 1
 
-    def processor(self, machine: Mapping) -> None:
+    def processor(self, machine: Mapping[str, Any]) -> None:
         """Count the kind of processor that a record of scores names; on a GPU, the GPU's. Early records name none."""
         parts = ("gpu",) if machine.get("gpu") else ("processor", "instructions")
         named = ", ".join(str(machine[part]) for part in parts if machine.get(part))
@@ -149,7 +150,7 @@ class Ledger:
             self.note(f"The scores are of {len(self.processors)} kinds of processor, whose last bits may differ: {kinds}.")
 
 
-def mapping(value: object) -> Mapping:
+def mapping(value: object) -> Mapping[str, Any]:
     """A part of a record that has to be a mapping; an empty one where it isn't."""
     return value if isinstance(value, Mapping) else {}
 

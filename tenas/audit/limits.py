@@ -3,7 +3,7 @@
 What operators cost is not counted again, for that takes torch; the record's own hash covers it.
 """
 
-from pathlib import Path
+from typing import Any
 
 from tenas import layout
 from tenas.audit.case import Case
@@ -27,17 +27,15 @@ def look_at_limits(case: Case) -> Limits | None:
     case.ledger.sealed(path, value)
     table_file = index_path(limits["latency"]["table"], case.space) if "latency" in limits else None
     recorded = mapping(mapping(value.get("made_by")).get("inputs"))
-    table_is_here = table_file is not None and table_file.is_file()
-    if table_file is not None and not table_is_here:
+    if table_file is not None and not table_file.is_file():
         case.ledger.note(f"The table {table_file} of the latency limit is not here: its figures were taken as they are.")
-    inputs: list[Path | None] = [] if table_file is None else [table_file if table_is_here else None]
-    case.made_by(path, "limits", mapping(value.get("made_by")), inputs)
+        table_file = None
+    case.made_by(path, "limits", mapping(value.get("made_by")), [table_file] if "latency" in limits else [])
     with case.ledger.damage(path):
         found = from_json(value)
         latency = mapping(value.get("latency"))
         figures = dict(latency["values"]) if latency else None
-        same_table = table_is_here and case.ledger.hash(table_file) in recorded.values()
-        if same_table:
+        if table_file is not None and case.ledger.hash(table_file) in recorded.values():
             figures = read_column(table_file, limits["latency"]["column"], case.space)
         again = resolve(
             case.space, case.settings["exclude"], limits, {name: sums for name, (sums, _) in found.sums.items()}, figures
@@ -54,7 +52,7 @@ def look_at_limits(case: Case) -> Limits | None:
     return None
 
 
-def _network(case: Case, value: dict) -> dict:
+def _network(case: Case, value: dict[str, Any]) -> dict[str, Any]:
     """The network that the limits are about: the settings', with classes and side of the images."""
     network = dict(case.settings["network"])
     side = network.pop("side", None)

@@ -1,6 +1,7 @@
 """The audit of a round that prunes: the ranking once more from the scores, the mask from the ranking."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tenas import layout
 from tenas.audit.scores import Scores, look_at_scores
@@ -15,7 +16,7 @@ from tenas.search.prune import rank_round
 def follow_pruning(step: Step) -> State | None:
     """Take the decisions of a round of operators or edges again; what follows from them."""
     case, ledger, ranking, mask = step.case, step.case.ledger, step.file(layout.RANKING), step.file(layout.MASK)
-    subjects = Trials(step.before.value, step.round)
+    subjects = Trials(step.before.mask, step.round)
     try:
         case.space.trials(subjects.mask, step.round)
     except TenasError as error:
@@ -49,7 +50,7 @@ def follow_pruning(step: Step) -> State | None:
     return step.after(after, sound=sound)
 
 
-def _tell(step: Step, rows: Sequence[Mapping], scores: Scores) -> None:
+def _tell(step: Step, rows: Sequence[Mapping[str, Any]], scores: Scores) -> None:
     """What a round has pruned, and from which rows of which files."""
     folder = scores.paths[0].parent
     step.tell(f"  round {step.round.number}, {step.round.trials} trials; measurements in {folder}: {scores.counts}")

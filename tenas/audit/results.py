@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tenas import layout
 from tenas.audit.case import Case
@@ -115,11 +116,11 @@ def look_at_summary(case: Case, seeds: Iterable[int]) -> None:
         case.ledger.note(f"{path} has no row of seed {seed}.")
     if metrics.exists() and case.ledger.hash(metrics) is not None:
         expected = accuracies(again)
-        for seed, found in case.ledger.json(metrics, "metrics").items():
-            if not mapping(found).items() <= expected.get(seed, {}).items():
-                case.ledger.fault(metrics, f"has other accuracies under {seed!r} than {path}")
+        for name, found in case.ledger.json(metrics, "metrics").items():
+            if not mapping(found).items() <= expected.get(name, {}).items():
+                case.ledger.fault(metrics, f"has other accuracies under {name!r} than {path}")
 
 
-def _as_read(columns: list[str], rows: Iterable[Mapping]) -> Iterator[dict[str, str]]:
+def _as_read(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
     """Rows as they are read back from the CSV that they are written to."""
     return csv.DictReader(io.StringIO(format_csv(columns, rows)))

@@ -27,7 +27,7 @@ def seeds_of(run: Path) -> list[int]:
     return sorted(int(path.name[4:]) for path in run.glob("seed*") if re.fullmatch(r"seed\d+", path.name) and path.is_dir())
 
 
-def open_run(run: Path, data: Path | None, table: Path | None, ledger: Ledger) -> Case | None:
+def open_run(run: Path, ledger: Ledger, data: Path | None, table: Path | None) -> Case | None:
     """The run's settings and images; None, and a fault, where there are no settings to take decisions again with.
 
     Raises TenasError for a run of an earlier version.
@@ -58,17 +58,18 @@ def audit_run(case: Case) -> None:
 
 def _seed(case: Case, seed: int, limits: Limits | None) -> None:
     """From the first mask to the genotype, and what was made of that."""
-    rounds, number = schedule(case.settings), 0
+    rounds = schedule(case.settings)
     mask, path = case.space.full_mask(case.settings["exclude"]), layout.path(layout.MASK, case.folder, seed=seed, round=0)
     case.decision(path, "mask", "mask", mask.to_json(), [], "is not the supernet that the settings start from")
-    state: State | None = State(mask, path)
+    state = State(mask, path)
     for round in rounds:
-        state = FOLLOW[round.stage](Step(case, seed, round, state, limits))
-        if state is None:
+        after = FOLLOW[round.stage](Step(case, seed, round, state, limits))
+        if after is None:
             # What comes after it can't be followed, but is not to be taken for audited either.
             case.trail.append(f"  round {round.number} cannot be followed")
             case.ledger.hash(layout.path(layout.GENOTYPE, case.folder, seed=seed))
             return
+        state = after
     for number in sorted(_numbers(case, seed) - {round.number for round in rounds} - {0}):
         left = layout.path(layout.ROUND, case.folder, seed=seed, round=number)
         case.ledger.note(f"{left} is no round of the search: an earlier one has left it.")

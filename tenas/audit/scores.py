@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tenas import layout
 from tenas.audit.case import Case
@@ -50,7 +51,7 @@ def look_at_scores(
     subjects: Subjects,
     *,
     stage: str,
-    entry: Mapping,
+    entry: Mapping[str, Any],
     facts: Mapping[str, int],
     subjects_file: Path,
 ) -> Scores:
@@ -103,7 +104,14 @@ def _shards(case: Case, folder: Path) -> int:
     return len(list(folder.glob("*.csv"))) or 1
 
 
-def _rows(case: Case, path: Path, measures: Mapping, subjects: Subjects, expected: Sequence[Measurement], found: Scores) -> None:
+def _rows(
+    case: Case,
+    path: Path,
+    measures: Mapping[str, Any],
+    subjects: Subjects,
+    expected: Sequence[Measurement],
+    found: Scores,
+) -> None:
     """A scores file has the rows of its shard, in their order."""
     ledger = case.ledger
     if ledger.hash(path) is None:
@@ -130,7 +138,7 @@ def _rows(case: Case, path: Path, measures: Mapping, subjects: Subjects, expecte
             found.rows.setdefault(int(row[number]), []).append((path, line))
 
 
-def _costs(case: Case, path: Path, record: Mapping, expected: Sequence[Measurement]) -> None:
+def _costs(case: Case, path: Path, record: Mapping[str, Any], expected: Sequence[Measurement]) -> None:
     """The record has the cost of every measurement."""
     counts: dict[str, int] = {}
     for measurement in expected:

@@ -25,7 +25,9 @@ class Audit(NamedTuple):
     files: int
 
 
-def audit(run: str | os.PathLike, data: str | os.PathLike | None = None, table: str | os.PathLike | None = None) -> Audit:
+def audit(
+    run: str | os.PathLike[str], data: str | os.PathLike[str] | None = None, table: str | os.PathLike[str] | None = None
+) -> Audit:
     """Follow each genotype of a run back to the images; or the correlations of a study.
 
     Takes every decision again and compares bytes; looks at every hash, seed, round, shard and setting that is recorded.
@@ -36,11 +38,11 @@ def audit(run: str | os.PathLike, data: str | os.PathLike | None = None, table: 
     hand, not a forgery: whoever changes a measurement and all that follows from it leaves no trace here.
     """
     folder, ledger = Path(run), Ledger()
-    given = [None if path is None else Path(path) for path in (data, table)]
+    given = (None if data is None else Path(data), None if table is None else Path(table))
     if layout.path(layout.STUDY, folder).exists():
-        case = open_study(folder, *given, ledger)
+        case = open_study(folder, ledger, *given)
     elif seeds_of(folder):
-        case = open_run(folder, *given, ledger)
+        case = open_run(folder, ledger, *given)
     else:
         raise TenasError(f"There is nothing to audit in {run}: it has no folder of a seed, and it is no study.")
     if case is None:

@@ -18,6 +18,18 @@ class State(NamedTuple):
     value: Mask | Cells
     path: Path
 
+    @property
+    def mask(self) -> Mask:
+        """The mask that rounds of operators and edges leave, and the search starts from."""
+        assert isinstance(self.value, Mask)
+        return self.value
+
+    @property
+    def cells(self) -> Cells:
+        """The list that rounds of cells and trainings leave."""
+        assert isinstance(self.value, Cells)
+        return self.value
+
 
 class Step(NamedTuple):
     """A round of a seed's search. ``limits``: of the run, None where it has none."""
@@ -31,7 +43,8 @@ class Step(NamedTuple):
     @property
     def entry(self) -> Mapping[str, Any]:
         """The round's settings."""
-        return self.case.settings["rounds"][self.round.number - 1]
+        entry: Mapping[str, Any] = self.case.settings["rounds"][self.round.number - 1]
+        return entry
 
     def file(self, pattern: str, **wildcards: int) -> Path:
         """A file of the round, by its pattern of the layout."""

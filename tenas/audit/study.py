@@ -17,7 +17,7 @@ from tenas.study.report import read_accuracies, read_table_of_values
 from tenas.study.sample import sample_table
 
 
-def open_study(folder: Path, data: Path | None, table: Path | None, ledger: Ledger) -> Case | None:
+def open_study(folder: Path, ledger: Ledger, data: Path | None, table: Path | None) -> Case | None:
     """The study's settings and images; None, and a fault, where it has no settings."""
     path = layout.path(layout.STUDY, folder)
     written = ledger.json(path, "study settings")
@@ -109,9 +109,5 @@ def _correlations(case: Case, cells: Cells, scores: Scores, table: Path | None) 
             ledger.fault(path, f"has {len(rows)} rows, where its scores lead to {len(again)}")
         for line, (row, expected) in enumerate(zip(rows, again, strict=False), start=2):
             for key, value in expected.items():
-                if not key.endswith(("_low", "_high")) and not alike(_value(row[key], value), value):
+                if not key.endswith(("_low", "_high")) and not alike(type(value)(row[key]), value):
                     ledger.fault(path, f"has {row[key]} for {key} in line {line}, where its scores lead to {value}")
-
-
-def _value(text: str, like: object) -> object:
-    return type(like)(text)

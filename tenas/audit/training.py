@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tenas import layout
 from tenas.audit.ledger import mapping
@@ -16,7 +17,7 @@ from tenas.search.shortlist import shortlist_json
 def follow_training(step: Step) -> State | None:
     """Take the decision of a round of trainings again; what follows from it."""
     case, ledger, ranking = step.case, step.case.ledger, step.file(layout.TRAININGS)
-    cells = step.before.value.cells
+    cells = step.before.cells.cells
     inputs: list[Path | None] = [step.before.path, ranking]
     if step.entry["column"] is None:
         files = [_training(step, place, cells) for place in range(1, step.round.trials + 1)]
@@ -71,7 +72,7 @@ def _left_over(step: Step, files: Sequence[Path]) -> None:
             step.case.ledger.note(f"{path} is no part of the round: an earlier or interrupted run has left it.")
 
 
-def _results(step: Step, files: Sequence[Path], cells: Sequence[Cell]) -> list[dict] | None:
+def _results(step: Step, files: Sequence[Path], cells: Sequence[Cell]) -> list[dict[str, Any]] | None:
     first = next((file for file in files if not step.case.ledger.sound(file)), step.file(layout.TRAININGS))
     with step.case.ledger.damage(first, "does not lead to a ranking"):
         results = trained(files, cells)
@@ -86,7 +87,7 @@ def _table(step: Step) -> Path | None:
     recorded = mapping(mapping(step.case.ledger.json(path, "list of finalists").get("made_by")).get("inputs"))
     known = (step.before.path.name, step.file(layout.TRAININGS).name)
     digests = [digest for name, digest in recorded.items() if Path(name).name not in known]
-    named = []
+    named: list[str] = []
     for file in sorted(step.case.folder.glob(layout.LOOKUP.replace("{seed}", "*"))):
         named += mapping(mapping(step.case.ledger.json(file, "look-up").get("provenance")).get("inputs"))
     table = step.case.find_table(digests[0] if digests else None, named)
@@ -98,7 +99,7 @@ def _table(step: Step) -> Path | None:
     return table
 
 
-def _looked_up(step: Step, table: Path | None, cells: Sequence[Cell]) -> list[dict] | None:
+def _looked_up(step: Step, table: Path | None, cells: Sequence[Cell]) -> list[dict[str, Any]] | None:
     ranking = step.file(layout.TRAININGS)
     with step.case.ledger.damage(ranking, "does not go with its shortlist or table"):
         if table is not None:
@@ -110,7 +111,7 @@ def _looked_up(step: Step, table: Path | None, cells: Sequence[Cell]) -> list[di
     return None
 
 
-def _tell(step: Step, rows: Sequence[Mapping]) -> None:
+def _tell(step: Step, rows: Sequence[Mapping[str, Any]]) -> None:
     """Which cells a round has kept, and from which training."""
     kept = sorted((row for row in rows if row["kept"]), key=lambda row: row["place"])
     where = step.file(layout.TRAINING, place=1).parent if step.entry["column"] is None else f"column {step.entry['column']}"

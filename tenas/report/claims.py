@@ -6,6 +6,7 @@ from itertools import chain
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from tenas.errors import TenasError
 from tenas.files import read_table
@@ -16,13 +17,14 @@ from tenas.settings.claims import Claims
 CONFIDENCE = 0.95
 
 
-def read_claims(path: str | os.PathLike) -> dict[str, dict]:
+def read_claims(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """The claims of a file, by name, checked. Raises TenasError where they are faulty."""
     claims = checked(Claims, read_yaml(path, "file of claims"), str(path))
-    return claims.model_dump(exclude_none=True)["claims"]
+    found: dict[str, dict[str, Any]] = claims.model_dump(exclude_none=True)["claims"]
+    return found
 
 
-def runs_of(claims: Mapping[str, Mapping]) -> list[str]:
+def runs_of(claims: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The runs and studies whose results the claims ask for, each once, in their order."""
     named = [run for claim in claims.values() for run in (claim.get("runs") or chain(*claim["better"]))]
     return list(dict.fromkeys(named))
@@ -55,7 +57,7 @@ def difference_interval(first: tuple[float, float, int], second: tuple[float, fl
     return between - half, between + half
 
 
-def threshold(claim: Mapping) -> float:
+def threshold(claim: Mapping[str, Any]) -> float:
     """What a mean must reach for the claim to hold: the published figure less its own standard error.
 
     Where no spread is published, it is less the claim's tolerance, if it has one. A claim that one run is better than
@@ -64,7 +66,7 @@ def threshold(claim: Mapping) -> float:
     if "better" in claim:
         return 0.0
     error = claim["spread"] / sqrt(claim["seeds"]) if "spread" in claim else claim.get("tolerance", 0.0)
-    return claim["value"] - error
+    return float(claim["value"] - error)
 
 
 def verdict(found: Sequence[float] | None, least: float) -> str:
@@ -77,7 +79,7 @@ def verdict(found: Sequence[float] | None, least: float) -> str:
     return "holds" if found[0] >= least else "does not hold"
 
 
-def seeds_of_run(folder: Path, column: str) -> list[dict]:
+def seeds_of_run(folder: Path, column: str) -> list[dict[str, Any]]:
     """Genotype and accuracy of each seed of a run, from its summary. Raises TenasError when a seed lacks the accuracy."""
     rows = read_table(folder / "summary.csv", ("seed", "arch"), "summary")
     try:
@@ -86,7 +88,7 @@ def seeds_of_run(folder: Path, column: str) -> list[dict]:
         raise TenasError(f"The summary {folder / 'summary.csv'} lacks the accuracy {column!r} of a seed.") from error
 
 
-def statistics(values: Sequence[float]) -> dict:
+def statistics(values: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation, number and interval of the mean, as they stand in claims.json."""
     found = interval(values)
     return {
@@ -97,7 +99,7 @@ def statistics(values: Sequence[float]) -> dict:
     }
 
 
-def _accuracy(claim: Mapping, folder: Path) -> dict:
+def _accuracy(claim: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     seeds = seeds_of_run(folder, claim["accuracy"])
     ours = statistics([seed["value"] for seed in seeds])
     difference = None
@@ -107,7 +109,7 @@ def _accuracy(claim: Mapping, folder: Path) -> dict:
     return ours | {"difference": difference, "verdict": verdict(ours["interval"], threshold(claim)), "seeds": seeds}
 
 
-def _better(claim: Mapping, folders: Sequence[Path]) -> dict:
+def _better(claim: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
     both = [statistics([seed["value"] for seed in seeds_of_run(folder, claim["accuracy"])]) for folder in folders]
     between = None
     if all(ours["interval"] is not None for ours in both):
@@ -120,7 +122,7 @@ def _better(claim: Mapping, folders: Sequence[Path]) -> dict:
     }
 
 
-def _correlation(claim: Mapping, folder: Path) -> dict:
+def _correlation(claim: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     path = folder / "correlations.csv"
     wanted = claim["correlation"]
     columns = ("measure", "accuracy", "subset", "cells", "kendall", "kendall_low", "kendall_high")
@@ -136,7 +138,7 @@ def _correlation(claim: Mapping, folder: Path) -> dict:
     raise TenasError(f"The correlations {path} have no row of {wanted['measure']} with {wanted['accuracy']}.")
 
 
-def judge(path: str | os.PathLike, results: str | os.PathLike, tested: Iterable[str]) -> dict:
+def judge(path: str | os.PathLike[str], results: str | os.PathLike[str], tested: Iterable[str]) -> dict[str, Any]:
     """Every claim of the file ``path`` beside the runs that test it: what claims.json holds.
 
     ``results``: the folder of runs. ``tested``: those of the claims' runs that are to be there; the others are reported as
@@ -176,7 +178,7 @@ def _between(ends: Sequence[float] | None, decimals: int) -> str:
     return "" if ends is None else f"{ends[0]:.{decimals}f} to {ends[1]:.{decimals}f}"
 
 
-def _row(claim: Mapping, result: Mapping) -> list[str]:
+def _row(claim: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     decimals = 3 if "correlation" in claim else 2
     published = _number(claim.get("value"), decimals)
     if "spread" in claim:
@@ -201,7 +203,7 @@ def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def page(judged: Mapping) -> str:
+def page(judged: Mapping[str, Any]) -> str:
     """The claims as Markdown: the table of verdicts, how a verdict comes about, and every seed behind the means."""
     columns = ["claim", "published", "run", "found: mean (sd)", "n", "95 % interval", "found - published (Welch)", "verdict"]
     rows = [_row(claim, result) for claim in judged["claims"] for result in claim["results"]]

@@ -135,6 +135,8 @@ def _cells(path: Path) -> tuple[list[Panel], float]:
 
 def _draw_ranks(axes: "Axes", rows: list[dict[str, str]], x: str, y: str, labels: tuple[str, str]) -> None:
     """Cells by two of their ranks, the best in the lower left corner; kept cells have their places beside them."""
+    from matplotlib.ticker import MaxNLocator
+
     out, kept = ([row for row in rows if row["kept"] == kept] for kept in ("0", "1"))
     few = len(rows) <= MOST_VECTORS
     for some, colour, marker, size, name in ((out, OUT, "x", 14 if few else 3, "left out"), (kept, KEPT, "o", 24, "kept")):
@@ -152,7 +154,7 @@ def _draw_ranks(axes: "Axes", rows: list[dict[str, str]], x: str, y: str, labels
             axis.set_minor_formatter("")
             set_limits(0.8, len(rows) * 1.25)
         else:
-            axis.get_major_locator().set_params(integer=True)
+            axis.set_major_locator(MaxNLocator(integer=True))
             set_limits(1 - 0.05 * len(rows), len(rows) * 1.05)
     axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none", handletextpad=0.2, borderpad=0.3)
 
@@ -223,7 +225,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def plot_rankings(rankings: Iterable[str | os.PathLike], out: str | os.PathLike) -> None:
+def plot_rankings(rankings: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
     """Draw the tables of a seed's rounds into the SVG file ``out``, one row of panels per round.
 
     ``rankings``: the files ``round<r>/ranking.csv``, ``cells.csv`` or ``trainings.csv``, in the order of the rounds.

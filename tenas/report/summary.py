@@ -96,7 +96,7 @@ def summarise_round(run_dir: Path, seed: int, number: int, entry: Mapping[str, A
     return RoundSummary(number, kind, len(rows), kept, shares, seconds, first["arch"], accuracy)
 
 
-def summarise_rounds(run_dir: str | os.PathLike, seed: int, settings: Mapping[str, Any]) -> list[RoundSummary]:
+def summarise_rounds(run_dir: str | os.PathLike[str], seed: int, settings: Mapping[str, Any]) -> list[RoundSummary]:
     """The rounds of a seed, in their order."""
     return [summarise_round(Path(run_dir), seed, number, entry) for number, entry in enumerate(settings["rounds"], start=1)]
 
@@ -122,11 +122,11 @@ def _of_search(rounds: Sequence[RoundSummary]) -> dict[str, float | None]:
     return found
 
 
-def _seed(run_dir: Path, seed: int) -> tuple[dict, dict, dict]:
+def _seed(run_dir: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Genotype, look-up and metrics of a seed; the latter two are empty where the run has none."""
     genotype_file = layout.path(layout.GENOTYPE, run_dir, seed=seed)
     genotype = read_json(genotype_file, "genotype")
-    found = []
+    found: list[dict[str, Any]] = []
     for pattern, what in ((layout.LOOKUP, "benchmark look-up"), (layout.RETRAIN_METRICS, "retraining's metrics")):
         path = layout.path(pattern, run_dir, seed=seed)
         result = read_json(path, what) if path.exists() else {}
@@ -134,10 +134,11 @@ def _seed(run_dir: Path, seed: int) -> tuple[dict, dict, dict]:
         if result and result.get("arch") != genotype["arch"]:
             raise TenasError(f"The {what} {path} is of another genotype than {genotype_file}: run it again.")
         found.append(result)
-    return genotype, *found
+    look_up, metrics = found
+    return genotype, look_up, metrics
 
 
-def summarise(run_dir: str | os.PathLike, seeds: Iterable[int]) -> tuple[list[str], list[dict]]:
+def summarise(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> tuple[list[str], list[dict[str, Any]]]:
     """Columns and rows of summary.csv, one row per seed. Accuracies in %; empty where the run has no such result.
 
     ``search_seconds``: time of all scoring jobs. ``pruned_share``: how sure the search was of what it pruned (docs/method.md).
@@ -169,7 +170,7 @@ def summarise(run_dir: str | os.PathLike, seeds: Iterable[int]) -> tuple[list[st
     return columns, rows
 
 
-def accuracies(rows: Iterable[dict]) -> dict[str, dict[str, float]]:
+def accuracies(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """The accuracies in ``summarise``'s rows, by seed: what is worth comparing between two runs, and nothing else."""
     return {
         f"seed{row['seed']}": {
@@ -192,7 +193,7 @@ def _told(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -> list[s
     return lines
 
 
-def show(run_dir: str | os.PathLike) -> str:
+def show(run_dir: str | os.PathLike[str]) -> str:
     """A run for a reader at a terminal: each seed's funnel round by round, its genotype and accuracies, and where the rest lies.
 
     Raises TenasError when no seed of the run has a genotype.
