@@ -292,10 +292,10 @@ def expected_files(config: Mapping, name: str, folder: Path) -> set[str]:
         seed |= {layout.NETWORK.replace("network.pt", "checkpoint.pt")}
     with contextlib.chdir(folder):
         rounds = schedule(run["settings"])
-    for round in rounds:
+    for round, entry in zip(rounds, run["settings"]["rounds"], strict=True):
         of_round = {layout.TABLE[round.stage], layout.STATE[round.stage]}
         if round.stage == "training":
-            for place in range(1, round.trials + 1):
+            for place in range(1, round.trials + 1 if entry["column"] is None else 1):
                 for pattern in (layout.TRAINING_METRICS, layout.TRAINING_HISTORY, f"{layout.TRAINING}/checkpoint.pt"):
                     of_round.add(pattern.replace("{place}", str(place)))
         else:
