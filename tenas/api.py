@@ -6,6 +6,7 @@ All of it can be imported from ``tenas`` itself. Torch is imported when somethin
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -219,6 +220,9 @@ def search(
             "name it path/to/file.py:object, or use one thread."
         )
 
+    if threads > 1:
+        _check_script()
+
     def resolved(trainings: str | None) -> dict[str, Any]:
         return search_settings(space, preset, changes, limits=limits, trainings=trainings)
 
@@ -254,6 +258,19 @@ def search(
             seed,
             settings,
             None if out is None else folder,
+        )
+
+
+def _check_script() -> None:
+    """Raise TenasError where worker processes, which import the script that runs, would run its search once more."""
+    main = sys.modules.get("__main__")
+    script = getattr(main, "__file__", None)
+    if script is None or getattr(main, "__spec__", None) is not None or not Path(script).is_file():
+        return
+    if b"__main__" not in Path(script).read_bytes():
+        raise TenasError(
+            f"Worker processes import the script {script} and would run it again: put its search under "
+            "'if __name__ == \"__main__\":', or use one thread."
         )
 
 

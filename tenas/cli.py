@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from tenas import __version__, stages
 from tenas.errors import TenasError
-from tenas.progress import shown
+from tenas.progress import say, shown
 
 # Stages whose name begins with one of these are parts of a command: benchmark_query is ``tenas benchmark query``.
 GROUPS = {
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tenas: {error}", file=sys.stderr)
         return 2
     if isinstance(said, str):
-        print(said)
+        say(said)
     return 0
 
 

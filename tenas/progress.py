@@ -1,5 +1,6 @@
-"""How far a stage is: a bar on a terminal, a plain line for every tenth of the way in a log."""
+"""What a command says while it works and at its end: how far it is, as a bar or as lines of a log, and its result."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -41,3 +42,12 @@ def shown(total: int, what: str, unit: str = "measurements") -> Iterator[Advance
     finally:
         if bar is not None:
             bar.close()
+
+
+def say(text: str) -> None:
+    """Print a result for a reader who may have gone away, as that of ``tenas audit ... | head`` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is still in the buffer would be tried once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,9 @@
 
 import doctest
 import inspect
+import os
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -199,6 +202,24 @@ def test_a_space_that_a_module_holds_is_searched_in_worker_processes(tmp_path, m
     assert together.settings["space"] == "held_space:SPACE"
     assert alone.genotype == together.genotype
     assert alone.genotype.space is get_space("held_space:SPACE") is space
+
+
+SCRIPT = """
+import numpy as np
+import tenas
+images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+try:
+    tenas.search("nas-bench-201", images, threads=2)
+except tenas.TenasError as error:
+    print(error)
+"""
+
+
+def test_a_script_that_its_worker_processes_would_run_again_is_refused_with_a_sentence(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert "would run it again: put its search under 'if __name__ == \"__main__\":', or use one thread" in result.stdout
 
 
 def test_build_takes_every_form_of_a_genotype(tmp_path):

@@ -42,8 +42,8 @@ def test_a_finished_run_is_clean(copy, capsys):
     printed = capsys.readouterr().out
     assert files_below(copy) == before
     # settings, four masks, three rankings, six scores with their records, genotype, drawing, benchmark, retraining's settings,
-    # metrics, history and network, export's record and its two files, summary and metrics; images, labels, card.
-    assert printed.splitlines()[-1] == f"{1 + 4 + 3 + 12 + 2 + 1 + 4 + 3 + 2 + 3} files, all as recorded"
+    # metrics, history and network, export's record and its two files, summary and metrics; images, labels, card; the table.
+    assert printed.splitlines()[-1] == f"{1 + 4 + 3 + 12 + 2 + 1 + 4 + 3 + 2 + 3 + 1} files, all as recorded"
     assert "note" not in printed
     assert f"genotype {read_json(SEED / 'genotype.json', 'genotype')['arch']}" in printed
     assert str(read_json("data/digits/card.json", "card")["sha256"]) in printed
@@ -184,19 +184,23 @@ def test_other_code_is_a_note_and_no_fault(copy, capsys):
     assert "note: 1 file of decisions made by another version of the code (000000000000)." in capsys.readouterr().out
 
 
-def test_another_processor_is_no_fault(copy, capsys):
-    """Shards of a round may have been measured on machines of different kinds, and records of earlier versions name none."""
+def test_another_processor_is_a_note_and_no_fault(copy, capsys):
+    """Shards of a round may have been measured on machines of different kinds, and some records name none."""
+    named = (
+        {"processor": "Another", "instructions": "DEFAULT"},
+        {},
+        {"processor": "Some", "instructions": "AVX2", "gpu": "Card 9"},
+    )
     for number, path in enumerate(sorted(SEED.glob("round*/scores/*.json"))):
         record = read_json(path, "record")
         assert record.pop("record_sha256")
-        assert record["machine"]["processor"]
-        if number % 2:
-            record["machine"] |= {"processor": "Another", "instructions": "DEFAULT"}
-        else:
-            del record["machine"]["processor"], record["machine"]["instructions"]
+        assert record["machine"].pop("processor")
+        assert record["machine"].pop("instructions")
+        record["machine"] |= named[number % 3]
         write_json(path, sealed(record))
     assert main(["audit", str(RUN)]) == 0
-    assert "note" not in capsys.readouterr().out
+    notes = re.findall(r"^note: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert notes == ["The scores are of 2 kinds of processor, whose last bits may differ: Another, DEFAULT (2); Card 9 (2)."]
 
 
 def test_a_run_of_other_shards_and_what_an_earlier_split_left(finished, tmp_path, monkeypatch, capsys):

@@ -4,10 +4,13 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import ROOT
 
 from tenas.audit import audit
 from tenas.cli import main
@@ -143,3 +146,23 @@ def test_a_study_without_settings_is_a_sentence(copy, capsys):
     assert main(["audit", "study"]) == 2
     error = capsys.readouterr().err
     assert "study/study.json is no study's settings: study/study.json: the key 'dataset' is missing in the top level." in error
+
+
+def test_a_reader_who_goes_away_is_no_fault(copy):
+    """As ``| true`` and ``| head`` do: no traceback, and the exit status is that of the audit."""
+
+    def audited() -> tuple[int, str]:
+        command = [sys.executable, "-m", "tenas.cli", "audit", "study"]
+        read, write = os.pipe()
+        os.close(read)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        with os.fdopen(write, "w") as gone:
+            done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, env=environment)
+        return done.returncode, done.stderr
+
+    assert audited() == (0, "")
+    (STUDY / "forest.svg").write_text("another")
+    status, error = audited()
+    assert status == 2
+    assert error.startswith("tenas: Not everything is as it was recorded:\n  study/forest.svg ")
+    assert "Error" not in error

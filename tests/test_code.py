@@ -123,8 +123,7 @@ SCORED = {"score kappa", "score regions"}
         ("report/drawing.py", "\n", "\n# A colour.\n", {"draw"}),
         ("measures/baselines.py", "\n", "\n# Another word.\n", set()),
         ("measures/regions.py", "\n", "\n# Another word.\n", {"score regions"}),
-        # Linear regions share the tape's way of leaving a network undisturbed.
-        ("measures/kernel/plan.py", "\n", "\n# Another word.\n", SCORED),
+        ("measures/kernel/plan.py", "\n", "\n# Another word.\n", {"score kappa"}),
         ("networks/single.py", "\n", "\n# Another word.\n", SCORED),
         ("networks/darts.py", "\n", "\n# Another word.\n", set()),
         ("search/prune.py", "\n", "\n# Another word.\n", {"prune", "sample"}),

@@ -46,7 +46,7 @@ CASES = {
     "sample": Case("funnel", "results/funnel/seed0/round2/sample.csv"),
     "sample of a shortlist": Case("funnel", "results/funnel/seed0/round3/sample.csv"),
     "score": Case("finished", "results/digits/seed0/round1/scores/1.csv", ("ntk", "regions")),
-    "score of cells": Case("funnel", "results/funnel/seed0/round2/scores/2.csv", ("baselines",)),
+    "score of cells": Case("funnel", "results/funnel/seed0/round2/scores/2.csv", ("baselines", "synaptic_flow")),
     "prune": Case("funnel", "results/funnel/seed0/round1/mask.json"),
     "shortlist": Case("funnel", "results/funnel/seed0/round2/shortlist.json"),
     "training": Case("funnel", "results/funnel/seed0/round4/trainings/2/metrics.json"),
@@ -172,28 +172,21 @@ def edit(request):
 
 
 @pytest.mark.parametrize(
-    ("module", "of_finished", "of_funnel"),
+    ("modules", "of_finished", "of_funnel"),
     [
-        ("measures/ntk.py", {"score"}, set()),
-        ("measures/baselines.py", set(), {"score", "study_score"}),
-        ("networks/single.py", {"score"}, {"limits", "study_score"}),  # and score and training, after limits
-        ("networks/darts.py", set(), set()),
-        ("search/prune.py", {"prune"}, {"prune"}),
-        ("search/shortlist.py", {"genotype"}, {"sample"}),  # and shortlist, training, finalists, after it
-        ("report/drawing.py", {"draw"}, {"draw"}),
-        ("report/rankings.py", {"plot_rankings"}, {"plot_rankings"}),
-        ("report/summary.py", {"summary"}, {"summary"}),
-        ("benchmark/searches.py", set(), {"table_search"}),
-        ("study/correlate.py", set(), {"correlate"}),
-        ("retrain/train.py", {"retrain"}, {"training"}),
-        ("export/stage.py", {"export"}, set()),
-        ("settings/base.py", set(), set()),
-        ("cli.py", set(), set()),
-        ("files.py", set(), set()),
+        (["measures/ntk.py"], {"score"}, set()),
+        (["networks/single.py"], {"score"}, {"limits", "study_score"}),  # and score and training, after limits
+        (["search/prune.py"], {"prune"}, {"prune"}),
+        (["report/drawing.py", "report/summary.py"], {"draw", "summary"}, {"draw", "summary"}),
+        (["retrain/train.py", "study/correlate.py"], {"retrain"}, {"training", "correlate"}),
+        (["export/stage.py", "benchmark/searches.py"], {"export"}, {"table_search"}),
+        (["networks/darts.py", "settings/base.py", "cli.py", "files.py", "stages/types.py"], set(), set()),
     ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_an_edit_of_the_package_repeats_what_runs_it(edited, edit, module, of_finished, of_funnel):
-    edit(edited / "tenas" / module)
+def test_an_edit_of_the_package_repeats_what_runs_it(edited, edit, modules, of_finished, of_funnel):
+    for module in modules:
+        edit(edited / "tenas" / module)
     for folder, rules in (("finished", of_finished), ("funnel", of_funnel)):
         assert with_new_code(planned(edited / folder, root=edited)) == rules, folder
 
@@ -287,33 +280,29 @@ def own(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "rules"),
+    ("name", "rule", "kept"),
     [
-        ("space.py", {"mask", "sample", "score", "shortlist", "training", "finalists", "genotype", "draw", "lookup"}),
-        ("measure.py", {"score", "shortlist"}),
-        ("weights.py", {"score", "shortlist"}),  # the measure imports it
-        ("images.py", {"prepare", "training"}),
+        ("space.py", "mask", {"prepare", "search_settings"}),
+        ("measure.py", "score", {"prepare", "search_settings", "mask", "sample"}),
+        ("weights.py", "score", {"prepare", "search_settings", "mask", "sample"}),  # the measure imports it
+        ("images.py", "prepare", {"search_settings", "mask", "sample"}),
     ],
 )
-def test_an_edit_of_a_file_of_ones_own_repeats_what_runs_it(own, edit, name, rules):
-    """Each job by itself, as if nothing before it were repeated: what follows from a repeated job says only that."""
+def test_an_edit_of_a_file_of_ones_own_repeats_what_runs_it(own, edit, name, rule, kept):
+    """``rule`` by itself; others after it, but for what is ``kept``."""
     edit(own / name)
-    found = set()
-    for rule in (
-        "prepare",
-        "mask",
-        "sample",
-        "score",
-        "shortlist",
-        "training",
-        "finalists",
-        "genotype",
-        "draw",
-        "lookup",
-        "summary",
-    ):
-        found |= with_new_code(planned(own, "--allowed-rules", rule, "--", "all"))
-    assert found == rules
+    found = planned(own)
+    assert with_new_code(found) == {rule}
+    repeated = {job.rule for job in found}
+    assert not repeated & kept
+    assert {"score", "shortlist", "training", "finalists", "genotype", "draw", "summary"} <= repeated
+
+
+def test_a_training_reads_a_source_of_ones_own(own, edit):
+    """The data set itself, not what was prepared of it: by itself too it is repeated when the source changes."""
+    edit(own / "images.py")
+    target = "results/own/seed0/round2/trainings/1/metrics.json"
+    assert with_new_code(planned(own, target, "--allowed-rules", "training")) == {"training"}
 
 
 def test_a_touch_of_a_file_of_ones_own_repeats_nothing(own):

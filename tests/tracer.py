@@ -12,10 +12,12 @@ from tenas.cli import main
 ROOT = f"{Path(tenas.__file__).parent}{os.sep}"
 
 
-def imports(frame: FrameType | None) -> bool:
-    """Whether a module of the package is being imported: what runs for that is not yet a part of the stage."""
+def apart(frame: FrameType | None) -> bool:
+    """Whether a module of the package is being imported, or settings are being checked, which is no part of what a stage does:
+    settings that come out otherwise are other inputs."""
     while frame is not None:
-        if frame.f_code.co_name == "<module>" and frame.f_code.co_filename.startswith(ROOT):
+        name = frame.f_code.co_filename
+        if name.startswith(ROOT) and (frame.f_code.co_name == "<module>" or name.startswith(f"{ROOT}settings")):
             return True
         frame = frame.f_back
     return False
@@ -26,7 +28,7 @@ def run(notes: Path, arguments: list[str]) -> int:
 
     def trace(frame: FrameType, event: str, _: object) -> None:
         name = frame.f_code.co_filename
-        if event == "call" and name not in called and name.startswith(ROOT) and not imports(frame):
+        if event == "call" and name not in called and name.startswith(ROOT) and not apart(frame):
             called.add(name)
 
     sys.setprofile(trace)

@@ -116,6 +116,13 @@ class Ledger:
         elif digest != present:
             self.codes[kind, digest] += 1
 
+    def processor(self, machine: Mapping) -> None:
+        """Count the kind of processor that a record of scores names; on a GPU, the GPU's. Early records name none."""
+        parts = ("gpu",) if machine.get("gpu") else ("processor", "instructions")
+        named = ", ".join(str(machine[part]) for part in parts if machine.get(part))
+        if named:
+            self.processors[named] += 1
+
     def sound(self, path: Path) -> bool:
         """Whether nothing was found against a file so far."""
         return path not in self.faults and path not in self._unlike
@@ -138,7 +145,7 @@ class Ledger:
             files = f"{count} file{'s' if count > 1 else ''}"
             self.note(f"{files} of {kind} made by another version of the code ({digest[:12]}).")
         if len(self.processors) > 1:
-            kinds = ", ".join(f"{name} ({count})" for name, count in sorted(self.processors.items()))
+            kinds = "; ".join(f"{name} ({count})" for name, count in sorted(self.processors.items()))
             self.note(f"The scores are of {len(self.processors)} kinds of processor, whose last bits may differ: {kinds}.")
 
 

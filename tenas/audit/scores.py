@@ -85,8 +85,7 @@ def look_at_scores(
         ledger.recorded(path, record.get("scores_sha256"), record_file)
         ledger.sealed(record_file, record)
         _costs(case, record_file, record, expected)
-        machine = mapping(record.get("machine"))
-        ledger.processors[str(machine.get("processor"))] += 1
+        ledger.processor(mapping(record.get("machine")))
     known = {f"{shard}.{kind}" for shard in range(1, shards + 1) for kind in ("csv", "json")}
     for path in sorted(folder.glob("*")):
         if path.name not in known:

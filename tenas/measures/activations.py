@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenas.errors import TenasError
-from tenas.measures.common import LAYERS, check_batch, hooked
-from tenas.measures.ntk import undisturbed
+from tenas.measures.common import LAYERS, check_batch, hooked, undisturbed
 from tenas.measures.regions import count_distinct_rows, relu_signs
 from tenas.measures.threads import one_thread
 

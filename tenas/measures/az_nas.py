@@ -23,8 +23,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tenas.errors import TenasError
-from tenas.measures.common import check_batch
-from tenas.measures.ntk import undisturbed
+from tenas.measures.common import check_batch, undisturbed
 from tenas.measures.threads import one_thread
 
 SHIFT = 1e-8  # keeps the logarithm of an empty direction's share finite

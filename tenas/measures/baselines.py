@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenas.errors import TenasError
-from tenas.measures.common import BATCH_NORMS, LAYERS, batch_loss, check_batch, gradients_of, hooked, weights_of
-from tenas.measures.ntk import undisturbed
+from tenas.measures.common import BATCH_NORMS, LAYERS, batch_loss, check_batch, gradients_of, hooked, undisturbed, weights_of
 from tenas.measures.regions import relu_signs
 from tenas.measures.threads import one_thread
 

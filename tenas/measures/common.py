@@ -13,6 +13,19 @@ LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Put the network's buffers (running statistics, counters) back afterwards."""
+    buffers = list(network.buffers())
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            if buffers:
+                torch._foreach_copy_(buffers, saved)
+
+
 def check_batch(images: Tensor) -> None:
     """Raise TenasError for a batch without images."""
     if len(images) == 0:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tenas.errors import TenasError
 from tenas.measures import ntk_engine
+from tenas.measures.common import undisturbed
 from tenas.measures.ntk_tape import UntraceableError
 from tenas.measures.threads import one_thread
 
@@ -100,19 +101,6 @@ def logit_sums(logits: Tensor, images: Tensor) -> Tensor:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise TenasError(f"The network must map {len(images)} samples to as many rows of logits; it gave {shape}.")
     return logits.reshape(len(logits), -1).sum(1)
-
-
-@contextmanager
-def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Put the network's buffers (running statistics, counters) back afterwards."""
-    buffers = list(network.buffers())
-    saved = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            if buffers:
-                torch._foreach_copy_(buffers, saved)
 
 
 @contextmanager

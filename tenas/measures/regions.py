@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenas.errors import TenasError
-from tenas.measures.ntk import undisturbed
+from tenas.measures.common import undisturbed
 from tenas.measures.threads import one_thread
 
 SATURATED = 0.95

@@ -13,10 +13,11 @@ def audit(
     """Follow a run's genotypes back to the images, and say what is not as it was recorded."""
     from tenas.audit import audit, in_words
     from tenas.errors import TenasError
+    from tenas.progress import say
 
     found = audit(run, data, table)
     lines = [*found.trail, "", *(f"note: {note}" for note in found.notes)]
     if found.faults:
-        print("\n".join(lines))
+        say("\n".join(lines))
         raise TenasError(in_words(found))
     return "\n".join([*lines, f"{found.files} files, all as recorded"])

@@ -138,10 +138,12 @@ def split(subjects, folder, code, settings):
     return measured_shards(folder, code, json.dumps(settings)) or min(CONFIG["shards"], subjects)
 
 
+@cache
 def score_code(run, number):
     return measuring_code("score", RUNS[run]["settings"], entry(run, number))
 
 
+@cache
 def shards(run, seed, number):
     """Shards of a round of a search. Trial 0 of a round that prunes is the whole network."""
     round = rounds(run)[number - 1]
