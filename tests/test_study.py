@@ -21,14 +21,16 @@ from tenas.config import load_config
 from tenas.errors import TenasError
 from tenas.files import write_csv
 from tenas.measures import MEASURES
+from tenas.measures.catalogue import get_measure
 from tenas.scoring.subjects import Cell, Cells, plan
 from tenas.scoring.table import read_scores, score_columns, score_rows
 from tenas.search.made_by import space_modules
 from tenas.settings import study_settings
+from tenas.spaces import Genotype, get_space
 from tenas.study import correlate
 from tenas.study.correlate import KAPPA, RANK_SUM, REGIONS, Scores, correlations, ndcg, oriented, statistics
 from tenas.study.report import read_table_of_values
-from tenas.study.sample import sample_table
+from tenas.study.sample import is_valid, sample_table
 
 SMALL = {key: value for key, value in ON_A_BATCH.items() if key != "inputs"}
 # An index of a few cells is enough here.
@@ -102,7 +104,7 @@ def test_signs_say_that_more_is_better():
     accuracy = np.arange(40.0)
     values = {KAPPA: np.exp(-accuracy)[:, None] * np.ones((1, 3)), REGIONS: accuracy[:, None]}
     values[KAPPA][0, 1] = math.inf
-    scores = {name: Scores(value, 0.5, lower_is_better=name == KAPPA) for name, value in values.items()}
+    scores = {name: Scores(get_measure(name), value, 0.5) for name, value in values.items()}
     places = oriented(scores)
     for name in (KAPPA, REGIONS, RANK_SUM):
         assert places[name].tolist() == list(range(1, 41))
@@ -110,7 +112,7 @@ def test_signs_say_that_more_is_better():
     assert [row["subset"] for row in rows] == ["all"] * 3  # a tenth of 40 are too few
     for row in rows:
         assert row["kendall"] == row["spearman"] == row["ndcg"] == pytest.approx(1)
-        assert row["seconds"] == (1 if row["measure"] == RANK_SUM else 0.5)
+        assert row["seconds"] == {KAPPA: 1.5, REGIONS: 0.5, RANK_SUM: 2.0}[row["measure"]]
         assert row["worst"] == (row["measure"] != REGIONS)
 
 
@@ -121,7 +123,7 @@ def test_intervals_cover_what_they_should(monkeypatch):
     generator = np.random.default_rng(4)
     for _ in range(60):
         a, b = generator.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], 60).T
-        (row,) = correlations({"naswot": Scores(a[:, None], 1.0)}, {"cifar10_test": b}, 0)
+        (row,) = correlations({"naswot": Scores(get_measure("naswot"), a[:, None], 1.0)}, {"cifar10_test": b}, 0)
         assert row["kendall_low"] < row["kendall"] < row["kendall_high"]
         covered += row["kendall_low"] <= truth <= row["kendall_high"]
     assert covered >= 50
@@ -131,11 +133,47 @@ def test_the_best_cells_are_a_subset_of_their_own():
     generator = np.random.default_rng(0)
     accuracy = np.arange(200.0)
     noise = np.where(accuracy >= 180, generator.random(200), accuracy - 1000)
-    rows = correlations({"naswot": Scores(noise[:, None], 1.0)}, {"cifar10_test": accuracy}, 0)
+    rows = correlations({"naswot": Scores(get_measure("naswot"), noise[:, None], 1.0)}, {"cifar10_test": accuracy}, 0)
     found = {row["subset"]: row for row in rows}
     assert found["all"]["kendall"] > 0.9
     assert found["top"]["cells"] == 20
     assert found["top"]["kendall_low"] < 0.4
+    valid = accuracy % 2 == 0
+    rows = correlations(
+        {"naswot": Scores(get_measure("naswot"), noise[:, None], 1.0)}, {"cifar10_test": accuracy}, 0, valid=valid
+    )
+    found = {row["subset"]: row for row in rows}
+    assert found["valid"]["cells"] == 100
+    assert found["valid"]["kendall"] == pytest.approx(stats.kendalltau(noise[valid], accuracy[valid]).statistic)
+
+
+def test_several_measures_together_by_ranks_and_by_log_ranks():
+    generator = np.random.default_rng(6)
+    naswot, snip, accuracy = generator.random((3, 50))
+    scores = {
+        "naswot": Scores(get_measure("naswot"), naswot[:, None], 1.0),
+        "snip": Scores(get_measure("snip"), snip[:, None], 2.0),
+    }
+    rows = correlations(scores, {"cifar10_test": accuracy}, 0, together=[["naswot", "snip"]])
+    found = {row["measure"]: row for row in rows}
+    a, b = stats.rankdata(naswot), stats.rankdata(snip)
+    for name, sums in (("rank_sum(naswot, snip)", a + b), ("log_rank_sum(naswot, snip)", np.log(a * b))):
+        assert found[name]["kendall"] == pytest.approx(stats.kendalltau(sums, accuracy).statistic)
+        assert found[name]["seconds"] == 3.0
+        assert math.isnan(found[name]["single"])
+
+
+def test_single_repeats_tell_how_much_a_draw_of_weights_matters():
+    generator = np.random.default_rng(7)
+    accuracy = np.arange(60.0)
+    values = np.exp(-(accuracy[:, None] + 30 * generator.normal(size=(60, 5))))
+    (row,) = correlations({KAPPA: Scores(get_measure(KAPPA), values, 0.5)}, {"cifar10_test": accuracy}, 0)
+    single = [stats.kendalltau(-values[:, draw], accuracy).statistic for draw in range(5)]
+    assert row["single"] == pytest.approx(np.mean(single))
+    assert row["single_sd"] == pytest.approx(np.std(single, ddof=1))
+    # A mean of several says more than one of them, and it is one of logarithms.
+    assert row["single"] < row["kendall"] == pytest.approx(stats.kendalltau(-np.log(values).mean(axis=1), accuracy).statistic)
+    assert row["seconds"] == 2.5
 
 
 # --- cells and settings
@@ -152,6 +190,21 @@ def test_cells_are_a_seeded_sample_of_the_index(tmp_path):
     assert len(sample_table(settings(cells="all"), index).cells) == 200
     with pytest.raises(TenasError, match=r"asks for 201 cells, but the benchmark index .* has 200"):
         sample_table(settings(cells=201), index)
+    without = sample_table(settings(cells="all", exclude=["none"]), index).cells
+    assert [cell.arch for cell in without] == [rows[number] for number in sorted(rows) if "none" not in rows[number]]
+    with pytest.raises(TenasError, match=r"asks for 200 cells, but the benchmark index .* has \d+ without none"):
+        sample_table(settings(cells=200, exclude=["none"]), index)
+
+
+def test_the_valid_cells_are_the_9445_of_the_literature():
+    assert sum(is_valid(genotype) for genotype in NAS.genotypes()) == 9445
+    # A node of a DARTS cell is part of the output; one that is fed by nothing makes what reads it an operator of nothing.
+    darts = get_space("darts")
+    fed = darts.random_genotype(darts.full_mask(("none",)), np.random.default_rng(0))
+    assert is_valid(fed)
+    cells = [[choice._replace(operator="none") if choice.target == 2 else choice for choice in cell] for cell in fed.cells]
+    unfed = Genotype(darts, tuple(map(tuple, cells)))
+    assert is_valid(unfed) == (not any(choice.source == 2 for cell in cells for choice in cell))
 
 
 def test_shards_part_the_cells():
@@ -203,8 +256,8 @@ def test_what_a_measurement_costs_is_read_from_the_records(tmp_path):
     found = read_table_of_values(paths, measures, THREE)
     assert found["snip"].seconds == pytest.approx(4 / 3)
     assert math.isnan(found["naswot"].seconds)
-    assert found[KAPPA].lower_is_better
-    assert not found["snip"].lower_is_better
+    assert found[KAPPA].measure.lower_is_better
+    assert not found["snip"].measure.lower_is_better
 
 
 def config(**study) -> dict:
@@ -227,6 +280,8 @@ def config(**study) -> dict:
             "the key 'weights' is missing in 'measures.snip'",
         ),
         ({"studies": {"small": STUDY | {"dataset": "cifar"}}}, "'cifar'"),
+        ({"studies": {"small": STUDY | {"exclude": ["noone"]}}}, "'noone'"),
+        ({"studies": {"small": STUDY | {"together": [["naswot", "zen"]]}}}, "'together' names 'zen'"),
         ({"studies": {"small": STUDY | {"space": "nas"}}}, "'nas'"),
         ({"benchmark": {"nas-bench-201": None}}, "needs the index of nas-bench-201"),
         ({"runs": {"small": TINY["runs"]["digits"]}}, "the name of a run and of a study"),

@@ -12,8 +12,8 @@ from tenas.scoring.subjects import Cells, read_cells
 from tenas.search.made_by import stage_code
 from tenas.settings.study import read_study
 from tenas.spaces import get_space
-from tenas.study.correlate import COLUMNS, correlations
-from tenas.study.report import read_accuracies, read_table_of_values
+from tenas.study.correlate import COLUMNS
+from tenas.study.report import read_accuracies, read_table_of_values, rows_of_study
 from tenas.study.sample import sample_table
 
 
@@ -103,7 +103,8 @@ def _correlations(case: Case, cells: Cells, scores: Scores, table: Path | None) 
         return
     with ledger.damage(path):
         values = read_table_of_values(scores.paths, case.settings["measures"], cells)
-        again = correlations(values, read_accuracies(table, cells.cells, case.settings["space"]), case.settings["seed"], 0)
+        accuracies = read_accuracies(table, cells.cells, case.settings["space"])
+        again = rows_of_study(case.settings, cells, values, accuracies, resamples=0)
         rows = read_csv(path, COLUMNS, "correlations")
         if len(rows) != len(again):
             ledger.fault(path, f"has {len(rows)} rows, where its scores lead to {len(again)}")

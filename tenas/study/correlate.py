@@ -6,12 +6,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import kendalltau, rankdata
 
+from tenas.measures.catalogue import Measure
+from tenas.search.shortlist import aggregated, mean_score, places
+
 TESTS = ("_test", "accuracy")  # how the columns of a table end that cells are judged by
 STATISTICS = ("kendall", "spearman", "ndcg")
 COLUMNS = (
     "measure", "accuracy", "subset", "cells",
     *(f"{statistic}{end}" for statistic in STATISTICS for end in ("", "_low", "_high")),
-    "repeats", "worst", "seconds",
+    "single", "single_sd", "repeats", "worst", "seconds",
 )  # fmt: skip
 KAPPA, REGIONS, RANK_SUM = "ntk_condition_number", "linear_regions", "rank_sum"
 RESAMPLES = 1000
@@ -20,11 +23,11 @@ FEWEST = 10  # cells of which correlations are given
 
 
 class Scores(NamedTuple):
-    """A measure of a study's cells: ``values`` (cells, repeats), mean ``seconds`` of a measurement, which way it is good."""
+    """A measure of a study's cells: ``values`` (cells, repeats), and the mean ``seconds`` of a measurement."""
 
+    measure: Measure
     values: np.ndarray
     seconds: float
-    lower_is_better: bool = False
 
 
 def ndcg(scores: np.ndarray, gains: np.ndarray, places: int) -> float:
@@ -51,37 +54,68 @@ def statistics(scores: np.ndarray, accuracies: np.ndarray, gains: np.ndarray) ->
     return float(tau), float(rho), ndcg(scores, gains, places)
 
 
-def oriented(scores: Mapping[str, Scores]) -> dict[str, np.ndarray]:
+def oriented(
+    scores: Mapping[str, Scores], together: Sequence[Sequence[str]] = (), repeat: int | None = None
+) -> dict[str, np.ndarray]:
     """For each measure the places of the cells by its mean over the repeats, (cells,): more is better, ties share a mean place.
 
-    Ranks and not values, because kappa of a singular kernel is infinite: the worst. With kappa and R comes their sum
-    of ranks, TE-NAS's (algorithm 1), with its sign turned.
+    The mean is that of a round of cells (tenas.search.shortlist.mean_score): of logarithms where the measure is never negative,
+    and the worst where a kernel is singular. ``repeat``: by that repeat alone; a measure with fewer begins again with its first.
+    ``together``: sets of measures, by the sum of their log ranks and of their ranks. With kappa and R comes the sum of their
+    ranks, TE-NAS's (algorithm 1), with its sign turned.
     """
-    found = {}
-    for name, measured in scores.items():
-        mean = measured.values.mean(axis=1)
-        found[name] = rankdata(-mean if measured.lower_is_better else mean)
-    if KAPPA in found and REGIONS in found:
-        found[RANK_SUM] = rankdata(found[KAPPA] + found[REGIONS])
+    ranks = {}
+    for name, (measure, values, _) in scores.items():
+        weights = np.ones(values.shape[1]) if repeat is None else np.eye(values.shape[1])[repeat % values.shape[1]]
+        ranks[name] = places(mean_score(measure, values, weights[None]))[0]
+    found = {name: len(worst_first) + 1 - worst_first for name, worst_first in ranks.items()}
+    for name, (parts, aggregate) in _aggregates(scores, together).items():
+        found[name] = rankdata(aggregated([ranks[part] for part in parts], aggregate))
+    return found
+
+
+def _aggregates(scores: Mapping[str, Scores], together: Sequence[Sequence[str]]) -> dict[str, tuple[Sequence[str], str]]:
+    """Name of a ranking by several measures -> these measures, and how their ranks become one."""
+    found: dict[str, tuple[Sequence[str], str]] = {}
+    if KAPPA in scores and REGIONS in scores:
+        found[RANK_SUM] = (KAPPA, REGIONS), "rank_sum"
+    for parts in together:
+        for aggregate in ("log_rank_sum", "rank_sum"):
+            found[f"{aggregate}({', '.join(parts)})"] = parts, aggregate
     return found
 
 
 def correlations(
-    scores: Mapping[str, Scores], accuracies: Mapping[str, np.ndarray], seed: int, resamples: int = RESAMPLES
+    scores: Mapping[str, Scores],
+    accuracies: Mapping[str, np.ndarray],
+    seed: int,
+    *,
+    together: Sequence[Sequence[str]] = (),
+    valid: np.ndarray | None = None,
+    resamples: int = RESAMPLES,
 ) -> list[dict]:
     """A row for each measure, accuracy and subset of cells, as COLUMNS. Signs: positive where better by the measure is better.
 
-    ``scores``: measure -> values (cells, repeats), and seconds of a measurement. ``accuracies``: name -> (cells,), in %.
-    Subsets: ``all``, and ``top``, the tenth of the cells with the best accuracy. A cell's gain in nDCG is the share of the
-    subset's cells that are worse, so that a random order has about 0.5 and the best order 1.
+    ``scores``: by name of the measure. ``accuracies``: name -> (cells,), in %. ``together``: as in ``oriented``.
+    Subsets: ``all``; ``valid``, those that ``valid`` (cells,) marks, where it marks some and not all; ``top``, the tenth of the
+    cells with the best accuracy. A cell's gain in nDCG is the share of the subset's cells that are worse, so that a random order
+    has about 0.5 and the best order 1.
     Intervals are those of 95 % by percentile bootstrap over the cells (all measures see the same resamples); NaN without any.
-    ``seconds`` is the mean cost of a cell in one repeat, ``worst`` the number of cells whose mean is infinite.
+    ``single``: mean of the taus of single repeats, each a draw of weights and images, and ``single_sd`` their standard deviation;
+    NaN where all measures have one repeat. ``seconds``: mean cost of a cell in all repeats. ``worst``: cells with an infinite
+    value.
     """
-    places = oriented(scores)
+    places = oriented(scores, together)
+    draws = max(measured.values.shape[1] for measured in scores.values())
+    single = [oriented(scores, together, repeat) for repeat in range(draws)] if draws > 1 else []
+    aggregates = _aggregates(scores, together)
     rows = []
     for accuracy, values in accuracies.items():
         best = np.argsort(-values, kind="stable")[: len(values) // TOP]
-        for subset, chosen in (("all", np.arange(len(values))), ("top", np.sort(best))):
+        subsets = {"all": np.arange(len(values)), "top": np.sort(best)}
+        if valid is not None and not valid.all():
+            subsets["valid"] = np.flatnonzero(valid)
+        for subset, chosen in subsets.items():
             if len(chosen) < FEWEST:
                 continue
             accuracy_of = values[chosen]
@@ -100,7 +134,8 @@ def correlations(
                         for i, statistic in enumerate(STATISTICS)
                         for end, value in zip(("", "_low", "_high"), (found[i], *_interval(resampled[:, i])), strict=True)
                     }
-                    | _costs(scores, name)
+                    | _of_draws([statistics(draw[name][chosen], accuracy_of, gains)[0] for draw in single])
+                    | _costs([scores[part] for part in aggregates.get(name, ((name,), ""))[0]])
                 )
     return rows
 
@@ -110,11 +145,18 @@ def _interval(values: np.ndarray) -> Sequence[float]:
     return [float(v) for v in np.percentile(finite, [2.5, 97.5])] if len(finite) else (np.nan, np.nan)
 
 
-def _costs(scores: Mapping[str, Scores], name: str) -> dict:
-    parts = (KAPPA, REGIONS) if name == RANK_SUM else (name,)
-    values = [scores[part].values for part in parts]
+def _of_draws(taus: Sequence[float]) -> dict[str, float]:
+    known = [tau for tau in taus if np.isfinite(tau)]
+    several = len(known) > 1
     return {
-        "repeats": max(part.shape[1] for part in values),
-        "worst": int(np.any([np.isinf(part).any(axis=1) for part in values], axis=0).sum()),
-        "seconds": sum(scores[part].seconds for part in parts),
+        "single": float(np.mean(known)) if several else np.nan,
+        "single_sd": float(np.std(known, ddof=1)) if several else np.nan,
+    }
+
+
+def _costs(parts: Sequence[Scores]) -> dict[str, float]:
+    return {
+        "repeats": max(part.values.shape[1] for part in parts),
+        "worst": int(np.any([np.isinf(part.values).any(axis=1) for part in parts], axis=0).sum()),
+        "seconds": sum(part.seconds * part.values.shape[1] for part in parts),
     }

@@ -18,7 +18,8 @@ from tenas.scoring.subjects import Cell, Cells, read_cells
 from tenas.scoring.table import read_scores
 from tenas.search.made_by import stage_code
 from tenas.spaces import get_space
-from tenas.study.correlate import COLUMNS, FEWEST, TESTS, Scores, correlations, oriented
+from tenas.study.correlate import COLUMNS, FEWEST, RESAMPLES, TESTS, Scores, correlations, oriented
+from tenas.study.sample import is_valid
 
 
 def read_table_of_values(scores: Sequence[str | os.PathLike], measures: Mapping, cells: Cells) -> dict[str, Scores]:
@@ -40,7 +41,7 @@ def read_table_of_values(scores: Sequence[str | os.PathLike], measures: Mapping,
         name = measure.name
         table = np.array([[values[cell.number, name, r] for r in range(settings["repeats"])] for cell in cells.cells], float)
         seconds, count = spent.get(name, (0.0, 0.0))
-        found[name] = Scores(table, seconds / count if count else math.nan, measure.lower_is_better)
+        found[name] = Scores(measure, table, seconds / count if count else math.nan)
     return found
 
 
@@ -60,6 +61,19 @@ def read_accuracies(index: str | os.PathLike, cells: Sequence[Cell], space: str)
     return accuracies
 
 
+def rows_of_study(
+    settings: Mapping,
+    cells: Cells,
+    values: Mapping[str, Scores],
+    accuracies: Mapping[str, np.ndarray],
+    *,
+    resamples: int = RESAMPLES,
+) -> list[dict]:
+    """The rows of correlations.csv; without ``resamples`` their intervals are NaN."""
+    valid = np.array([is_valid(cells.genotype(number)) for number in cells.ids])
+    return correlations(values, accuracies, settings["seed"], together=settings["together"], valid=valid, resamples=resamples)
+
+
 def correlate(
     settings: Mapping,
     cells: str | os.PathLike,
@@ -72,14 +86,15 @@ def correlate(
 
     stopwatch = Stopwatch()
     out = Path(out)
-    chosen = read_cells(cells, get_space(settings["space"])).cells
+    listed = read_cells(cells, get_space(settings["space"]))
+    chosen = listed.cells
     if len(chosen) < FEWEST:
         raise TenasError(f"A study needs at least {FEWEST} cells; {cells} has {len(chosen)}.")
     accuracies = read_accuracies(index, chosen, settings["space"])
-    values = read_table_of_values(scores, settings["measures"], read_cells(cells, get_space(settings["space"])))
-    rows = correlations(values, accuracies, settings["seed"])
+    values = read_table_of_values(scores, settings["measures"], listed)
+    rows = rows_of_study(settings, listed, values, accuracies)
     plot_forest(rows, out / "forest.svg")
-    plot_scatter(oriented(values), *next(iter(accuracies.items())), out / "scatter.svg")
+    plot_scatter(oriented(values, settings["together"]), *next(iter(accuracies.items())), out / "scatter.svg")
     text = format_csv(COLUMNS, rows)
     files = {name: sha256(out / name) for name in ("forest.svg", "scatter.svg")} | {"correlations.csv": sha256_of(text)}
     code = stage_code("study_correlate", settings, settings["measures"])

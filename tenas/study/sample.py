@@ -9,21 +9,47 @@ from tenas.benchmark.index import read_index
 from tenas.errors import TenasError
 from tenas.scoring.subjects import Cell, Cells
 from tenas.seeds import derive_seed
-from tenas.spaces import get_space, load_genotype
+from tenas.spaces import Genotype, get_space, load_genotype
 
 
 def sample_table(settings: Mapping, index: str | os.PathLike) -> Cells:
-    """The cells of a study, by number: a seeded sample of the table's, or all of them.
+    """The cells of a study, by number: a seeded sample of the table's without the excluded operators, or all of these.
 
     Raises TenasError when the table has fewer cells than are asked for, or cells of another space.
     """
     table = read_index(index, settings["space"])
     numbers = table["index"].to_numpy() if "index" in table.columns else np.arange(len(table))
+    space = get_space(settings["space"])
+    load_genotype(str(table["arch"].iloc[0]), space)
+    excluded = set(settings["exclude"])
+    if excluded:
+        archs = table["arch"].astype(str)
+        left = [not excluded & {choice.operator for cell in space.parse(arch).cells for choice in cell} for arch in archs]
+        table, numbers = table[left], numbers[left]
     wanted = len(table) if settings["cells"] == "all" else settings["cells"]
     if wanted > len(table):
-        raise TenasError(f"The study asks for {wanted} cells, but the benchmark index {index} has {len(table)}.")
+        without = f" without {', '.join(sorted(excluded))}" if excluded else ""
+        raise TenasError(f"The study asks for {wanted} cells, but the benchmark index {index} has {len(table)}{without}.")
     chosen = np.random.default_rng(derive_seed(settings["seed"], "cells")).choice(len(table), wanted, replace=False)
     cells = sorted(Cell(int(numbers[row]), str(table["arch"].iloc[row])) for row in chosen)
-    space = get_space(settings["space"])
-    load_genotype(cells[0].arch, space)
     return Cells(space, tuple(cells))
+
+
+def is_valid(genotype: Genotype) -> bool:
+    """Whether every operator but ``none`` is on a path from an input of its cell to the cell's output.
+
+    9,445 of the 15,625 cells of NAS-Bench-201 are; they are the ones that VKDNW, zc_combine and GRAF correlate measures over.
+    """
+    space = genotype.space
+    for cell in genotype.cells:
+        used = sorted(choice for choice in cell if choice.operator != "none")
+        fed, needed = set(range(space.inputs)), set(space.output or [space.nodes - 1])
+        for choice in used:
+            if choice.source in fed:
+                fed.add(choice.target)
+        for choice in reversed(used):
+            if choice.target in needed:
+                needed.add(choice.source)
+        if any(choice.source not in fed or choice.target not in needed for choice in used):
+            return False
+    return True
