@@ -44,7 +44,7 @@ measures:
 # --- settings
 
 
-def small(preset: str = "default", repeats: int = 3, **changes: object) -> dict:
+def small(preset: str = "pruning", repeats: int = 3, **changes: object) -> dict:
     """The first round of a search on NAS-Bench-201, with few repeats: its settings."""
     measures = {KAPPA: {"repeats": repeats}, REGIONS: {"repeats": repeats}}
     return search_settings("nas-bench-201", preset, {"measures": measures, **changes})["rounds"][0]
@@ -57,7 +57,7 @@ def first_round(exclude: Sequence[str] = ("none",)) -> Trials:
 def tiny(**changes: object) -> dict:
     """Likewise, with small batches and networks, to be measured."""
     measures = {KAPPA: {"repeats": 2, "batch": 4, "channels": 2}, REGIONS: {"repeats": 2, "count": 90}}
-    return search_settings("nas-bench-201", "default", {"measures": measures, **changes})["rounds"][0]
+    return search_settings("nas-bench-201", "pruning", {"measures": measures, **changes})["rounds"][0]
 
 
 def take(

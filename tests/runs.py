@@ -35,7 +35,7 @@ TINY = {
         "digits": {
             "space": "nas-bench-201",
             "dataset": "digits",
-            "preset": "default",
+            "preset": "pruning",
             "search": {
                 "measures": {
                     "ntk_condition_number": {"repeats": 2, "batch": 4},
@@ -66,7 +66,7 @@ FUNNEL = {
         "funnel": {
             "space": "nas-bench-201",
             "dataset": "digits",
-            "preset": "default",
+            "preset": "pruning",
             "search": {
                 "exclude": [],
                 "rounds": [

@@ -366,7 +366,7 @@ def test_what_the_workflow_makes_is_clean(funnel, monkeypatch):
 
 
 def test_settings_of_an_earlier_version_are_a_sentence(copy, capsys):
-    write_json(RUN / "search.json", {"space": "nas-bench-201", "preset": "default", "exclude": [], "prune": 1, "measures": {}})
+    write_json(RUN / "search.json", {"space": "nas-bench-201", "preset": "pruning", "exclude": [], "prune": 1, "measures": {}})
     for command in ("audit", "show"):
         assert main([command, str(RUN)]) == 2
         assert capsys.readouterr().err == (

@@ -333,7 +333,7 @@ BATCHED = ON_A_BATCH | {"repeats": 2}
 
 def of(*names: str, change: str = "relative") -> dict:
     measures = {KAPPA: None, REGIONS: None} | dict.fromkeys(names, BATCHED)
-    return search_settings("nas-bench-201", "default", {"change": change, "measures": measures})["rounds"][0]
+    return search_settings("nas-bench-201", "pruning", {"change": change, "measures": measures})["rounds"][0]
 
 
 def test_a_search_by_kappa_and_r_measures_what_it_always_has():

@@ -158,7 +158,7 @@ def test_a_space_without_a_table_has_a_reason():
 
 
 def config(**more) -> dict:
-    run = {"space": "nas-bench-201", "dataset": "digits", "preset": "default", "seeds": [0]}
+    run = {"space": "nas-bench-201", "dataset": "digits", "preset": "pruning", "seeds": [0]}
     return {"datasets": {"digits": {"source": "digits"}}, "runs": {"one": run}} | more
 
 

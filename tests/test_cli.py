@@ -148,7 +148,7 @@ def test_scores_that_were_edited_are_not_pruned_by(capsys, tmp_path, found):
     ("given", "message"),
     [
         (["--space", "nowhere"], "Unknown space 'nowhere'; known: nas-bench-201"),
-        (["--preset", "fast"], "Unknown search preset 'fast'; known: default, funnel, paper, released"),
+        (["--preset", "fast"], "Unknown search preset 'fast'; known: default, paper, pruning, released"),
         (["--set", "prunes=2"], "unknown key 'prunes'"),
         (["--set", "change=logs"], "allowed: log, relative, absolute"),
         (["--set", "measures.kappa.repeats=2"], "Unknown measure 'kappa'"),

@@ -67,7 +67,7 @@ def test_every_space_names_what_builds_its_networks():
 
 
 def test_digests_of_stages_differ_and_are_stable():
-    settings = search_settings("nas-bench-201", "default")
+    settings = search_settings("nas-bench-201", "pruning")
     digests = [stage_code(stage, settings) for stage in STAGES]
     assert len(set(digests)) == len(STAGES)
     assert digests == [stage_code(stage, settings) for stage in STAGES]
@@ -172,7 +172,7 @@ def test_a_digest_is_of_contents_and_not_of_times_or_places(copy, tmp_path):
 
 def test_a_decision_names_what_it_follows_from(tmp_path):
     """No time and no place, so the same decision is the same bytes wherever it was taken."""
-    settings = search_settings("nas-bench-201", "default")
+    settings = search_settings("nas-bench-201", "pruning")
     records = []
     for folder in ("here", "there"):
         path = tmp_path / folder / "round1/mask.json"

@@ -107,10 +107,10 @@ def test_the_same_bytes_for_any_number_of_shards(funnel, tmp_path, shards, targe
 
 def test_the_same_bytes_from_tenas_search(funnel, tmp_path):
     run = FUNNEL["runs"]["funnel"]
-    preset = yaml.safe_load((ROOT / "config/presets/default.yaml").read_text()) | run["search"]
-    (tmp_path / "default.yaml").write_text(yaml.safe_dump(preset))
+    preset = yaml.safe_load((ROOT / "config/presets/pruning.yaml").read_text()) | run["search"]
+    (tmp_path / "pruning.yaml").write_text(yaml.safe_dump(preset))
     limits = [part for name, most in run["limits"].items() for part in ("--limit", f"{name}={most}")]
-    arguments = ("--preset", "default.yaml", "--data", funnel / "data/digits", "--device", "cpu", *limits)
+    arguments = ("--preset", "pruning.yaml", "--data", funnel / "data/digits", "--device", "cpu", *limits)
     succeed(call("tenas", "search", *arguments, "--out", "found", cwd=tmp_path))
     ours, theirs = search_bytes(tmp_path / "found/seed0"), search_bytes(funnel / SEED)
     assert ours.keys() == theirs.keys()

@@ -216,7 +216,7 @@ def test_a_whole_search_within_limits_ends_in_a_cell_that_fits(order, limit):
 
 def test_shares_of_resampled_decisions_are_within_limits_too():
     """The share is of decisions that could have been taken: an operator that the limits keep is never pruned."""
-    resolved = search_settings("nas-bench-201", "default", limits={"parameters": 80_000})
+    resolved = search_settings("nas-bench-201", "pruning", limits={"parameters": 80_000})
     limits = from_json(resolved_limits(resolved, classes=10, side=32))
     entry = small(repeats=5)
     subjects = Trials(NAS.full_mask(["none", "skip_connect"]), NAS.rounds(["none", "skip_connect"])[0])
@@ -247,7 +247,7 @@ def test_a_limit_that_is_none_is_refused_with_a_sentence(value):
 
 
 def run_limits(space: str = "nas-bench-201", classes: int = 10, side: int = 32, **limits: object) -> dict:
-    return resolved_limits(search_settings(space, "default", limits=limits), classes=classes, side=side)
+    return resolved_limits(search_settings(space, "pruning", limits=limits), classes=classes, side=side)
 
 
 def test_limits_are_about_the_network_that_is_trained():
@@ -258,14 +258,14 @@ def test_limits_are_about_the_network_that_is_trained():
     assert found["network"] == {"channels": 16, "cells": 5, "stem": None, "classes": 10, "side": 32}
     # The retraining of the run says otherwise: its own channels, and its own side.
     shape = {"channels": 8, "cells": 2, "stem": "cifar", "side": 16}
-    resolved = search_settings("nas-bench-201", "default", retraining=shape, limits={"flops": "60%"})
+    resolved = search_settings("nas-bench-201", "pruning", retraining=shape, limits={"flops": "60%"})
     other = resolved_limits(resolved, classes=100, side=32)
     assert other["network"] == {"channels": 8, "cells": 2, "stem": "cifar", "classes": 100, "side": 16}
     assert other["sums"]["flops"]["largest"] < 220_119_690 / 20
 
 
 def test_an_excluded_operator_is_no_part_of_the_largest_cell():
-    resolved = search_settings("nas-bench-201", "default", {"exclude": ["none", "nor_conv_3x3"]}, limits={"flops": "50%"})
+    resolved = search_settings("nas-bench-201", "pruning", {"exclude": ["none", "nor_conv_3x3"]}, limits={"flops": "50%"})
     found = resolved_limits(resolved, classes=10, side=32)
     without = spanned(NAS.full_mask(["none", "nor_conv_3x3"]))
     sums = from_json(found).sums["flops"][0]

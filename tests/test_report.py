@@ -30,7 +30,7 @@ DECISIONS = [(1, 0.9), (0, 0.1), (1, 0.6), (0, 0.4)]
 def save_settings(run: Path, rounds: int) -> dict:
     """The settings of a run with so many rounds of operators of the five of nas-bench-201."""
     prune = {1: 4, 2: 2, 4: 1}[rounds]
-    settings = search_settings("nas-bench-201", "default", {"exclude": [], "prune": prune})
+    settings = search_settings("nas-bench-201", "pruning", {"exclude": [], "prune": prune})
     assert len(settings["rounds"]) == rounds
     write_json(run / "search.json", settings)
     return settings

@@ -37,7 +37,7 @@ def inputs(tmp_path_factory) -> Path:
     write_settings(folder / "search.json", MEASURES)
     assert main(["mask", "--settings", str(folder / "search.json"), "--out", str(folder / "mask.json")]) == 0
     rounds = [{"kind": "cells", "sample": 30, "keep": 2, "measures": CELLS}]
-    write_json(folder / "cells.json", search_settings("nas-bench-201", "default", {"measures": {}, "rounds": rounds}))
+    write_json(folder / "cells.json", search_settings("nas-bench-201", "pruning", {"measures": {}, "rounds": rounds}))
     study = {"space": "nas-bench-201", "dataset": "digits", "cells": 30, "measures": CELLS}
     write_json(folder / "study.json", study_settings(study, "study"))
     cells = cells_of(NAS, 30).cells
@@ -54,7 +54,7 @@ def undisturbed(inputs, tmp_path_factory) -> Path:
 
 
 def write_settings(path: Path, measures: dict) -> None:
-    asked = json.dumps(search_settings("nas-bench-201", "default", {"measures": measures}))
+    asked = json.dumps(search_settings("nas-bench-201", "pruning", {"measures": measures}))
     assert main(["settings", "search", asked, "--out", str(path)]) == 0
 
 

@@ -206,7 +206,7 @@ def test_a_touch_repeats_nothing(edited):
 
 
 def test_an_edit_of_a_preset_is_noticed(edited, edit):
-    edit(edited / "config/presets/default.yaml", "change: log", "change: relative")
+    edit(edited / "config/presets/pruning.yaml", "change: log", "change: relative")
     assert with_new_code(planned(edited / "finished", root=edited)) == {"search_settings"}
 
 
@@ -270,7 +270,7 @@ def own(tmp_path_factory) -> Path:
     rounds = [{"kind": "cells", "sample": 4, "keep": 2, "measures": {"measure.py:MEASURE": ONCE}}]
     rounds.append({"kind": "training", "training": {"channels": 2, "cells": 1, "epochs": 1, "batch": 16}})
     run = {
-        "space": "space.py:SPACE", "dataset": "mine", "preset": "default", "seeds": [0],
+        "space": "space.py:SPACE", "dataset": "mine", "preset": "pruning", "seeds": [0],
         "search": {"exclude": [], "rounds": rounds},
     }  # fmt: skip
     dataset = {"source": "images.py:SOURCE", "images": 40}

@@ -209,7 +209,7 @@ def test_the_cells_of_a_round(tmp_path):
 
     def drawn(sample: object, seed: int = 4) -> tuple[Cell, ...]:
         rounds = [{"kind": "cells", "sample": sample, "keep": 2}, {"kind": "cells", "keep": 1}]
-        resolved = search_settings("nas-bench-201", "default", {"rounds": rounds})
+        resolved = search_settings("nas-bench-201", "pruning", {"rounds": rounds})
         assert cells_of_round(resolved, 2, seed, tmp_path / "shortlist.json").cells == tuple(shortlist)
         return cells_of_round(resolved, 1, seed, tmp_path / "mask.json").cells
 

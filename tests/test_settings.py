@@ -71,7 +71,7 @@ WHOLE = [
     (lambda v: config(threads={"score": v}), "'threads.score' is"),
     (lambda v: run(seeds=[v]), "'runs.digits.seeds.0' is"),
     (lambda v: config(datasets={"digits": {"source": "digits", "side": v}}), "'datasets.digits.side' is"),
-    (lambda v: kappa(batch=v), f"run 'digits': preset default with the run's changes: round 1: 'measures.{KAPPA}.batch' is"),
+    (lambda v: kappa(batch=v), f"run 'digits': preset pruning with the run's changes: round 1: 'measures.{KAPPA}.batch' is"),
     (lambda v: regions(count=v), f"'measures.{REGIONS}.count' is"),
     (lambda v: run(search={"prune": v}), "'prune' is"),
     (lambda v: run(search={"rounds": [CELLS | {"keep": v}]}), "round 1: 'keep' is"),
@@ -246,7 +246,7 @@ def test_yaml_merges_still_work(tmp_path):
 # --- presets and what they resolve to
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "released"])
+@pytest.mark.parametrize("preset", ["pruning", "paper", "released"])
 @pytest.mark.parametrize("space", [NAS, DARTS], ids=lambda space: space.name)
 def test_a_flat_preset_resolves_to_the_rounds_of_te_nas(preset, space):
     """Every round has the preset's own keys, and there are as many as TE-NAS's schedule has."""
@@ -268,13 +268,35 @@ def test_a_flat_preset_resolves_to_the_rounds_of_te_nas(preset, space):
     assert check_settings(resolved, "search") == resolved
 
 
+@pytest.mark.parametrize(
+    ("space", "protocol", "size"),
+    [
+        (NAS, None, (16, 5)),
+        (DARTS, None, (16, 8)),
+        (NAS, {"channels": 8, "cells": 1}, (8, 1)),
+        (DARTS, {"channels": 12, "cells": 3}, (12, 3)),
+    ],
+)
+def test_what_is_measured_is_as_large_as_what_is_trained_up_to_what_can_be_measured(space, protocol, size):
+    """With the default preset: the size of the run's retraining, else of the space's own networks, written down in numbers."""
+    retraining = protocol and retrain_settings("digits", protocol)
+    resolved = search_settings(space, "default", retraining=retraining)
+    for entry in resolved["rounds"]:
+        for name, measure in entry.get("measures", {}).items():
+            if name not in (KAPPA, REGIONS):
+                assert (measure["channels"], measure["cells"]) == size
+            elif name == KAPPA:
+                assert (measure["channels"], measure["cells"]) == (3, size[1])
+    assert check_settings(resolved, "search") == resolved
+
+
 @pytest.mark.parametrize(("space", "trials"), [(NAS, [24, 18, 12]), (DARTS, [196, 168, 140, 112, 84, 56, 24])])
-def test_the_trials_of_the_default_are_as_ever(space, trials):
-    assert [round.trials for round in schedule(search_settings(space, "default"))] == trials
+def test_the_trials_of_te_nas_are_as_ever(space, trials):
+    assert [round.trials for round in schedule(search_settings(space, "pruning"))] == trials
 
 
 def test_changes_of_a_flat_preset():
-    resolved = search_settings("nas-bench-201", "default", {"prune": 3, "measures": {KAPPA: {"repeats": 2}, REGIONS: None}})
+    resolved = search_settings("nas-bench-201", "pruning", {"prune": 3, "measures": {KAPPA: {"repeats": 2}, REGIONS: None}})
     assert [(round.trials, round.prune) for round in schedule(resolved)] == [(24, 3)]
     assert [list(entry["measures"]) for entry in resolved["rounds"]] == [[KAPPA]]
     assert resolved["rounds"][0]["measures"][KAPPA]["repeats"] == 2
@@ -282,7 +304,7 @@ def test_changes_of_a_flat_preset():
 
 
 def test_edge_by_edge_settles_each_edge_in_a_round():
-    resolved = search_settings("nas-bench-201", "default", {"order": "edge_by_edge"})
+    resolved = search_settings("nas-bench-201", "pruning", {"order": "edge_by_edge"})
     rounds = schedule(resolved)
     assert [(round.stage, round.edge, round.trials, round.prune) for round in rounds] == [
         ("operators", ("cell", edge), 4, 3) for edge in range(6)
@@ -297,7 +319,7 @@ def test_edge_by_edge_settles_each_edge_in_a_round():
 
 def test_a_few_rounds_of_operators_before_cells():
     rounds = [{"kind": "operators", "times": 2}, CELLS | {"measures": [KAPPA]}, {"kind": "training", "keep": 2}]
-    resolved = search_settings("nas-bench-201", "default", {"rounds": rounds})
+    resolved = search_settings("nas-bench-201", "pruning", {"rounds": rounds})
     assert [(r.stage, r.trials, r.keep) for r in schedule(resolved)] == [
         ("operators", 24, 0), ("operators", 18, 0), ("cells", 20, 4), ("training", 4, 2),
     ]  # fmt: skip
@@ -311,15 +333,15 @@ def test_a_few_rounds_of_operators_before_cells():
 
 def test_all_cells_of_what_is_left():
     rounds = [{"kind": "operators", "times": 2}, CELLS | {"sample": "all"}]
-    resolved = search_settings("nas-bench-201", "default", {"rounds": rounds})
+    resolved = search_settings("nas-bench-201", "pruning", {"rounds": rounds})
     assert schedule(resolved)[-1].trials == 2**6
     for times in (5, 6):
         rounds = [{"kind": "operators", "times": times}, CELLS | {"sample": "all"}]
         assert (
-            schedule(search_settings("darts", "default", {"rounds": rounds}))[-1].trials
+            schedule(search_settings("darts", "pruning", {"rounds": rounds}))[-1].trials
             == (1 * 3 * 6 * 10 * (7 - times) ** 8) ** 2
         )
-    everything = search_settings("nas-bench-201", "default", {"exclude": [], "rounds": [CELLS | {"sample": "all"}]})
+    everything = search_settings("nas-bench-201", "pruning", {"exclude": [], "rounds": [CELLS | {"sample": "all"}]})
     assert schedule(everything)[-1].trials == 15_625
 
 
@@ -327,7 +349,7 @@ def test_a_list_of_cells_is_counted_when_the_settings_are_resolved(tmp_path):
     """The schedule is known from the settings alone: no job but that of the sample has to have the file."""
     path = tmp_path / "own.csv"
     path.write_text("arch\n" + "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|\n" * 7)
-    resolved = search_settings("nas-bench-201", "default", {"rounds": [CELLS | {"sample": str(path)}]})
+    resolved = search_settings("nas-bench-201", "pruning", {"rounds": [CELLS | {"sample": str(path)}]})
     path.unlink()
     assert schedule(resolved)[0].trials == 7
     assert check_settings(resolved, "search") == resolved
@@ -336,12 +358,12 @@ def test_a_list_of_cells_is_counted_when_the_settings_are_resolved(tmp_path):
         check_settings(resolved, "search")
     path.write_text("arch\n" * 3)
     with pytest.raises(TenasError, match="Round 1 draws 2 cells and cannot keep 4"):
-        search_settings("nas-bench-201", "default", {"rounds": [CELLS | {"sample": str(path)}]})
+        search_settings("nas-bench-201", "pruning", {"rounds": [CELLS | {"sample": str(path)}]})
 
 
 def test_a_preset_aggregates_all_rounds_alike_unless_they_say_otherwise():
     rounds = [{"kind": "operators", "times": 1}, CELLS, {"kind": "cells", "keep": 2, "aggregate": "rank_sum"}]
-    resolved = search_settings("nas-bench-201", "default", {"rounds": rounds, "aggregate": "log_rank_sum"})
+    resolved = search_settings("nas-bench-201", "pruning", {"rounds": rounds, "aggregate": "log_rank_sum"})
     assert [entry["aggregate"] for entry in resolved["rounds"]] == ["log_rank_sum", "log_rank_sum", "rank_sum"]
 
 
@@ -415,36 +437,36 @@ MORE = {"kind": "cells", "keep": 2}
 )  # fmt: skip
 def test_rounds_that_do_not_follow_from_each_other_are_refused(rounds, message):
     with pytest.raises(TenasError, match=message):
-        search_settings("nas-bench-201", "default", {"rounds": rounds})
+        search_settings("nas-bench-201", "pruning", {"rounds": rounds})
 
 
 def test_edges_are_pruned_once_each_has_one_operator():
     with pytest.raises(TenasError, match="Round 2 of edges needs rounds before it that leave one operator on each edge"):
-        search_settings("darts", "default", {"rounds": [{"kind": "operators", "times": 1}, {"kind": "edges"}, CELLS]})
+        search_settings("darts", "pruning", {"rounds": [{"kind": "operators", "times": 1}, {"kind": "edges"}, CELLS]})
     rounds = [{"kind": "operators"}, {"kind": "edges"}, CELLS | {"sample": "all"}]
-    assert schedule(search_settings("darts", "default", {"rounds": rounds}))[-1].trials == 1
+    assert schedule(search_settings("darts", "pruning", {"rounds": rounds}))[-1].trials == 1
 
 
 def test_a_darts_search_without_the_round_of_edges_leaves_a_choice():
     with pytest.raises(TenasError, match="The rounds leave a choice"):
-        search_settings("darts", "default", {"rounds": [{"kind": "operators"}]})
-    assert search_settings("darts", "default", {"rounds": [{"kind": "operators"}, CELLS]})
+        search_settings("darts", "pruning", {"rounds": [{"kind": "operators"}]})
+    assert search_settings("darts", "pruning", {"rounds": [{"kind": "operators"}, CELLS]})
 
 
 def test_everything_excluded_leaves_nothing_to_search():
     with pytest.raises(TenasError, match="'exclude' leaves nothing to search"):
-        search_settings("nas-bench-201", "default", {"exclude": list(NAS.operators[1:])})
+        search_settings("nas-bench-201", "pruning", {"exclude": list(NAS.operators[1:])})
     with pytest.raises(TenasError, match="no operator on edge"):
-        search_settings("nas-bench-201", "default", {"exclude": list(NAS.operators)})
+        search_settings("nas-bench-201", "pruning", {"exclude": list(NAS.operators)})
 
 
 def test_a_measure_that_can_be_negative_has_no_logarithm_of_a_change():
     measures = {"measures": {"naswot": ON_A_BATCH, KAPPA: None, REGIONS: None}}
     with pytest.raises(TenasError, match="naswot can be negative and has no logarithm"):
-        search_settings("nas-bench-201", "default", measures)
-    search_settings("nas-bench-201", "default", measures | {"change": "absolute"})
+        search_settings("nas-bench-201", "pruning", measures)
+    search_settings("nas-bench-201", "pruning", measures | {"change": "absolute"})
     # Cells are ranked, not compared with a supernet.
-    search_settings("nas-bench-201", "default", measures | {"rounds": [CELLS]})
+    search_settings("nas-bench-201", "pruning", measures | {"rounds": [CELLS]})
 
 
 # --- trainings
@@ -452,7 +474,7 @@ def test_a_measure_that_can_be_negative_has_no_logarithm_of_a_change():
 
 def trained(trainings: str | None = None, **more: object) -> dict:
     rounds = [CELLS, TRAINING | {"keep": 2}]
-    return search_settings("nas-bench-201", "default", {"rounds": rounds}, trainings=trainings, **more)
+    return search_settings("nas-bench-201", "pruning", {"rounds": rounds}, trainings=trainings, **more)
 
 
 def test_what_a_round_of_trainings_does():
@@ -472,15 +494,15 @@ def test_what_a_round_of_trainings_does():
 def test_short_trainings_are_the_runs_retraining_with_fewer_epochs():
     protocol = retrain_settings("digits", {"channels": 6})
     rounds = [CELLS, TRAINING | {"training": {"epochs": 3, "validation": 0.25}}]
-    resolved = search_settings("nas-bench-201", "default", {"rounds": rounds}, retraining=protocol)
+    resolved = search_settings("nas-bench-201", "pruning", {"rounds": rounds}, retraining=protocol)
     assert resolved["rounds"][1]["training"] == protocol | {"epochs": 3, "validation": 0.25}
     assert resolved["network"]["channels"] == 6
     rounds = [CELLS, TRAINING | {"training": {"validation": 0}}]
     with pytest.raises(TenasError, match="cells are chosen by images that are held out"):
-        search_settings("nas-bench-201", "default", {"rounds": rounds})
+        search_settings("nas-bench-201", "pruning", {"rounds": rounds})
     rounds = [CELLS, TRAINING | {"training": {"epoch": 3}}]
     with pytest.raises(TenasError, match=r"round 2: unknown key 'epoch' in 'training'"):
-        search_settings("nas-bench-201", "default", {"rounds": rounds})
+        search_settings("nas-bench-201", "pruning", {"rounds": rounds})
 
 
 # --- files
@@ -525,7 +547,7 @@ def test_two_measures_of_one_name_are_refused(tmp_path):
     (tmp_path / "own.py").write_text(f"from tenas.measures import Measure\nOWN = Measure('{KAPPA}', print)\n")
     changes = {"measures": {f"{tmp_path}/own.py:OWN": ON_A_BATCH}}
     with pytest.raises(TenasError, match=f"two measures of the name '{KAPPA}'"):
-        search_settings("nas-bench-201", "default", changes)
+        search_settings("nas-bench-201", "pruning", changes)
 
 
 def test_a_preset_is_a_name_or_a_file(tmp_path, monkeypatch):
@@ -541,8 +563,8 @@ def test_a_preset_is_a_name_or_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config/presets").mkdir(parents=True)
     own = yaml.safe_load((ROOT / "config/presets/released.yaml").read_text()) | {"prune": 2}
-    (tmp_path / "config/presets/default.yaml").write_text(yaml.safe_dump(own))
-    assert search_settings("nas-bench-201", "default")["rounds"][0]["prune"] == 2
+    (tmp_path / "config/presets/pruning.yaml").write_text(yaml.safe_dump(own))
+    assert search_settings("nas-bench-201", "pruning")["rounds"][0]["prune"] == 2
     for escape in ("../presets/default", "/etc/passwd", "a/b", ""):
         with pytest.raises(TenasError, match="Unknown search preset"):
             search_settings("nas-bench-201", escape)

@@ -29,7 +29,7 @@ def round_of(
 ) -> dict:
     measures = {name: ON_A_BATCH | {"repeats": repeats} for name in names}
     rounds = [{"kind": "cells", "sample": sample, "keep": keep, "each": each, "aggregate": aggregate, "measures": measures}]
-    return search_settings("nas-bench-201", "default", {"rounds": rounds})["rounds"][0]
+    return search_settings("nas-bench-201", "pruning", {"rounds": rounds})["rounds"][0]
 
 
 def values_of(entry: dict, cells: Cells, seed: int, coarse: bool = False) -> dict[Measurement, float]:

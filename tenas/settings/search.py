@@ -39,9 +39,11 @@ class OnABatch(_Repeated):
     batch: Annotated[Whole, Field(ge=2, le=10_000)]
     """Images of a batch."""
     channels: Channels
-    """Channels of the network's first stage."""
+    """Channels of the network's first stage. In a preset also ``trained``: those of the network that is trained in the end, at
+    most 16."""
     cells: Cells
-    """Cells of the network: per stage for cells with one input, in all for those with two; repeats of a chain's layers."""
+    """Cells of the network: per stage for cells with one input, in all for those with two; repeats of a chain's layers. In a
+    preset also ``trained``: those of the network that is trained in the end, at most 8."""
     inputs: Literal["images", "noise"] = "images"
     """Images of the data set, or standard normal noise of their shape."""
 
@@ -67,6 +69,9 @@ class OnRegions(_Repeated):
             raise PydanticCustomError("blocks", "'blocks' is {blocks}; it must be at most 'count', which is {count}", dict(self))
         return self
 
+
+# A network that is measured a thousand times: as the one that is trained in the end, up to this size.
+MOST_AS_TRAINED = {"channels": 16, "cells": 8}
 
 MEASURE_SETTINGS: dict[str, type[_Repeated]] = {"batch": OnABatch, "regions": OnRegions}
 
@@ -254,6 +259,17 @@ def _measures_of_round(entry: Mapping[str, Any], shared: Mapping[str, Any], wher
     return {name: _over(shared.get(name), value) for name, value in own.items()}
 
 
+def _as_trained(measures: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of measures with the size of the network that is trained in the end in the place of ``trained``."""
+    sizes = {key: min(shape[key], most) for key, most in MOST_AS_TRAINED.items()}
+    return {
+        name: {key: sizes[key] if item == "trained" and key in sizes else item for key, item in value.items()}
+        if isinstance(value, Mapping)
+        else value
+        for name, value in measures.items()
+    }
+
+
 def _over(base: object, value: object) -> object:
     """A value merged over that of the preset; what is no mapping is left as it is, to be refused."""
     given = {} if value is None else value
@@ -276,7 +292,8 @@ def _rounds(
                 continue
             found.append(_training(entry, preset, space, retraining, datasets, here))
             continue
-        entry["measures"] = measure_settings(_measures_of_round(entry, shared, here), here)
+        measures = _as_trained(_measures_of_round(entry, shared, here), retraining or space.trained)
+        entry["measures"] = measure_settings(measures, here)
         if preset.aggregate is not None:
             entry.setdefault("aggregate", preset.aggregate)
         if kind == "cells":
