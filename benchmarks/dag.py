@@ -34,12 +34,12 @@ class Plan(NamedTuple):
 
 def jobs_of(runs: int) -> int:
     """Jobs of a configuration: two in all; for each run settings, mask, genotype, two figures, look-up, summary, and rounds."""
-    rounds = schedule(search_settings(SPACE, "default", SEARCH))
+    rounds = schedule(search_settings(SPACE, "pruning", SEARCH))
     return 2 + runs * (7 + len(rounds) * (SHARDS + 1))
 
 
 def configuration(runs: int) -> dict:
-    run = {"space": SPACE, "dataset": "digits", "preset": "default", "search": SEARCH, "seeds": [0]}
+    run = {"space": SPACE, "dataset": "digits", "preset": "pruning", "search": SEARCH, "seeds": [0]}
     return {
         "shards": SHARDS,
         "device": "cpu",

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from runs import FUNNEL, ROOT, TINY, call, copy_repository, made_once, snakemake, succeed, write_config, write_table
+from runs import DEFAULT, FUNNEL, ROOT, TINY, call, copy_repository, made_once, snakemake, succeed, write_config, write_table
 
 __all__ = ["ROOT", "TINY", "call", "copy_repository", "snakemake", "succeed", "write_config"]
 
@@ -17,6 +17,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         succeed(snakemake(folder))
 
     return made_once(tmp_path_factory, "finished", make)
+
+
+@pytest.fixture(scope="session")
+def finished_default(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run of the default preset: rounds of cells, short trainings, retraining."""
+
+    def make(folder: Path) -> None:
+        write_config(folder, DEFAULT)
+        succeed(snakemake(folder))
+
+    return made_once(tmp_path_factory, "finished_default", make)
 
 
 @pytest.fixture(scope="session")

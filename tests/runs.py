@@ -51,6 +51,32 @@ TINY = {
     },
 }
 
+# The run of config/config.yaml, small: rounds of cells, and one of short trainings.
+_FEW = {"repeats": 1, "batch": 4}
+DEFAULT = TINY | {
+    "runs": {
+        "digits": TINY["runs"]["digits"]
+        | {
+            "preset": "default",
+            "search": {
+                "measures": {
+                    "swap": _FEW,
+                    "naswot": _FEW,
+                    "synflow": _FEW,
+                    "ntk_condition_number": _FEW,
+                    "linear_regions": {"repeats": 1, "count": 200},
+                },
+                "rounds": {
+                    "1": {"sample": 8, "keep": 5},
+                    "2": {"keep": 2},
+                    "3": {"keep": 2, "measures": {"ntk_condition_number": {"repeats": 2}}},
+                    "4": {"training": {"epochs": 1}},
+                },
+            },
+        }
+    }
+}
+
 # A measurement of a few milliseconds.
 ONCE = {"repeats": 1, "batch": 4, "channels": 2, "cells": 1, "weights": "pytorch", "redraw": True}
 # Every kind of round that NAS-Bench-201 has, a limit, a study, and all that needs a table; ``write_table`` makes that.

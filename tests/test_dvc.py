@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import ROOT, TINY, call, copy_repository, expected_jobs, modules_of, snakemake, succeed, write_config
+from runs import DEFAULT, ROOT, call, copy_repository, expected_jobs, modules_of, snakemake, succeed, write_config
 
 from tenas.code import closure
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = PIPELINE["stages"]
 # Rules of rounds, and of limits, that the default run does not have.
-OTHER_SEARCHES = {"limits", "sample", "shortlist", "training", "finalists"}
+OTHER_SEARCHES = {"limits", "prune"}
+MEASURES = ("activations", "costs", "ntk", "regions", "synaptic_flow")
 
 
 def allowed_rules(command: str) -> set[str]:
@@ -36,7 +37,7 @@ def reproduced(tmp_path_factory) -> Path:
     """A clone in which ``dvc repro`` has run once."""
     folder = copy_repository(tmp_path_factory.mktemp("clone"))
     (folder / "dvc.lock").unlink(missing_ok=True)  # that of the default run
-    write_config(folder, TINY | {"benchmark": {}, "threads": {"score": 1, "retrain": 2}})
+    write_config(folder, DEFAULT | {"benchmark": {}, "threads": {"score": 1, "retrain": 2}})
     for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "a clone"]):
         succeed(call("git", "-c", "user.name=test", "-c", "user.email=test@localhost", *command, cwd=folder))
     succeed(dvc(folder, "repro"))
@@ -61,7 +62,7 @@ def change(folder: Path, **changes: object) -> None:
 def test_each_rule_of_a_run_belongs_to_one_stage():
     """Those that need more of the configuration (claims, a study, searches on a table) are for `snakemake` alone."""
     fenced = [rule for name, stage in STAGES.items() if name != "gather" for rule in allowed_rules(stage["cmd"])]
-    needed = expected_jobs(TINY, ROOT).keys() - {"all"}
+    needed = expected_jobs(DEFAULT, ROOT).keys() - {"all"}
     assert sorted(fenced) == sorted(needed | OTHER_SEARCHES)
 
 
@@ -79,7 +80,7 @@ def test_stages_track_every_file_of_the_default_run():
 def test_a_stage_depends_on_the_code_that_its_rules_run(name):
     """On all of it, and on nothing of the package that they do not run."""
     rules = allowed_rules(STAGES[name]["cmd"]) - OTHER_SEARCHES
-    code = {path.relative_to(ROOT).as_posix() for rule in rules for path in closure(modules_of(rule, ("ntk", "regions")))}
+    code = {path.relative_to(ROOT).as_posix() for rule in rules for path in closure(modules_of(rule, MEASURES))}
     listed = {dep for dep in STAGES[name]["deps"] if dep.startswith("tenas/")}
     covers = {dep: {path for path in code if path == dep or path.startswith(f"{dep}/")} for dep in listed}
     assert code - set().union(*covers.values()) == set()
@@ -104,7 +105,8 @@ def test_the_papers_runs_are_stages_of_their_own():
     arguments = ("--dry-run", "--forceall", "--quiet", "rules", "--configfile", "config/nas-bench-201.yaml", "--", "all")
     planned = succeed(call("snakemake", *arguments, cwd=ROOT))
     needed = set(re.findall(r"^(\w+) +\d+$", planned, re.MULTILINE)) - {"all", "total", "claims"}
-    assert fenced == needed | OTHER_SEARCHES
+    # Its short trainings are looked up.
+    assert fenced == needed | {"limits", "training"}
 
 
 def test_analytics_are_off():
@@ -133,9 +135,9 @@ def test_another_number_of_shards_runs_nothing(reproduced):
     change(reproduced, shards=2)
 
 
-def test_the_results_are_those_of_snakemake(reproduced, finished):
-    for name in ("genotype.json", "round3/ranking.csv", "retrain/history.csv"):
-        ours, theirs = ((folder / "results/digits/seed0" / name).read_bytes() for folder in (reproduced, finished))
+def test_the_results_are_those_of_snakemake(reproduced, finished_default):
+    for name in ("genotype.json", "round1/cells.csv", "round3/shortlist.json", "round4/trainings.csv", "retrain/history.csv"):
+        ours, theirs = ((folder / "results/digits/seed0" / name).read_bytes() for folder in (reproduced, finished_default))
         assert ours == theirs
 
 
@@ -154,10 +156,12 @@ def test_git_sees_no_results(reproduced):
 
 
 def test_a_change_runs_the_stages_that_it_touches(reproduced):
-    change(reproduced, retraining=TINY["runs"]["digits"]["retraining"] | {"weight_decay": 0.001})
+    """A change of the retraining is one of the short trainings too, so of the search."""
+    change(reproduced, retraining=DEFAULT["runs"]["digits"]["retraining"] | {"weight_decay": 0.001})
     output = succeed(dvc(reproduced, "repro"))
     ran = set(re.findall(r"Running stage '(\w+)", output))
-    assert ran == {"settings", "retrain", "export", "gather", "summary"}
+    assert {"settings", "search", "retrain", "export", "gather", "summary"} <= ran
+    assert "prepare" not in ran
     assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
 
 

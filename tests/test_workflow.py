@@ -103,14 +103,16 @@ def test_another_configuration_takes_the_place_of_the_default_one(tmp_path):
         (["darts.yaml"], {"retrain", "summary"}),
         (["nas-bench-201.yaml"], {"summary", "claims"}),
         (["study-nas-bench-201.yaml"], {"correlate"}),
+        (["study-depth.yaml", "samples.yaml"], {"correlate"}),
+        (["study-darts.yaml", "samples.yaml"], {"correlate"}),
         (["nas-bench-201.yaml", "study-nas-bench-201.yaml", "samples.yaml"], {"summary", "claims", "correlate", "table_search"}),
     ],
-    ids=len,
+    ids=lambda value: "+".join(value) if isinstance(value, list) else None,
 )
 def test_the_configurations_that_come_with_the_project(names, rules, tmp_path):
     """In a folder with the files that they ask for."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
-    for name in ("nb201.csv.gz", "cifar10_train_10k.npz", "cifar100_960.npz", "imagenet16_960.npz"):
+    for name in ("nb201.csv.gz", "cifar10_train_10k.npz", "cifar100_960.npz", "imagenet16_960.npz", "darts_189.csv"):
         (tmp_path / "data" / "downloads").mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "downloads" / name).touch()
     output = succeed(snakemake(tmp_path, "--dry-run", "--configfile", *(f"config/{name}" for name in names)))
@@ -232,7 +234,7 @@ def test_claims_are_judged_by_the_runs_that_are_configured(funnel, tmp_path):
     [
         ({"space": "nas"}, ["space", "'nas'", "nas-bench-201"]),
         ({"dataset": "cifar"}, ["data set", "'cifar'", "digits"]),
-        ({"preset": "best"}, ["preset", "'best'", "default, ", "paper, released"]),
+        ({"preset": "best"}, ["preset", "'best'", "default, ", "paper, pruning, released"]),
         ({"retrain": "long"}, ["preset", "'long'", "digits, nas-bench-201"]),
         ({"epochs": 3}, ["'epochs'", "runs.digits", "seeds, retrain, retraining"]),
         ({"search": {"change": "cube"}}, ["'change'", "'cube'", "log, relative, absolute"]),

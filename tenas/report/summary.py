@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 from tenas import layout
@@ -101,7 +101,7 @@ def summarise_rounds(run_dir: str | os.PathLike[str], seed: int, settings: Mappi
     return [summarise_round(Path(run_dir), seed, number, entry) for number, entry in enumerate(settings["rounds"], start=1)]
 
 
-def _of_search(rounds: Sequence[RoundSummary]) -> dict[str, float | None]:
+def of_search(rounds: Sequence[RoundSummary]) -> dict[str, float | None]:
     """The columns of a search: its seconds, and how sure it was."""
 
     def share(kinds: tuple[str, ...]) -> float | None:
@@ -122,7 +122,7 @@ def _of_search(rounds: Sequence[RoundSummary]) -> dict[str, float | None]:
     return found
 
 
-def _seed(run_dir: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def results_of_seed(run_dir: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Genotype, look-up and metrics of a seed; the latter two are empty where the run has none."""
     genotype_file = layout.path(layout.GENOTYPE, run_dir, seed=seed)
     genotype = read_json(genotype_file, "genotype")
@@ -154,8 +154,8 @@ def summarise(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> tuple[li
     funnel = [column for kind, columns in FUNNEL.items() if kind in kinds for column in columns]
     columns, rows = [*COLUMNS[:4], *funnel, *COLUMNS[4:]], []
     for seed in seeds:
-        genotype, benchmark, metrics = _seed(run_dir, seed)
-        row = {"seed": seed, "arch": genotype["arch"]} | _of_search(summarise_rounds(run_dir, seed, settings))
+        genotype, benchmark, metrics = results_of_seed(run_dir, seed)
+        row = {"seed": seed, "arch": genotype["arch"]} | of_search(summarise_rounds(run_dir, seed, settings))
         row |= {key: metrics[key] for key in COLUMNS[4:] if key in metrics}
         for name, standing in benchmark.get("accuracies", {}).items():
             if standing is not None:
@@ -180,65 +180,3 @@ def accuracies(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
         }
         for row in rows
     }
-
-
-def _told(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -> list[str]:
-    """The funnel, one line per round."""
-    lines = [f"  {'round':<7}{'kind':<11}{'subjects':>8}{'kept':>7}{'seconds':>9}  best"]
-    for part in rounds:
-        best = f"{'' if part.accuracy is None else f'{part.accuracy:.2f} %  '}{part.best or ''}"
-        looked_up = part.kind == "training" and settings["rounds"][part.number - 1]["column"] is not None
-        seconds = "table" if looked_up else f"{part.seconds:,.0f}"
-        lines.append(f"  {part.number:<7}{part.kind:<11}{part.subjects:>8,}{part.kept:>7,}{seconds:>9}  {best}".rstrip())
-    return lines
-
-
-def show(run_dir: str | os.PathLike[str]) -> str:
-    """A run for a reader at a terminal: each seed's funnel round by round, its genotype and accuracies, and where the rest lies.
-
-    Raises TenasError when no seed of the run has a genotype.
-    """
-    run_dir = Path(run_dir)
-    found = run_dir.glob(layout.GENOTYPE.replace("{seed}", "[0-9]*"))
-    seeds = sorted(int(path.parent.name[4:]) for path in found if path.parent.name[4:].isdecimal())
-    if not seeds:
-        raise TenasError(f"There is no result in {run_dir}: no seed there has a genotype yet.")
-    settings = read_settings(layout.path(layout.SEARCH, run_dir))
-    lines = [f"run {run_dir.name}"]
-    tested = []
-    for seed in seeds:
-        genotype, benchmark, metrics = _seed(run_dir, seed)
-        rounds = summarise_rounds(run_dir, seed, settings)
-        spent = _of_search(rounds)
-        trained = f", {spent['training_seconds']:.0f} s of short trainings" if spent.get("training_seconds") else ""
-        lines += [
-            "",
-            f"seed {seed}",
-            *_told(rounds, settings),
-            f"  search     {spent['search_seconds']:.0f} s of scoring{trained}",
-            f"  genotype   {genotype['arch']}",
-        ]
-        if metrics:
-            tested.append(metrics["test_accuracy"])
-            # A protocol without a validation part takes the last epoch.
-            chosen = "" if metrics["valid_accuracy"] is None else f" ({metrics['valid_accuracy']:.2f} % in validation)"
-            lines.append(
-                f"  retrained  {metrics['test_accuracy']:.2f} % of the test images, epoch {metrics['best_epoch']} of "
-                f"{metrics['epochs']}{chosen}, {metrics['parameters']:,} parameters"
-            )
-        if "reason" in benchmark:
-            lines.append(f"  benchmark  {benchmark['reason']}")
-        for name, standing in benchmark.get("accuracies", {}).items():
-            if standing is not None and name.endswith(("_test", "accuracy")):
-                lines.append(
-                    f"  benchmark  {name} {standing['accuracy']:.2f} %, rank {standing['rank']:,} of "
-                    f"{benchmark['cells']:,}, {standing['regret']:.2f} below the best"
-                )
-        lines.append(f"  drawing    {layout.path(layout.DRAWING, run_dir, seed=seed)}")
-    if len(tested) > 1:
-        lines += ["", f"retrained, {len(tested)} seeds: {mean(tested):.2f} ({stdev(tested):.2f}) %"]
-    lines.append("")
-    for path, what in ((layout.path(layout.SUMMARY, run_dir), "table"), (run_dir.parent / "report.html", "report")):
-        if path.exists():
-            lines.append(f"{what}: {path}")
-    return "\n".join(lines).rstrip("\n")

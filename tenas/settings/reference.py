@@ -15,6 +15,7 @@ from tenas.settings.claims import Claim, Claims, Correlation
 from tenas.settings.config import Config, Dataset, Run, TableSearch, Threads
 from tenas.settings.retrain import ColourJitter, Retraining
 from tenas.settings.search import (
+    MOST_AS_TRAINED,
     CellsRound,
     EdgesRound,
     LatencyLimit,
@@ -91,9 +92,17 @@ def definitions() -> dict[str, dict[str, Any]]:
         found[name]["properties"][key] = {k: own[k] for k in ("description", "default") if k in own} | closer
     for name, part in list(found.items()):
         keys = {key: {k: v for k, v in value.items() if k != "default"} for key, value in part["properties"].items()}
+        if name == OnABatch.__name__:
+            keys |= {key: _or_trained(keys[key]) for key in MOST_AS_TRAINED}
         needed = {"required": ["kind"]} if "kind" in keys else {}
         found[PART.format(name)] = {k: v for k, v in part.items() if k != "required"} | {"properties": keys} | needed
     return found
+
+
+def _or_trained(size: Mapping[str, Any]) -> dict[str, Any]:
+    """The size of a network, which is also that of the trained one."""
+    described = {key: size[key] for key in ("description",) if key in size}
+    return described | {"anyOf": [{key: part for key, part in size.items() if key != "description"}, {"const": "trained"}]}
 
 
 def _used(value: Any) -> Iterator[str]:

@@ -259,7 +259,7 @@ def _measures_of_round(entry: Mapping[str, Any], shared: Mapping[str, Any], wher
     return {name: _over(shared.get(name), value) for name, value in own.items()}
 
 
-def _as_trained(measures: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
+def as_trained(measures: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of measures with the size of the network that is trained in the end in the place of ``trained``."""
     sizes = {key: min(shape[key], most) for key, most in MOST_AS_TRAINED.items()}
     return {
@@ -292,7 +292,7 @@ def _rounds(
                 continue
             found.append(_training(entry, preset, space, retraining, datasets, here))
             continue
-        measures = _as_trained(_measures_of_round(entry, shared, here), retraining or space.trained)
+        measures = as_trained(_measures_of_round(entry, shared, here), retraining or space.trained)
         entry["measures"] = measure_settings(measures, here)
         if preset.aggregate is not None:
             entry.setdefault("aggregate", preset.aggregate)

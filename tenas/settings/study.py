@@ -9,7 +9,7 @@ from pydantic import Field
 from tenas.errors import TenasError
 from tenas.files import read_json
 from tenas.settings.base import Distinct, Model, Whole, checked
-from tenas.settings.search import measure_settings
+from tenas.settings.search import as_trained, measure_settings
 from tenas.spaces import get_space
 
 
@@ -35,8 +35,8 @@ class Study(Model):
 def study_settings(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The resolved settings of a study, what study.json holds. ``where`` begins the sentence of an error."""
     settings = checked(Study, value, where).model_dump()
-    settings["measures"] = measure_settings(settings["measures"], where)
     space = get_space(settings["space"])
+    settings["measures"] = measure_settings(as_trained(settings["measures"], space.trained), where)
     space.full_mask(settings["exclude"])
     for names in settings["together"]:
         for name in names:

@@ -6,6 +6,6 @@ from typing import Annotated
 
 def show(run: Annotated[Path, "folder of the run"]) -> str:
     """Print what a run has found."""
-    from tenas.report.summary import show
+    from tenas.report.show import show
 
     return show(run)

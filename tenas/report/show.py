@@ -1,0 +1,110 @@
+"""A run for a reader at a terminal: what it found, round by round, and what stands beside it. No torch."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tenas import layout
+from tenas.benchmark.index import read_index
+from tenas.errors import TenasError
+from tenas.report.baselines import baselines, standing_of
+from tenas.report.summary import RoundSummary, of_search, results_of_seed, summarise_rounds
+from tenas.search.limits import read_limits
+from tenas.search.shortlist import read_shortlist
+from tenas.settings.search import read_settings
+from tenas.spaces import get_space
+from tenas.study.correlate import TESTS
+
+
+def _told(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -> list[str]:
+    """The funnel, one line per round."""
+    lines = [f"  {'round':<7}{'kind':<11}{'subjects':>8}{'kept':>7}{'seconds':>9}  best"]
+    for part in rounds:
+        best = f"{'' if part.accuracy is None else f'{part.accuracy:.2f} %  '}{part.best or ''}"
+        looked_up = part.kind == "training" and settings["rounds"][part.number - 1]["column"] is not None
+        seconds = "table" if looked_up else f"{part.seconds:,.0f}"
+        lines.append(f"  {part.number:<7}{part.kind:<11}{part.subjects:>8,}{part.kept:>7,}{seconds:>9}  {best}".rstrip())
+    return lines
+
+
+def _beside(
+    run_dir: Path, seeds: Sequence[int], settings: Mapping[str, Any], looked_up: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Test accuracies of what was found, of what would have been without trainings, and of what costs as much, by the table."""
+    names = [name for name, value in looked_up[0]["accuracies"].items() if name.endswith(TESTS) and value is not None]
+    index = looked_up[0]["index"]
+    if not names or index is None or any(benchmark["index"] != index for benchmark in looked_up):
+        return []
+    found = [standing_of("this run", [{name: each["accuracies"][name]["accuracy"] for name in names} for each in looked_up])]
+    kinds = [entry["kind"] for entry in settings["rounds"]]
+    if kinds[-1] == "training" and "cells" in kinds:
+        last = len(kinds) - kinds[::-1].index("cells")
+        space, table = get_space(settings["space"]), read_index(index, settings["space"]).set_index("arch")
+        paths = [layout.path(layout.SHORTLIST, run_dir, seed=seed, round=last) for seed in seeds]
+        first = [read_shortlist(path, space).cells[0].arch for path in paths]
+        found.append(standing_of("this run without its trainings", table.loc[first, names].to_dict("records")))
+    limits = layout.path(layout.LIMITS, run_dir)
+    found += baselines(index, settings, read_limits(limits if limits.exists() else None))
+    width = max(len(part.name) for part in found) + 2
+    lines = [f"{f'test accuracy, {len(looked_up)} seeds: mean (sd), %':<{width + 2}}" + "".join(f"{name:>18}" for name in names)]
+    for part in found:
+        figures = (f"{value:.2f} ({spread:.2f})" for value, spread in (part.accuracies[name] for name in names))
+        lines.append(f"  {part.name:<{width}}" + "".join(f"{figure:>18}" for figure in figures))
+    return lines
+
+
+def show(run_dir: str | os.PathLike[str]) -> str:
+    """A run for a reader at a terminal: each seed's funnel round by round, its genotype and accuracies, and where the rest lies.
+
+    Raises TenasError when no seed of the run has a genotype.
+    """
+    run_dir = Path(run_dir)
+    found = run_dir.glob(layout.GENOTYPE.replace("{seed}", "[0-9]*"))
+    seeds = sorted(int(path.parent.name[4:]) for path in found if path.parent.name[4:].isdecimal())
+    if not seeds:
+        raise TenasError(f"There is no result in {run_dir}: no seed there has a genotype yet.")
+    settings = read_settings(layout.path(layout.SEARCH, run_dir))
+    lines = [f"run {run_dir.name}"]
+    tested, looked_up = [], []
+    for seed in seeds:
+        genotype, benchmark, metrics = results_of_seed(run_dir, seed)
+        if benchmark.get("accuracies"):
+            looked_up.append(benchmark)
+        rounds = summarise_rounds(run_dir, seed, settings)
+        spent = of_search(rounds)
+        trained = f", {spent['training_seconds']:.0f} s of short trainings" if spent.get("training_seconds") else ""
+        lines += [
+            "",
+            f"seed {seed}",
+            *_told(rounds, settings),
+            f"  search     {spent['search_seconds']:.0f} s of scoring{trained}",
+            f"  genotype   {genotype['arch']}",
+        ]
+        if metrics:
+            tested.append(metrics["test_accuracy"])
+            # A protocol without a validation part takes the last epoch.
+            chosen = "" if metrics["valid_accuracy"] is None else f" ({metrics['valid_accuracy']:.2f} % in validation)"
+            lines.append(
+                f"  retrained  {metrics['test_accuracy']:.2f} % of the test images, epoch {metrics['best_epoch']} of "
+                f"{metrics['epochs']}{chosen}, {metrics['parameters']:,} parameters"
+            )
+        if "reason" in benchmark:
+            lines.append(f"  benchmark  {benchmark['reason']}")
+        for name, standing in benchmark.get("accuracies", {}).items():
+            if standing is not None and name.endswith(("_test", "accuracy")):
+                lines.append(
+                    f"  benchmark  {name} {standing['accuracy']:.2f} %, rank {standing['rank']:,} of "
+                    f"{benchmark['cells']:,}, {standing['regret']:.2f} below the best"
+                )
+        lines.append(f"  drawing    {layout.path(layout.DRAWING, run_dir, seed=seed)}")
+    if len(tested) > 1:
+        lines += ["", f"retrained, {len(tested)} seeds: {mean(tested):.2f} ({stdev(tested):.2f}) %"]
+    if looked_up:
+        lines += ["", *_beside(run_dir, seeds, settings, looked_up)]
+    lines.append("")
+    for path, what in ((layout.path(layout.SUMMARY, run_dir), "table"), (run_dir.parent / "report.html", "report")):
+        if path.exists():
+            lines.append(f"{what}: {path}")
+    return "\n".join(lines).rstrip("\n")
