@@ -60,10 +60,10 @@ DEFAULT = TINY | {
             "preset": "default",
             "search": {
                 "measures": {
-                    "swap": _FEW,
-                    "naswot": _FEW,
-                    "synflow": _FEW,
-                    "ntk_condition_number": _FEW,
+                    "swap": dict(_FEW),
+                    "naswot": dict(_FEW),
+                    "synflow": dict(_FEW),
+                    "ntk_condition_number": dict(_FEW),
                     "linear_regions": {"repeats": 1, "count": 200},
                 },
                 "rounds": {

@@ -154,7 +154,7 @@ def test_changes_after_a_pull_are_noticed_both_ways(clone):
     succeed(run(clone, "scripts/restore"))
     for path, edit, rule, stage in (
         ("config/config.yaml", ("batch: 128", "batch: 64"), "retrain_settings", "settings"),
-        ("tenas/search/shortlist.py", ("RESAMPLES = 1000", "RESAMPLES = 999"), "shortlist", "search@0"),
+        ("tenas/search/shortlist.py", ("RESAMPLES = 1000", "RESAMPLES = 999"), "sample", "search@0"),
     ):
         text, status = (clone / path).read_text(), (clone / path).stat()
         assert edit[0] in text
