@@ -48,9 +48,12 @@ def _beside(
     limits = layout.path(layout.LIMITS, run_dir)
     found += baselines(index, settings, read_limits(limits if limits.exists() else None))
     width = max(len(part.name) for part in found) + 2
-    lines = [f"{f'test accuracy, {len(looked_up)} seeds: mean (sd), %':<{width + 2}}" + "".join(f"{name:>18}" for name in names)]
+    title = "test accuracy, mean (sd), %" if len(looked_up) > 1 else "test accuracy, %"
+    lines = [f"{title:<{width + 2}}" + "".join(f"{name:>18}" for name in names)]
     for part in found:
-        figures = (f"{value:.2f} ({spread:.2f})" for value, spread in (part.accuracies[name] for name in names))
+        means = (part.accuracies[name] for name in names)
+        # One cell has no deviation.
+        figures = (f"{value:.2f} ({spread:.2f})" if spread else f"{value:.2f}" for value, spread in means)
         lines.append(f"  {part.name:<{width}}" + "".join(f"{figure:>18}" for figure in figures))
     return lines
 
