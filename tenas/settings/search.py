@@ -449,16 +449,30 @@ def search_settings(
         # A preset is for any space; an operator that this one does not have need not be left out.
         model.exclude = [operator for operator in model.exclude if operator in space.operators]
     shape = retraining or space.trained
+    rounds = _rounds(model, space, retraining, datasets, where)
     settings = {
         "space": space.reference,
         "preset": str(preset),
         "exclude": model.exclude,
-        "rounds": _rounds(model, space, retraining, datasets, where),
+        "rounds": rounds,
         "limits": {k: v for k, v in checked(Limits, model.limits, where, "limits").model_dump().items() if v is not None},
         "network": {key: shape.get(key) for key in ("channels", "cells", "stem", "side")},
     }
+    _check_used((changes or {}).get("measures"), rounds, where)
     check_search(settings)
     return settings
+
+
+def _check_used(changed: object, rounds: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Raise TenasError for a measure that the run changes and no round takes: its user would wait for it in vain."""
+    taken = {name for entry in rounds for name in entry.get("measures", ())}
+    for name, value in changed.items() if isinstance(changed, Mapping) else ():
+        if value is not None and str(name) not in taken:
+            try:
+                get_measure(str(name))
+            except TenasError as error:
+                raise TenasError(f"{where}: unknown key in 'measures': {error}") from error
+            raise TenasError(f"{where}: no round measures {name!r}, which 'measures' has: name it in the 'measures' of a round.")
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
