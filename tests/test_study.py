@@ -174,6 +174,15 @@ def test_single_repeats_tell_how_much_a_draw_of_weights_matters():
     # A mean of several says more than one of them, and it is one of logarithms.
     assert row["single"] < row["kendall"] == pytest.approx(stats.kendalltau(-np.log(values).mean(axis=1), accuracy).statistic)
     assert row["seconds"] == 2.5
+    # A measure with one repeat has no deviation, whatever is measured beside it.
+    both = {
+        KAPPA: Scores(get_measure(KAPPA), values, 0.5),
+        "naswot": Scores(get_measure("naswot"), accuracy[:, None], 1.0),
+    }
+    found = {row["measure"]: row for row in correlations(both, {"cifar10_test": accuracy}, 0, resamples=2)}
+    assert found[KAPPA]["single_sd"] == pytest.approx(row["single_sd"])
+    assert math.isnan(found["naswot"]["single"])
+    assert math.isnan(found["naswot"]["single_sd"])
 
 
 # --- cells and settings

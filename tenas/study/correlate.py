@@ -102,7 +102,7 @@ def correlations(
     has about 0.5 and the best order 1.
     Intervals are those of 95 % by percentile bootstrap over the cells (all measures see the same resamples); NaN without any.
     ``single``: mean of the taus of single repeats, each a draw of weights and images, and ``single_sd`` their standard deviation;
-    NaN where all measures have one repeat. ``seconds``: mean cost of a cell in all repeats. ``worst``: cells with an infinite
+    NaN where there is one repeat. ``seconds``: mean cost of a cell in all repeats. ``worst``: cells with an infinite
     value.
     """
     places = oriented(scores, together)
@@ -124,6 +124,7 @@ def correlations(
             samples = generator.integers(len(chosen), size=(resamples, len(chosen)))
             for name, all_places in places.items():
                 scores_of = all_places[chosen]
+                costs = _costs([scores[part] for part in aggregates.get(name, ((name,), ""))[0]])
                 found = statistics(scores_of, accuracy_of, gains)
                 again = [statistics(scores_of[s], accuracy_of[s], gains[s]) for s in samples]
                 resampled = np.array(again).reshape(resamples, len(STATISTICS))
@@ -134,8 +135,8 @@ def correlations(
                         for i, statistic in enumerate(STATISTICS)
                         for end, value in zip(("", "_low", "_high"), (found[i], *_interval(resampled[:, i])), strict=True)
                     }
-                    | _of_draws([statistics(draw[name][chosen], accuracy_of, gains)[0] for draw in single])
-                    | _costs([scores[part] for part in aggregates.get(name, ((name,), ""))[0]])
+                    | _of_draws([draw[name][chosen] for draw in single], accuracy_of, costs["repeats"])
+                    | costs
                 )
     return rows
 
@@ -145,7 +146,9 @@ def _interval(values: np.ndarray) -> Sequence[float]:
     return [float(v) for v in np.percentile(finite, [2.5, 97.5])] if len(finite) else (np.nan, np.nan)
 
 
-def _of_draws(taus: Sequence[float]) -> dict[str, float]:
+def _of_draws(draws: Sequence[np.ndarray], accuracies: np.ndarray, repeats: int) -> dict[str, float]:
+    """Mean and deviation of Kendall's tau over the ``repeats`` of a measure, from its places by each; NaN below two."""
+    taus = [kendalltau(places, accuracies, method="asymptotic").statistic for places in draws[:repeats]]
     known = [tau for tau in taus if np.isfinite(tau)]
     several = len(known) > 1
     return {
