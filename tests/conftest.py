@@ -8,35 +8,31 @@ from runs import DEFAULT, FUNNEL, ROOT, TINY, call, copy_repository, made_once, 
 __all__ = ["ROOT", "TINY", "call", "copy_repository", "snakemake", "succeed", "write_config"]
 
 
+def ended(tmp_path_factory: pytest.TempPathFactory, name: str, config: dict, table: bool = False) -> Path:
+    """A folder in which a configuration has run, with ``write_table``'s files where it asks for them."""
+
+    def make(folder: Path) -> None:
+        if table:
+            write_table(folder)
+        write_config(folder, config)
+        succeed(snakemake(folder))
+
+    return made_once(tmp_path_factory, name, make)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run of three rounds of operators, retrained and exported."""
-
-    def make(folder: Path) -> None:
-        write_config(folder, TINY)
-        succeed(snakemake(folder))
-
-    return made_once(tmp_path_factory, "finished", make)
+    return ended(tmp_path_factory, "finished", TINY)
 
 
 @pytest.fixture(scope="session")
 def finished_default(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run of the default preset: rounds of cells, short trainings, retraining."""
-
-    def make(folder: Path) -> None:
-        write_config(folder, DEFAULT)
-        succeed(snakemake(folder))
-
-    return made_once(tmp_path_factory, "finished_default", make)
+    return ended(tmp_path_factory, "finished_default", DEFAULT)
 
 
 @pytest.fixture(scope="session")
 def funnel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny search that goes from operators over cells to trainings, within limits, with a table, a study and claims."""
-
-    def make(folder: Path) -> None:
-        write_table(folder)
-        write_config(folder, FUNNEL)
-        succeed(snakemake(folder))
-
-    return made_once(tmp_path_factory, "funnel", make)
+    return ended(tmp_path_factory, "funnel", FUNNEL, table=True)

@@ -20,7 +20,7 @@ def settings(**given: object) -> dict:
 
 
 def test_the_most_parameters_and_a_random_cell():
-    most, random, *_ = baselines("builtin", settings(), searches=2)
+    most, random, *_ = baselines(read_index("builtin"), settings(), searches=2)
     # Six nor_conv_3x3, index 1462 of the benchmark.
     assert {name: round(value, 2) for name, (value, _) in most.accuracies.items()} == dict(
         zip(TESTS, (93.76, 71.11, 41.44), strict=True)
@@ -40,7 +40,7 @@ def test_the_best_of_sixteen_by_short_trainings_is_an_order_statistic():
     probability = np.array([comb(n - k, 15) / comb(n, 16) for k in range(1, n + 1)])
     assert probability.sum() == pytest.approx(1)
     searches = 400
-    found = {part.name: part for part in baselines("builtin", settings(), searches=searches)}
+    found = {part.name: part for part in baselines(read_index("builtin"), settings(), searches=searches)}
     value, spread = found["best of 16 random cells, by the same short trainings"].accuracies["cifar100_test"]
     accuracy = table["cifar100_test"].to_numpy()
     expected = probability @ accuracy
@@ -53,13 +53,16 @@ def test_they_are_among_the_cells_that_the_search_could_have_found():
     sums = operator_costs(NAS, side=32, channels=16, cells=5, classes=10)["parameters"]
     limits = Limits(NAS, {"parameters": (sums, 0.5e6)}, None, 0.0)
     table = read_index("builtin").set_index("arch")
-    most, *_ = baselines("builtin", settings(), limits, searches=2)
+    most, *_ = baselines(read_index("builtin"), settings(), limits, searches=2)
     fitting = [g.arch for g in NAS.genotypes(NAS.full_mask(("none",))) if sums.of(g) <= 0.5e6]
     largest = table.loc[fitting, "params_cifar10"]
     assert most.accuracies["cifar10_test"][0] in set(table.loc[largest[largest == largest.max()].index, "cifar10_test"])
     tight = Limits(NAS, {"parameters": (sums, 80_000)}, None, 0.0)
-    assert baselines("builtin", settings(), tight, searches=2) == []
+    assert baselines(read_index("builtin"), settings(), tight, searches=2) == []
 
 
 def test_without_short_trainings_there_are_none_beside_it():
-    assert [part.name for part in baselines("builtin", settings(trainings="none"))] == ["most parameters", "a random cell"]
+    assert [part.name for part in baselines(read_index("builtin"), settings(trainings="none"))] == [
+        "most parameters",
+        "a random cell",
+    ]

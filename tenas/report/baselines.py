@@ -1,17 +1,20 @@
 """What a search has to stand against at the same cost: chance and counting, in the cells that it could have found. No torch."""
 
-import os
 from collections.abc import Mapping, Sequence
-from random import Random
 from statistics import mean, pstdev, stdev
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tenas.benchmark.index import accuracies_of, costs_of, read_index
-from tenas.benchmark.searches import Landscape, neighbours, regularised_evolution
+from tenas.benchmark.index import accuracies_of, costs_of
+from tenas.benchmark.searches import Landscape, neighbours, random_search, regularised_evolution
 from tenas.search.limits import Limits
 from tenas.seeds import derive_seed
+from tenas.settings.search import schedule
 from tenas.spaces import get_space
 from tenas.study.correlate import TESTS
+from tenas.study.sample import operators_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SEARCHES = 500
 # Fewer cells than that are no landscape to search in.
@@ -32,27 +35,26 @@ def standing_of(name: str, found: Sequence[Mapping[str, float]]) -> Standing:
 
 
 def baselines(
-    index: str | os.PathLike[str],
+    table: "pd.DataFrame",
     settings: Mapping[str, Any],
     limits: Limits | None = None,
     *,
     searches: int = SEARCHES,
 ) -> list[Standing]:
-    """Standings among the cells of a table that a search with these settings could have found: no excluded operator, in limits.
+    """Standings among the cells of a table that a search could have found: without its excluded operators, within its limits.
 
-    The cell with the most parameters; a random cell; and where the search looks short trainings up, as many short trainings of
-    random cells, and as many steps of regularised evolution (Real et al., AAAI 2019), ``searches`` of each. None of it where the
-    table lacks cells of the space, or too few are left.
+    ``table``: of ``tenas.benchmark.index.read_index``. The cell with the most parameters; a random cell; and where the search
+    looks short trainings up, as many short trainings of random cells, and as many steps of regularised evolution (Real et al.,
+    AAAI 2019), ``searches`` of each. None of it where the table lacks cells of the space, or too few are left.
     """
-    space, table = get_space(settings["space"]), read_index(index, settings["space"])
+    space = get_space(settings["space"])
     tests = [name for name in accuracies_of(table) if name.endswith(TESTS)]
     exclude = set(settings["exclude"])
     genotypes = [space.parse(arch) for arch in table["arch"]]
     left = [
         place
         for place, genotype in enumerate(genotypes)
-        if not exclude & {choice.operator for cell in genotype.cells for choice in cell}
-        and (limits is None or limits.fits(genotype))
+        if exclude.isdisjoint(operators_of(genotype)) and (limits is None or limits.fits(genotype))
     ]
     if space.listed_cells != len(table) or len(left) < FEWEST or not tests:
         return []
@@ -65,29 +67,18 @@ def baselines(
         found.append(standing_of("most parameters", [rows[most]]))
     spread = {name: [rows[place][name] for place in left] for name in tests}
     found.append(Standing("a random cell", {name: (mean(values), pstdev(values)) for name, values in spread.items()}))
-    trainings, column = _looked_up(settings)
-    if column is None or column not in table.columns:
+    # Rounds of other kinds have no column.
+    column, trainings = settings["rounds"][-1].get("column"), schedule(settings)[-1].trials
+    if column not in table.columns:
         return found
     short = table[column].to_numpy()[left].tolist()
     number = {place: n for n, place in enumerate(left)}
     around = [[number[p] for p in row if p in number] for row in neighbours(list(table["arch"]))[left].tolist()]
     landscape = Landscape(short, around)
     for name, looks in (
-        (f"best of {trainings} random cells, by the same short trainings", _random_cells),
+        (f"best of {trainings} random cells, by the same short trainings", random_search),
         (f"regularised evolution, {trainings} of the same short trainings", regularised_evolution),
     ):
         chosen = [max(looks(landscape, derive_seed(seed, name), trainings), key=short.__getitem__) for seed in range(searches)]
         found.append(standing_of(name, [rows[left[place]] for place in chosen]))
     return found
-
-
-def _random_cells(landscape: Landscape, seed: int, budget: int) -> list[int]:
-    return Random(seed).sample(range(len(landscape.valid)), budget)
-
-
-def _looked_up(settings: Mapping[str, Any]) -> tuple[int, str | None]:
-    """How many short trainings a search looks up, and in which column; none where its last round is another."""
-    *before, last = settings["rounds"]
-    if last["kind"] != "training" or not before:
-        return 0, None
-    return before[-1]["keep"], last["column"]

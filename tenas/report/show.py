@@ -29,24 +29,26 @@ def _told(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -> list[s
     return lines
 
 
-def _beside(
-    run_dir: Path, seeds: Sequence[int], settings: Mapping[str, Any], looked_up: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """Test accuracies of what was found, of what would have been without trainings, and of what costs as much, by the table."""
-    names = [name for name, value in looked_up[0]["accuracies"].items() if name.endswith(TESTS) and value is not None]
-    index = looked_up[0]["index"]
-    if not names or index is None or any(benchmark["index"] != index for benchmark in looked_up):
+def _beside(run_dir: Path, settings: Mapping[str, Any], looked_up: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """Test accuracies of what was found, of what would have been without trainings, and of what costs as much, by the table.
+
+    ``looked_up``: what the table says of each seed's cell, for the seeds that have been looked up.
+    """
+    first, *others = looked_up.values()
+    names = [name for name, value in first["accuracies"].items() if name.endswith(TESTS) and value is not None]
+    if not names or any(other["index"] != first["index"] for other in others):
         return []
-    found = [standing_of("this run", [{name: each["accuracies"][name]["accuracy"] for name in names} for each in looked_up])]
+    cells = [{name: each["accuracies"][name]["accuracy"] for name in names} for each in looked_up.values()]
+    found, table = [standing_of("this run", cells)], read_index(first["index"], settings["space"])
     kinds = [entry["kind"] for entry in settings["rounds"]]
     if kinds[-1] == "training" and "cells" in kinds:
         last = len(kinds) - kinds[::-1].index("cells")
-        space, table = get_space(settings["space"]), read_index(index, settings["space"]).set_index("arch")
-        paths = [layout.path(layout.SHORTLIST, run_dir, seed=seed, round=last) for seed in seeds]
-        first = [read_shortlist(path, space).cells[0].arch for path in paths]
-        found.append(standing_of("this run without its trainings", table.loc[first, names].to_dict("records")))
+        paths = [layout.path(layout.SHORTLIST, run_dir, seed=seed, round=last) for seed in looked_up]
+        ranked = [read_shortlist(path, get_space(settings["space"])).cells[0].arch for path in paths]
+        without = table.set_index("arch").loc[ranked, names].to_dict("records")
+        found.append(standing_of("this run without its trainings", without))
     limits = layout.path(layout.LIMITS, run_dir)
-    found += baselines(index, settings, read_limits(limits if limits.exists() else None))
+    found += baselines(table, settings, read_limits(limits if limits.exists() else None))
     width = max(len(part.name) for part in found) + 2
     title = "test accuracy, mean (sd), %" if len(looked_up) > 1 else "test accuracy, %"
     lines = [f"{title:<{width + 2}}" + "".join(f"{name:>18}" for name in names)]
@@ -70,11 +72,12 @@ def show(run_dir: str | os.PathLike[str]) -> str:
         raise TenasError(f"There is no result in {run_dir}: no seed there has a genotype yet.")
     settings = read_settings(layout.path(layout.SEARCH, run_dir))
     lines = [f"run {run_dir.name}"]
-    tested, looked_up = [], []
+    tested: list[float] = []
+    looked_up: dict[int, Mapping[str, Any]] = {}
     for seed in seeds:
         genotype, benchmark, metrics = results_of_seed(run_dir, seed)
         if benchmark.get("accuracies"):
-            looked_up.append(benchmark)
+            looked_up[seed] = benchmark
         rounds = summarise_rounds(run_dir, seed, settings)
         spent = of_search(rounds)
         trained = f", {spent['training_seconds']:.0f} s of short trainings" if spent.get("training_seconds") else ""
@@ -105,7 +108,7 @@ def show(run_dir: str | os.PathLike[str]) -> str:
     if len(tested) > 1:
         lines += ["", f"retrained, {len(tested)} seeds: {mean(tested):.2f} ({stdev(tested):.2f}) %"]
     if looked_up:
-        lines += ["", *_beside(run_dir, seeds, settings, looked_up)]
+        lines += ["", *_beside(run_dir, settings, looked_up)]
     lines.append("")
     for path, what in ((layout.path(layout.SUMMARY, run_dir), "table"), (run_dir.parent / "report.html", "report")):
         if path.exists():

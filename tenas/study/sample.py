@@ -24,7 +24,7 @@ def sample_table(settings: Mapping, index: str | os.PathLike) -> Cells:
     excluded = set(settings["exclude"])
     if excluded:
         archs = table["arch"].astype(str)
-        left = [not excluded & {choice.operator for cell in space.parse(arch).cells for choice in cell} for arch in archs]
+        left = [excluded.isdisjoint(operators_of(space.parse(arch))) for arch in archs]
         table, numbers = table[left], numbers[left]
     wanted = len(table) if settings["cells"] == "all" else settings["cells"]
     if wanted > len(table):
@@ -33,6 +33,11 @@ def sample_table(settings: Mapping, index: str | os.PathLike) -> Cells:
     chosen = np.random.default_rng(derive_seed(settings["seed"], "cells")).choice(len(table), wanted, replace=False)
     cells = sorted(Cell(int(numbers[row]), str(table["arch"].iloc[row])) for row in chosen)
     return Cells(space, tuple(cells))
+
+
+def operators_of(genotype: Genotype) -> set[str]:
+    """The operators that a genotype has, on whatever edges."""
+    return {choice.operator for cell in genotype.cells for choice in cell}
 
 
 def is_valid(genotype: Genotype) -> bool:
