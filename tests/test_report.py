@@ -12,6 +12,7 @@ import pytest
 
 from tenas.benchmark import look_up
 from tenas.errors import TenasError
+from tenas.figures import save_svg, style
 from tenas.files import format_csv, write_csv, write_json
 from tenas.report import accuracies, plot_rankings, show, summarise
 from tenas.scoring.subjects import Cell, Cells, plan
@@ -424,3 +425,24 @@ def test_the_metrics_are_the_accuracies_alone():
     rows = [{"seed": 3, "arch": "a", "search_seconds": 9.0, "parameters": 5, "best_epoch": 2, "valid_accuracy": None,
              "test_accuracy": 90.5, "cifar10_test": 93.1, "cifar10_test_rank": 7, "cifar10_test_regret": 1.2}]  # fmt: skip
     assert accuracies(rows) == {"seed3": {"test_accuracy": 90.5, "cifar10_test": 93.1}}
+
+
+def test_equal_contents_give_equal_bytes_whatever_the_layout_rounds_to(tmp_path):
+    """The solver of the constrained layout ends a rounding error apart from one process to the next."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    class Apart(ConstrainedLayoutEngine):
+        def execute(self, fig):
+            super().execute(fig)
+            for axes in fig.axes:
+                axes._set_position([part + 1e-13 for part in axes.get_position(original=True).bounds])
+
+    for name, engine in (("one.svg", ConstrainedLayoutEngine()), ("other.svg", Apart())):
+        with style():
+            figure = Figure(figsize=(4, 3), layout=engine)
+            for axes in figure.subplots(1, 2):
+                axes.plot([1, 2, 3], [0.1, 0.4, 0.2])
+            save_svg(figure, tmp_path / name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
+    assert b"clip-path" in (tmp_path / "one.svg").read_bytes()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tenas import layout
 from tenas.errors import TenasError
-from tenas.files import whole
+from tenas.figures import save_svg, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,7 +237,6 @@ def plot_rankings(rankings: Iterable[str | os.PathLike[str]], out: str | os.Path
 
     Raises TenasError when a table is missing or damaged.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     rounds = []
@@ -247,7 +246,7 @@ def plot_rankings(rankings: Iterable[str | os.PathLike[str]], out: str | os.Path
         rounds.append((path.parent.name.replace("round", "round "), *KINDS[path.name](path)))
     heights = [height for _, _, height in rounds]
     width = max(len(panels) for _, panels, _ in rounds)
-    with rc_context({"svg.hashsalt": "tenas", "font.size": 8, "svg.fonttype": "none"}):
+    with style():
         figure = Figure(figsize=(2 + 3.4 * width, sum(heights)), layout="constrained")
         grid = figure.subplots(len(rounds), width, squeeze=False, height_ratios=heights)
         for row, (name, panels, _) in zip(grid, rounds, strict=True):
@@ -257,5 +256,4 @@ def plot_rankings(rankings: Iterable[str | os.PathLike[str]], out: str | os.Path
                     axes.set_title(f"{name}: {panels[place].title}", loc="left")
                 else:
                     axes.set_axis_off()
-        with whole(out) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        save_svg(figure, out)

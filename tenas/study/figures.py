@@ -2,30 +2,16 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 
-from tenas.files import whole
+from tenas.figures import save_svg, style
 from tenas.study.correlate import KAPPA, RANK_SUM, REGIONS
 
 # Paul Tol's bright scheme, told apart by the colour-blind: TE-NAS's own, costs, and the other measures.
 COLOURS = dict.fromkeys((KAPPA, REGIONS, RANK_SUM), "#ee6677") | dict.fromkeys(("parameters", "flops", "layers"), "#777777")
 OTHER = "#4477aa"
 PANELS = 4  # scatter plots in a row
-
-
-@contextmanager
-def _style():
-    from matplotlib import rc_context
-
-    with rc_context({"svg.hashsalt": "tenas", "font.size": 8, "svg.fonttype": "none"}):
-        yield
-
-
-def _save(figure, out: str | os.PathLike) -> None:
-    with whole(out) as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None}, dpi=150)
 
 
 def plot_forest(rows: Sequence[Mapping], out: str | os.PathLike) -> None:
@@ -38,7 +24,7 @@ def plot_forest(rows: Sequence[Mapping], out: str | os.PathLike) -> None:
         (row for row in rows if row["accuracy"] == accuracies[0]), key=lambda row: -np.nan_to_num(row["kendall"], nan=-2)
     )
     order = [row["measure"] for row in first]
-    with _style():
+    with style():
         figure = Figure(figsize=(1.8 + 2.6 * len(accuracies), 1.1 + 0.3 * len(order)), layout="constrained")
         panels = figure.subplots(1, len(accuracies), squeeze=False, sharey=True)[0]
         for panel, accuracy in zip(panels, accuracies, strict=True):
@@ -55,7 +41,7 @@ def plot_forest(rows: Sequence[Mapping], out: str | os.PathLike) -> None:
             panel.set_xlabel("Kendall's tau (dot), Spearman's rho (diamond)")
         panels[0].set_yticks(range(len(order)), order)
         panels[0].set_ylim(len(order) - 0.4, -0.6)
-        _save(figure, out)
+        save_svg(figure, out)
 
 
 def plot_scatter(places: Mapping[str, np.ndarray], accuracy: str, values: np.ndarray, out: str | os.PathLike) -> None:
@@ -68,7 +54,7 @@ def plot_scatter(places: Mapping[str, np.ndarray], accuracy: str, values: np.nda
 
     floor = float(np.percentile(values, 5))
     lines = -(-len(places) // PANELS)
-    with _style():
+    with style():
         figure = Figure(figsize=(2.2 * PANELS, 0.6 + 1.8 * lines), layout="constrained")
         panels = figure.subplots(lines, PANELS, squeeze=False, sharex=True, sharey=True).ravel()
         for panel in panels[len(places) :]:
@@ -81,4 +67,4 @@ def plot_scatter(places: Mapping[str, np.ndarray], accuracy: str, values: np.nda
             panel.set_title(name, loc="left")
         figure.supxlabel("place by the measure, 1 for the best", fontsize=8)
         figure.supylabel(f"{accuracy}, %", fontsize=8)
-        _save(figure, out)
+        save_svg(figure, out)
