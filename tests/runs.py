@@ -54,6 +54,8 @@ TINY = {
 # The run of config/config.yaml, small: rounds of cells, and one of short trainings.
 _FEW = {"repeats": 1, "batch": 4}
 DEFAULT = TINY | {
+    # More than a megabyte: Snakemake goes by the time of such a file, and by the content of smaller ones.
+    "datasets": {"digits": {"source": "digits", "images": 400}},
     "runs": {
         "digits": TINY["runs"]["digits"]
         | {
