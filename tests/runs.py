@@ -369,7 +369,7 @@ STAGES = {
     "correlate": "study_correlate",
 }
 BUILDS = {"limits", "score", "training", "retrain", "export", "study_score"}
-OF_NO_SPACE = {"prepare", "plot_rankings", "summary", "claims"}
+OF_NO_SPACE = {"prepare", "plot_rankings", "summary"}
 
 
 def modules_of(rule: str, measures: Iterable[str] = ()) -> list[str]:

@@ -8,10 +8,16 @@ import pytest
 import yaml
 from scipy import stats
 
+from tenas.benchmark import look_up
+from tenas.benchmark.index import read_index
 from tenas.cli import main
 from tenas.errors import TenasError
-from tenas.files import write_csv
+from tenas.files import write_csv, write_json
+from tenas.report.baselines import baselines
 from tenas.report.claims import difference_interval, interval, judge, page, read_claims, runs_of, threshold, verdict
+from tenas.scoring.subjects import Cell
+from tenas.search.shortlist import shortlist_json
+from tenas.settings import search_settings
 from tenas.spaces import get_space
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,6 +141,10 @@ def test_without_a_spread_the_published_figure_is_taken_as_it_is(tmp_path):
         ({"seeds": 1}, r"'claims.one.seeds' is 1; it must be at least 2"),
         ({"better": [["run", "run"]]}, "claims.one"),
         ({"correlation": {"measure": "snip", "accuracy": "a"}}, "claims.one"),
+        ({"above": "baselines"}, "'above' takes the place of 'value'"),
+        ({"above": "everything"}, "must be 'baselines'|baselines"),
+        ({"trained": False}, "run has no search.json"),
+        ({"by": "me"}, "paper"),
         ({"value": "ninety"}, r"'claims.one.value' is 'ninety'; it must be a finite number"),
     ],
 )
@@ -155,7 +165,13 @@ def test_the_projects_claims_are_sound_and_name_runs_that_are_configured():
     loaded = [yaml.safe_load(path.read_text()) for path in files]
     known = {name for config in loaded for key in ("runs", "studies") for name in config.get(key) or {}}
     assert set(runs_of(claims)) <= known
-    assert (claims["cifar10"]["value"], claims["cifar100"]["value"], claims["imagenet16-120"]["value"]) == (93.9, 71.24, 42.38)
+    sets = ("cifar10", "cifar100", "imagenet16-120")
+    assert [claims[name]["value"] for name in sets] == [93.9, 71.24, 42.38]
+    assert [claims[f"{name}-default"]["value"] for name in sets] == [94.15, 72.6, 46.2]
+    assert [claims[f"{name}-default-untrained"]["value"] for name in sets] == [93.9, 71.6, 45.3]
+    assert {name for name, claim in claims.items() if claim["by"] == "tenas"} == {
+        f"{name}-default{part}" for name in sets for part in ("", "-untrained", "-above", "-untrained-above")
+    }
 
 
 def test_claims_json_can_be_read_by_anything(tmp_path):
@@ -163,3 +179,98 @@ def test_claims_json_can_be_read_by_anything(tmp_path):
     save_run(tmp_path, "run", [91.0, 91.0])
     claims = save_claims(tmp_path / "claims.yaml", one=PUBLISHED | {"accuracy": "cifar10_test", "runs": ["run"]})
     json.dumps(judge(claims, tmp_path, ["run"]), allow_nan=False)
+
+
+# --- beside what costs as much
+
+
+def save_search(folder: Path, preset: str, found: list[str], ranked: list[str] | None = None, images: str = "a" * 64) -> None:
+    """A run whose cells were looked up in the built-in table. ``ranked``: what stood first before short trainings from there."""
+    trainings = None if ranked is None else "table:cifar10_valid_e12"
+    settings = search_settings("nas-bench-201", preset, trainings=trainings)
+    write_json(folder / "search.json", settings)
+    write_json(folder / "seed0/round1/scores/1.json", {"inputs": {"data/any/images.npy": images}})
+    rows = []
+    for seed, arch in enumerate(found):
+        known = look_up(arch, "builtin")
+        write_json(folder / f"seed{seed}/benchmark.json", known)
+        rows.append({"seed": seed, "arch": arch, "cifar10_test": known["accuracies"]["cifar10_test"]["accuracy"]})
+        if ranked is not None:
+            cells = shortlist_json(get_space("nas-bench-201"), [Cell(7, ranked[seed]), Cell(3, arch)])
+            write_json(folder / f"seed{seed}/round3/shortlist.json", cells)
+    write_csv(folder / "summary.csv", ["seed", "arch", "cifar10_test"], rows)
+
+
+def test_what_costs_as_much_stands_beside_the_runs_and_is_judged(tmp_path):
+    table = read_index("builtin").set_index("arch")
+    test = table["cifar10_test"]
+    good = test[~test.index.str.contains("none")].sort_values(ascending=False).index.tolist()
+    save_search(tmp_path / "ours", "default", good[:4], good[100:104])
+    save_search(tmp_path / "theirs", "released", good[2000:2003])
+    save_search(tmp_path / "others", "released", good[:3], images="b" * 64)
+    ours = {"says": "It is so", "source": "Here", "by": "tenas", "accuracy": "cifar10_test", "runs": ["ours"]}
+    path = save_claims(
+        tmp_path / "claims.yaml",
+        paper=PUBLISHED | {"accuracy": "cifar10_test", "runs": ["theirs"]},
+        trained=ours | {"value": 94.0},
+        untrained=ours | {"value": 94.0, "trained": False},
+        above=ours | {"above": "baselines"},
+        above_untrained=ours | {"above": "baselines", "trained": False},
+    )
+    judged = judge(path, tmp_path, ["ours", "theirs"])
+    results = {claim["claim"]: claim["results"] for claim in judged["claims"]}
+    assert results["trained"][0]["mean"] == pytest.approx(test[good[:4]].mean())
+    assert results["untrained"][0]["mean"] == pytest.approx(test[good[100:104]].mean())
+    assert [seed["arch"] for seed in results["untrained"][0]["seeds"]] == good[100:104]
+    # Once more from the table: of searches by Welch's test, of one figure by Student's.
+    settings = search_settings("nas-bench-201", "default", trainings="none")
+    known = {one.name: one for one in baselines(read_index("builtin"), settings)}
+    trained = {one["than"]: one for one in results["above"]}
+    chosen = table["cifar10_valid_e12"][good[2000:2003]].idxmax()
+    assert list(trained) == [
+        "most parameters", "a random cell without none", "best of 3 seeds of run theirs, by the same short trainings",
+        "best of 16 random cells, by the same short trainings", "regularised evolution, 16 of the same short trainings",
+    ]  # fmt: skip
+    for name, figure in {
+        "most parameters": known["most parameters"].accuracies["cifar10_test"][0],
+        "a random cell without none": test[good].mean(),
+        "best of 3 seeds of run theirs, by the same short trainings": test[chosen],
+    }.items():
+        student = stats.ttest_1samp(test[good[:4]], figure).confidence_interval(0.95)
+        ends = [student.low - figure, student.high - figure]
+        assert trained[name]["interval"] == pytest.approx(ends), name
+        assert trained[name]["verdict"] == ("holds" if ends[0] > 0 else "undecided" if ends[1] > 0 else "does not hold")
+    untrained = {one["than"]: one for one in results["above_untrained"]}
+    assert list(untrained) == ["most parameters", "a random cell without none", "run theirs"]
+    welch = stats.ttest_ind(test[good[100:104]], test[good[2000:2003]], equal_var=False).confidence_interval(0.95)
+    assert untrained["run theirs"]["interval"] == pytest.approx(tuple(welch))
+    # The table has each way once, and the runs first.
+    rows = {row["name"]: row for row in judged["beside"]["cifar10_test"]}
+    assert len(rows) == len(judged["beside"]["cifar10_test"])
+    assert list(rows)[:3] == ["run ours", "run ours without its trainings", "run theirs"]
+    assert set(rows) == {*list(rows)[:3], *trained}
+    assert rows["run ours without its trainings"]["mean"] == pytest.approx(test[good[100:104]].mean())
+    assert rows["best of 16 random cells, by the same short trainings"]["n"] == 500
+    text = page(judged)
+    papers, mine = text.split("## Ours")
+    assert "| paper |" in papers
+    assert "| trained |" not in papers
+    assert "| paper |" not in mine
+    assert mine.count("| above_untrained |") == 3
+    assert f"| most parameters | 1 | {rows['most parameters']['mean']:.2f} |" in text
+    assert "| `ours` without its trainings |" in text
+    json.dumps(judged, allow_nan=False)
+
+
+def test_runs_without_a_table_have_nothing_beside_them(tmp_path):
+    save_search(tmp_path / "run", "pruning", ARCHS[:2])
+    for seed in range(2):
+        write_json(tmp_path / f"run/seed{seed}/benchmark.json", look_up(ARCHS[seed], None))
+    claim = {"says": "It is so", "source": "Here", "accuracy": "cifar10_test", "runs": ["run"]}
+    judged = judge(save_claims(tmp_path / "claims.yaml", one=claim | {"value": 90.0}), tmp_path, ["run"])
+    assert judged["beside"] == {}
+    assert "equal cost" not in page(judged)
+    changes = {"nothing is known that costs as much": {"above": "baselines"}, "short trainings": {"trained": False, "value": 1.0}}
+    for sentence, change in changes.items():
+        with pytest.raises(TenasError, match=sentence):
+            judge(save_claims(tmp_path / "claims.yaml", one=claim | change), tmp_path, ["run"])

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from tenas.benchmark import look_up
+from tenas.benchmark.index import read_index
 from tenas.errors import TenasError
 from tenas.figures import save_svg, style
 from tenas.files import format_csv, write_csv, write_json
 from tenas.report import accuracies, plot_rankings, show, summarise
 from tenas.scoring.subjects import Cell, Cells, plan
 from tenas.search.finalists import rank_finalists
-from tenas.search.shortlist import rank_cells
+from tenas.search.shortlist import rank_cells, shortlist_json
 from tenas.settings import search_settings
 from tenas.spaces import get_space, load_genotype
 
@@ -25,6 +26,7 @@ from tenas.spaces import get_space, load_genotype
 pytestmark = pytest.mark.filterwarnings("ignore::tenas.benchmark.index.IncompleteTableWarning")
 ARCHS = [genotype.arch for _, genotype in zip(range(12), get_space("nas-bench-201").genotypes(), strict=False)]
 MEASURE = {"naswot": {"repeats": 2, "batch": 4, "channels": 2, "cells": 1, "weights": "kaiming_fan_in", "redraw": True}}
+TESTS = ["cifar10_test", "cifar100_test", "imagenet16_test"]
 DECISIONS = [(1, 0.9), (0, 0.1), (1, 0.6), (0, 0.4)]
 
 
@@ -280,6 +282,38 @@ def test_a_funnel_lacks_nothing_silently(funnel):
     path.write_text(text.replace(",1,1\n", ",5,1\n"))
     with pytest.raises(TenasError, match="no cell in the first place"):
         summarise(funnel, [4])
+
+
+def test_what_a_run_is_set_beside_has_the_searches_of_the_authors_that_lie_next_to_it(funnel):
+    """Short trainings from the table: the run, without them, and the best of `released` by the same column."""
+    table = read_index("builtin").set_index("arch")
+    settings = json.loads((funnel / "search.json").read_text())
+    settings["rounds"][-1]["column"] = "cifar10_valid_e12"
+    write_json(funnel / "search.json", settings)
+    record = funnel / "seed4/round1/scores/1.json"
+    write_json(record, json.loads(record.read_text()) | {"inputs": {"data/digits/images.npy": "a" * 64}})
+    arch = json.loads((funnel / "seed4/genotype.json").read_text())["arch"]
+    write_json(funnel / "seed4/benchmark.json", look_up(arch, "builtin"))
+    with (funnel / "seed4/round3/cells.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["kept"] == "1"]
+    cells = [Cell(int(row["cell"]), row["arch"]) for row in sorted(rows, key=lambda row: int(row["place"]))]
+    write_json(funnel / "seed4/round3/shortlist.json", shortlist_json(get_space("nas-bench-201"), cells))
+    lines = {line[2:-54].strip(): line[-54:].split() for line in show(funnel).split("test accuracy, %")[1].splitlines()[1:]}
+    assert lines["this run"] == [f"{table.loc[arch, name]:.2f}" for name in TESTS]
+    assert lines["this run without its trainings"] == [f"{table.loc[cells[0].arch, name]:.2f}" for name in TESTS]
+    assert not [name for name in lines if "released" in name]
+    # A run beside it of two seeds; one more is still at work, and one is damaged.
+    released = funnel.parent / "released"
+    write_json(released / "search.json", search_settings("nas-bench-201", "released"))
+    write_json(released / "seed0/round1/scores/1.json", json.loads(record.read_text()))
+    worse, better = table["cifar10_valid_e12"].sort_values().index[[9000, 12000]]
+    for seed, found in enumerate((better, worse)):
+        write_json(released / f"seed{seed}/genotype.json", {"space": "nas-bench-201", "arch": found})
+    write_json(funnel.parent / "damaged/search.json", {"rounds": 1})
+    write_json(funnel.parent / "early/search.json", search_settings("nas-bench-201", "released"))
+    lines = {line[2:-54].strip(): line[-54:].split() for line in show(funnel).split("test accuracy, %")[1].splitlines()[1:]}
+    name = "best of 2 seeds of run released, by the same short trainings"
+    assert lines[name] == [f"{table.loc[better, column]:.2f}" for column in TESTS]
 
 
 def save_ranking(

@@ -1,16 +1,20 @@
 """What stands beside a search at the same cost: against known figures, and against order statistics of the table."""
 
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import NAS
 
 from tenas.benchmark.index import read_index
+from tenas.files import write_json
 from tenas.networks.costs import operator_costs
 from tenas.report.baselines import baselines
+from tenas.report.beside import Found, released_beside
 from tenas.search.limits import Limits
 from tenas.settings import search_settings
+from tenas.settings.search import read_settings
 
 TESTS = ["cifar10_test", "cifar100_test", "imagenet16_test"]
 
@@ -64,5 +68,48 @@ def test_they_are_among_the_cells_that_the_search_could_have_found():
 def test_without_short_trainings_there_are_none_beside_it():
     assert [part.name for part in baselines(read_index("builtin"), settings(trainings="none"))] == [
         "most parameters",
-        "a random cell",
+        "a random cell without none",
     ]
+
+
+def test_other_searches_are_beside_it_at_the_cost_of_its_trainings():
+    table = read_index("builtin")
+    archs = table["arch"].sample(20, random_state=1).tolist()
+    known = table.set_index("arch")
+    without = {one.name: one for one in baselines(table, settings(trainings="none"), others=("run other", archs), searches=2)}
+    accuracies = known.loc[archs, "cifar100_test"]
+    assert without["run other"].number == 20
+    assert without["run other"].accuracies["cifar100_test"] == pytest.approx((accuracies.mean(), accuracies.std()))
+    # It has 16 trainings: the last four are not looked at, be they the best of all.
+    best = known.loc[archs[:16], "cifar100_valid_e12"].idxmax()
+    archs[19] = known["cifar100_valid_e12"].idxmax()
+    trained = {one.name: one for one in baselines(table, settings(), others=("run other", archs), searches=2)}
+    one = trained["best of 16 seeds of run other, by the same short trainings"]
+    assert one.accuracies["cifar100_test"] == (known.loc[best, "cifar100_test"], 0.0)
+    assert "run other" not in trained
+
+
+def save_found(folder: Path, settings: dict, images: str = "a" * 64) -> Found:
+    """A run of one seed, with the first record of its measurements."""
+    write_json(folder / "search.json", settings)
+    write_json(folder / "seed3/round1/scores/1.json", {"inputs": {"mask.json": "m", "data/any/images.npy": images}})
+    return Found(folder, read_settings(folder / "search.json"), {3: "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"})
+
+
+def test_released_searches_are_those_of_the_same_images_with_all_of_the_authors_settings(tmp_path):
+    run = save_found(tmp_path / "run", settings())
+    released = search_settings("nas-bench-201", "released")
+    ablation = search_settings("nas-bench-201", "released", {"measures": {"linear_regions": None}})
+    limited = search_settings("nas-bench-201", "released", limits={"parameters": 0.5e6})
+    others = [
+        save_found(tmp_path / "ablation", ablation),
+        save_found(tmp_path / "elsewhere", released, images="b" * 64),
+        save_found(tmp_path / "limited", limited),
+        save_found(tmp_path / "pruning", search_settings("nas-bench-201", "pruning")),
+    ]
+    assert released_beside(run, others) is None
+    found = save_found(tmp_path / "same", released)
+    assert released_beside(run, [*others, found]) == found
+    assert released_beside(found, [found]) is None
+    (tmp_path / "run/seed3/round1/scores/1.json").unlink()
+    assert released_beside(run, [*others, found]) is None

@@ -22,16 +22,21 @@ FEWEST = 100
 
 
 class Standing(NamedTuple):
-    """A way to find a cell, and how good it is: ``accuracies`` by name are (mean, standard deviation) in %, over its searches."""
+    """A way to find a cell, and how good it is: ``accuracies`` by name are (mean, standard deviation) in %.
+
+    ``number``: of the searches that they are over; None where all cells are, so that the mean is exact.
+    """
 
     name: str
     accuracies: dict[str, tuple[float, float]]
+    number: int | None = None
 
 
 def standing_of(name: str, found: Sequence[Mapping[str, float]]) -> Standing:
     """Of the accuracies of what several searches have found."""
     columns = {column: [row[column] for row in found] for column in found[0]}
-    return Standing(name, {c: (mean(values), stdev(values) if len(values) > 1 else 0.0) for c, values in columns.items()})
+    spread = {c: (mean(values), stdev(values) if len(values) > 1 else 0.0) for c, values in columns.items()}
+    return Standing(name, spread, len(found))
 
 
 def baselines(
@@ -39,13 +44,16 @@ def baselines(
     settings: Mapping[str, Any],
     limits: Limits | None = None,
     *,
+    others: tuple[str, Sequence[str]] | None = None,
     searches: int = SEARCHES,
 ) -> list[Standing]:
     """Standings among the cells of a table that a search could have found: without its excluded operators, within its limits.
 
     ``table``: of ``tenas.benchmark.index.read_index``. The cell with the most parameters; a random cell; and where the search
     looks short trainings up, as many short trainings of random cells, and as many steps of regularised evolution (Real et al.,
-    AAAI 2019), ``searches`` of each. None of it where the table lacks cells of the space, or too few are left.
+    AAAI 2019), ``searches`` of each. ``others``: a name and the texts of what other searches have found: their mean, or the best
+    of them by the same short trainings, at most as many as the search takes. None of it where the table lacks cells of the
+    space, or too few are left.
     """
     space = get_space(settings["space"])
     tests = [name for name in accuracies_of(table) if name.endswith(TESTS)]
@@ -66,19 +74,26 @@ def baselines(
         most = max(left, key=table[parameters].tolist().__getitem__)
         found.append(standing_of("most parameters", [rows[most]]))
     spread = {name: [rows[place][name] for place in left] for name in tests}
-    found.append(Standing("a random cell", {name: (mean(values), pstdev(values)) for name, values in spread.items()}))
+    without = f" without {', '.join(settings['exclude'])}" if exclude else ""
+    found.append(Standing(f"a random cell{without}", {name: (mean(values), pstdev(values)) for name, values in spread.items()}))
     # Rounds of other kinds have no column.
     column, trainings = settings["rounds"][-1].get("column"), schedule(settings)[-1].trials
+    name, archs = others or ("", ())
+    place_of = dict(zip(table["arch"], range(len(table)), strict=True))
+    places = [place_of[arch] for arch in archs]
     if column not in table.columns:
-        return found
+        return found + ([standing_of(name, [rows[place] for place in places])] if places else [])
+    if places := places[:trainings]:
+        best = max(places, key=table[column].tolist().__getitem__)
+        found.append(standing_of(f"best of {len(places)} seeds of {name}, by the same short trainings", [rows[best]]))
     short = table[column].to_numpy()[left].tolist()
     number = {place: n for n, place in enumerate(left)}
     around = [[number[p] for p in row if p in number] for row in neighbours(list(table["arch"]))[left].tolist()]
     landscape = Landscape(short, around)
-    for name, looks in (
+    for way, looks in (
         (f"best of {trainings} random cells, by the same short trainings", random_search),
         (f"regularised evolution, {trainings} of the same short trainings", regularised_evolution),
     ):
-        chosen = [max(looks(landscape, derive_seed(seed, name), trainings), key=short.__getitem__) for seed in range(searches)]
-        found.append(standing_of(name, [rows[left[place]] for place in chosen]))
+        chosen = [max(looks(landscape, derive_seed(seed, way), trainings), key=short.__getitem__) for seed in range(searches)]
+        found.append(standing_of(way, [rows[left[place]] for place in chosen]))
     return found

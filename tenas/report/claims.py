@@ -1,20 +1,27 @@
-"""Published figures beside this project's runs: means, intervals over the seeds, and a verdict that follows from an interval."""
+"""Claims beside this project's runs and what costs as much: means, intervals over the seeds, verdicts that follow from them."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from tenas import layout
 from tenas.errors import TenasError
 from tenas.files import read_table
 from tenas.provenance import Stopwatch, provenance
+from tenas.report.baselines import Standing
+from tenas.report.beside import Found, baselines_of_run, ranked_first, standings_of_run, table_of
 from tenas.settings.base import checked, read_yaml
 from tenas.settings.claims import Claims
+from tenas.settings.search import read_settings
 
 CONFIDENCE = 0.95
+# Whose claims, as the page calls them.
+WHOSE = {"paper": "The paper's claims", "tenas": "Ours"}
 
 
 def read_claims(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
@@ -61,9 +68,9 @@ def threshold(claim: Mapping[str, Any]) -> float:
     """What a mean must reach for the claim to hold: the published figure less its own standard error.
 
     Where no spread is published, it is less the claim's tolerance, if it has one. A claim that one run is better than
-    another needs a difference above zero.
+    another, or than what costs as much, needs a difference above zero.
     """
-    if "better" in claim:
+    if "better" in claim or "above" in claim:
         return 0.0
     error = claim["spread"] / sqrt(claim["seeds"]) if "spread" in claim else claim.get("tolerance", 0.0)
     return float(claim["value"] - error)
@@ -99,14 +106,88 @@ def statistics(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _accuracy(claim: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    seeds = seeds_of_run(folder, claim["accuracy"])
+class _Runs:
+    """The runs that are there, and what the table of their space says of each: read once, however many claims are about it."""
+
+    def __init__(self, results: Path, tested: Iterable[str]) -> None:
+        self.runs = [self._read(results / run) for run in tested if (results / run / layout.SEARCH).exists()]
+        self._baselines: dict[tuple[Path, bool], list[Standing]] = {}
+        self._table = cache(lambda folder: table_of(self.found(folder)))
+
+    @staticmethod
+    def _read(folder: Path) -> Found:
+        rows = read_table(layout.path(layout.SUMMARY, folder), ("seed", "arch"), "summary")
+        return Found(folder, read_settings(layout.path(layout.SEARCH, folder)), {int(row["seed"]): row["arch"] for row in rows})
+
+    def found(self, folder: Path) -> Found:
+        """A run. Raises TenasError where its folder has no settings."""
+        for run in self.runs:
+            if run.folder == folder:
+                return run
+        raise TenasError(f"The run {folder} has no {layout.SEARCH}, which says what it is to be set beside: search again.")
+
+    def seeds_before_trainings(self, folder: Path, column: str) -> list[dict[str, Any]]:
+        """``seeds_of_run`` of the cells that stood first before the short trainings. Raises TenasError where there are none."""
+        run, table = self.found(folder), self._table(folder)
+        ranked = ranked_first(run)
+        if table is None or column not in table or not ranked:
+            lacks = f"a table with {column!r}" if ranked else "short trainings at its end"
+            raise TenasError(f"The run {folder} has not {lacks}: a claim about it without trainings cannot be judged.")
+        values = table.set_index("arch")[column]
+        return [{"seed": seed, "arch": arch, "value": float(values[arch])} for seed, arch in ranked.items()]
+
+    def standings(self, folder: Path) -> list[Standing]:
+        """The run itself, and without its trainings; empty where no table has been looked up."""
+        table = self._table(folder)
+        return [] if table is None else standings_of_run(self.found(folder), table, f"run {folder.name}")
+
+    def baselines(self, folder: Path, *, trained: bool = True) -> list[Standing]:
+        """What costs as much as the run, ``trained`` or without its trainings; empty where no table has been looked up."""
+        if (folder, trained) not in self._baselines:
+            table = self._table(folder)
+            found = [] if table is None else baselines_of_run(self.found(folder), table, self.runs, trained=trained)
+            self._baselines[folder, trained] = found
+        return self._baselines[folder, trained]
+
+
+def _seeds(claim: Mapping[str, Any], folder: Path, runs: _Runs) -> list[dict[str, Any]]:
+    column = claim["accuracy"]
+    return seeds_of_run(folder, column) if claim["trained"] else runs.seeds_before_trainings(folder, column)
+
+
+def _accuracy(claim: Mapping[str, Any], folder: Path, runs: _Runs) -> dict[str, Any]:
+    seeds = _seeds(claim, folder, runs)
     ours = statistics([seed["value"] for seed in seeds])
     difference = None
     if ours["interval"] is not None and "spread" in claim:
         published = claim["value"], claim["spread"], claim["seeds"]
         difference = difference_interval((ours["mean"], ours["sd"], ours["n"]), published)
     return ours | {"difference": difference, "verdict": verdict(ours["interval"], threshold(claim)), "seeds": seeds}
+
+
+def _above(claim: Mapping[str, Any], folder: Path, runs: _Runs) -> list[dict[str, Any]]:
+    """A result for each of the ways that cost as much: the difference of the means, by Welch's interval.
+
+    What is one figure, such as the cell with the most parameters, or a mean over all cells, has no spread: Student's then.
+    """
+    ours = statistics([seed["value"] for seed in _seeds(claim, folder, runs)])
+    found = []
+    for other in runs.baselines(folder, trained=claim["trained"]):
+        if claim["accuracy"] not in other.accuracies:
+            continue
+        mean_of_other, spread = other.accuracies[claim["accuracy"]]
+        between = ours["interval"]
+        if between is not None and other.number is not None and other.number > 1:
+            between = difference_interval((ours["mean"], ours["sd"], ours["n"]), (mean_of_other, spread, other.number))
+        elif between is not None:
+            between = [end - mean_of_other for end in between]
+        entry = {"than": other.name, "mean": ours["mean"] - mean_of_other, "n": ours["n"], "interval": between}
+        found.append(entry | {"verdict": verdict(between, threshold(claim))})
+    if not found:
+        raise TenasError(
+            f"The run {folder} was not looked up in a table of its whole space: nothing is known that costs as much."
+        )
+    return found
 
 
 def _better(claim: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
@@ -147,6 +228,7 @@ def judge(path: str | os.PathLike[str], results: str | os.PathLike[str], tested:
     """
     stopwatch = Stopwatch()
     claims, results, tested = read_claims(path), Path(results), set(tested)
+    runs = _Runs(results, [run for run in runs_of(claims) if run in tested])
     inputs, judged = [path], []
     for name, claim in claims.items():
         found = []
@@ -162,12 +244,33 @@ def judge(path: str | os.PathLike[str], results: str | os.PathLike[str], tested:
                 found.append(entry | _better(claim, folders))
             elif "correlation" in claim:
                 found.append(entry | _correlation(claim, folders[0]))
+            elif "above" in claim:
+                found += [entry | one for one in _above(claim, folders[0], runs)]
             else:
-                found.append(entry | _accuracy(claim, folders[0]))
+                found.append(entry | _accuracy(claim, folders[0], runs))
         judged.append({"claim": name, **claim, "threshold": threshold(claim), "results": found})
     settings = {"confidence": CONFIDENCE, "tested": sorted(tested)}
     inputs = list(dict.fromkeys(map(str, inputs)))
-    return {"claims": judged, "provenance": provenance(settings=settings, inputs=inputs, stopwatch=stopwatch)}
+    beside = _beside(claims, results, tested, runs)
+    made_by = provenance(settings=settings, inputs=inputs, stopwatch=stopwatch)
+    return {"claims": judged, "beside": beside, "provenance": made_by}
+
+
+def _beside(
+    claims: Mapping[str, Mapping[str, Any]], results: Path, tested: set[str], runs: _Runs
+) -> dict[str, list[dict[str, Any]]]:
+    """Of each accuracy that claims name: the runs that are there, without their trainings too, and what costs as much as each."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for accuracy in dict.fromkeys(claim["accuracy"] for claim in claims.values() if "accuracy" in claim):
+        about = {name: claim for name, claim in claims.items() if claim.get("accuracy") == accuracy}
+        folders = [results / run for run in runs_of(about) if run in tested and (results / run / layout.SEARCH).exists()]
+        standings = [one for folder in folders for one in runs.standings(folder)]
+        standings += [one for folder in folders for one in runs.baselines(folder)]
+        # Runs of the same cost have the same beside them.
+        rows = dict.fromkeys((one.name, one.number, *one.accuracies[accuracy]) for one in standings if accuracy in one.accuracies)
+        if rows:
+            found[accuracy] = [dict(zip(("name", "n", "mean", "sd"), row, strict=True)) for row in rows]
+    return found
 
 
 def _number(value: float | None, decimals: int) -> str:
@@ -183,13 +286,14 @@ def _row(claim: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     published = _number(claim.get("value"), decimals)
     if "spread" in claim:
         published += f" ({claim['spread']:g}), {claim['seeds']} seeds"
+    run = f"`{result['run']}`" + ("" if claim.get("trained", True) else " without its trainings")
     mean_and_spread = _number(result.get("mean"), decimals)
     if result.get("sd") is not None:
         mean_and_spread += f" ({result['sd']:.{decimals}f})"
     return [
         claim["claim"],
         published or "more than 0",
-        f"`{result['run']}`",
+        f"{run} - {result['than']}" if "than" in result else run,
         mean_and_spread,
         str(result.get("n", "")),
         _between(result.get("interval"), decimals),
@@ -203,22 +307,49 @@ def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
+def _beside_page(beside: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """The runs and what costs as much, a table for each accuracy."""
+    if not beside:
+        return []
+    lines = [
+        "## Beside them, at equal cost",
+        "",
+        "Among the cells that the searches could have found, by the table of their space: accuracy in %. n: seeds, or searches;",
+        "none where the mean is that of all cells. *The same short trainings* are looked up in the table, as many as a run has.",
+        "",
+    ]
+    for accuracy, rows in beside.items():
+        cells = [
+            [
+                str(row["name"]),
+                "" if row["n"] is None else str(row["n"]),
+                f"{row['mean']:.2f}" + ("" if row["n"] == 1 else f" ({row['sd']:.2f})"),
+            ]
+            for row in rows
+        ]
+        lines += [*_markdown([accuracy, "n", "mean (sd)"], cells), ""]
+    return lines
+
+
 def page(judged: Mapping[str, Any]) -> str:
     """The claims as Markdown: the table of verdicts, how a verdict comes about, and every seed behind the means."""
-    columns = ["claim", "published", "run", "found: mean (sd)", "n", "95 % interval", "found - published (Welch)", "verdict"]
-    rows = [_row(claim, result) for claim in judged["claims"] for result in claim["results"]]
-    lines = ["<!-- Made by `tenas claims`; not to be edited. -->", "", *_markdown(columns, rows), ""]
+    columns = ["claim", "claimed", "run", "found: mean (sd)", "n", "95 % interval", "found - claimed (Welch)", "verdict"]
+    lines = ["<!-- Made by `tenas claims`; not to be edited. -->", ""]
+    for whose, title in WHOSE.items():
+        rows = [_row(claim, result) for claim in judged["claims"] if claim["by"] == whose for result in claim["results"]]
+        lines += [f"## {title}", "", *_markdown(columns, rows), ""] if rows else []
     lines += [
         f"n: seeds of a run, cells of a correlation. Intervals are at {100 * CONFIDENCE:g} %: Student's for a mean over seeds,",
         "Welch's for a difference of two means, the bootstrap's over cells for a correlation.",
         "",
-        "A claim **holds** when the interval of what was found lies above the published figure less that figure's own standard",
+        "A claim **holds** when the interval of what was found lies above the claimed figure less that figure's own standard",
         "error (spread / sqrt(seeds); without a spread, less the tolerance that config/claims.yaml gives). It **does not hold**",
         "when the interval lies below, is **undecided** when it is on both sides, and **not tested** when the configuration has",
-        "no such run. The column *found - published* asks something else: whether the two means differ at all. With four",
+        "no such run. The column *found - claimed* asks something else: whether the two means differ at all. With four",
         "published seeds its interval is wide.",
         "",
-        "## The claims",
+        *_beside_page(judged["beside"]),
+        "## What they say",
         "",
         *(f"- `{claim['claim']}`: {claim['says']}. {claim['source']}." for claim in judged["claims"]),
         "",
@@ -226,7 +357,7 @@ def page(judged: Mapping[str, Any]) -> str:
         "",
     ]
     seeds = {
-        (result["run"], seed["seed"], claim["accuracy"]): seed
+        (result["run"] + ("" if claim["trained"] else " without its trainings"), seed["seed"], claim["accuracy"]): seed
         for claim in judged["claims"]
         for result in claim["results"]
         for seed in result.get("seeds", [])

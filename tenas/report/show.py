@@ -1,21 +1,18 @@
 """A run for a reader at a terminal: what it found, round by round, and what stands beside it. No torch."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from tenas import layout
-from tenas.benchmark.index import read_index
 from tenas.errors import TenasError
-from tenas.report.baselines import baselines, standing_of
+from tenas.files import read_json
+from tenas.report.beside import Found, baselines_of_run, standings_of_run, table_of
 from tenas.report.summary import RoundSummary, of_search, results_of_seed, summarise_rounds
-from tenas.search.limits import read_limits
-from tenas.search.shortlist import read_shortlist
 from tenas.settings.search import read_settings
-from tenas.spaces import get_space
-from tenas.study.correlate import TESTS
 
 
 def _told(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -> list[str]:
@@ -29,28 +26,40 @@ def _told(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -> list[s
     return lines
 
 
-def _beside(run_dir: Path, settings: Mapping[str, Any], looked_up: Mapping[int, Mapping[str, Any]]) -> list[str]:
+def _found(run_dir: Path, seeds: Iterable[int]) -> Found:
+    archs = {seed: read_json(layout.path(layout.GENOTYPE, run_dir, seed=seed), "genotype")["arch"] for seed in seeds}
+    return Found(run_dir, read_settings(layout.path(layout.SEARCH, run_dir)), archs)
+
+
+def _others(run_dir: Path) -> Iterator[Found]:
+    """Runs that lie beside one. Unfinished, damaged and earlier ones are no matter of this run."""
+    for path in sorted(run_dir.parent.glob(f"*/{layout.SEARCH}")):
+        if path.parent != run_dir:
+            with suppress(TenasError, KeyError):
+                yield _found(path.parent, _seeds(path.parent))
+
+
+def _seeds(run_dir: Path) -> list[int]:
+    """The seeds of a run that have a genotype."""
+    found = run_dir.glob(layout.GENOTYPE.replace("{seed}", "[0-9]*"))
+    return sorted(int(path.parent.name[4:]) for path in found if path.parent.name[4:].isdecimal())
+
+
+def _beside(run: Found) -> list[str]:
     """Test accuracies of what was found, of what would have been without trainings, and of what costs as much, by the table.
 
-    ``looked_up``: what the table says of each seed's cell, for the seeds that have been looked up.
+    ``run``: with the seeds that have been looked up.
     """
-    first, *others = looked_up.values()
-    names = [name for name, value in first["accuracies"].items() if name.endswith(TESTS) and value is not None]
-    if not names or any(other["index"] != first["index"] for other in others):
+    table = table_of(run)
+    if table is None:
         return []
-    cells = [{name: each["accuracies"][name]["accuracy"] for name in names} for each in looked_up.values()]
-    found, table = [standing_of("this run", cells)], read_index(first["index"], settings["space"])
-    kinds = [entry["kind"] for entry in settings["rounds"]]
-    if kinds[-1] == "training" and "cells" in kinds:
-        last = len(kinds) - kinds[::-1].index("cells")
-        paths = [layout.path(layout.SHORTLIST, run_dir, seed=seed, round=last) for seed in looked_up]
-        ranked = [read_shortlist(path, get_space(settings["space"])).cells[0].arch for path in paths]
-        without = table.set_index("arch").loc[ranked, names].to_dict("records")
-        found.append(standing_of("this run without its trainings", without))
-    limits = layout.path(layout.LIMITS, run_dir)
-    found += baselines(table, settings, read_limits(limits if limits.exists() else None))
+    found = standings_of_run(run, table, "this run")
+    if not found:
+        return []
+    names = list(found[0].accuracies)
+    found += baselines_of_run(run, table, _others(run.folder))
     width = max(len(part.name) for part in found) + 2
-    title = "test accuracy, mean (sd), %" if len(looked_up) > 1 else "test accuracy, %"
+    title = "test accuracy, mean (sd), %" if len(run.archs) > 1 else "test accuracy, %"
     lines = [f"{title:<{width + 2}}" + "".join(f"{name:>18}" for name in names)]
     for part in found:
         means = (part.accuracies[name] for name in names)
@@ -66,18 +75,17 @@ def show(run_dir: str | os.PathLike[str]) -> str:
     Raises TenasError when no seed of the run has a genotype.
     """
     run_dir = Path(run_dir)
-    found = run_dir.glob(layout.GENOTYPE.replace("{seed}", "[0-9]*"))
-    seeds = sorted(int(path.parent.name[4:]) for path in found if path.parent.name[4:].isdecimal())
+    seeds = _seeds(run_dir)
     if not seeds:
         raise TenasError(f"There is no result in {run_dir}: no seed there has a genotype yet.")
     settings = read_settings(layout.path(layout.SEARCH, run_dir))
     lines = [f"run {run_dir.name}"]
     tested: list[float] = []
-    looked_up: dict[int, Mapping[str, Any]] = {}
+    looked_up: dict[int, str] = {}
     for seed in seeds:
         genotype, benchmark, metrics = results_of_seed(run_dir, seed)
         if benchmark.get("accuracies"):
-            looked_up[seed] = benchmark
+            looked_up[seed] = genotype["arch"]
         rounds = summarise_rounds(run_dir, seed, settings)
         spent = of_search(rounds)
         trained = f", {spent['training_seconds']:.0f} s of short trainings" if spent.get("training_seconds") else ""
@@ -108,7 +116,7 @@ def show(run_dir: str | os.PathLike[str]) -> str:
     if len(tested) > 1:
         lines += ["", f"retrained, {len(tested)} seeds: {mean(tested):.2f} ({stdev(tested):.2f}) %"]
     if looked_up:
-        lines += ["", *_beside(run_dir, settings, looked_up)]
+        lines += ["", *_beside(Found(run_dir, settings, looked_up))]
     lines.append("")
     for path, what in ((layout.path(layout.SUMMARY, run_dir), "table"), (run_dir.parent / "report.html", "report")):
         if path.exists():

@@ -1,11 +1,11 @@
-"""Published figures, and what is to test them. No torch."""
+"""Published figures and claims of one's own, and what is to test them. No torch."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from tenas.settings.base import Model, Real, Whole
+from tenas.settings.base import Flag, Model, Real, Whole
 
 
 class Correlation(Model):
@@ -18,14 +18,16 @@ class Correlation(Model):
 
 
 class Claim(Model):
-    """A claim of one of three kinds: a figure of runs, an order of runs, a correlation."""
+    """A claim of one of four kinds: a figure of runs, runs above what costs as much, an order of runs, a correlation."""
 
     says: str
     """The claim in a sentence."""
     source: str
-    """Where it is published."""
+    """Where it is published, or when it was set."""
+    by: Literal["paper", "tenas"] = "paper"
+    """Whose claim it is, the paper's or this project's: the page has them apart."""
     value: Real | None = None
-    """The published figure; more is better."""
+    """The figure that is claimed; more is better."""
     spread: Annotated[Real, Field(gt=0)] | None = None
     """Its standard deviation over the seeds."""
     seeds: Annotated[Whole, Field(ge=2)] | None = None
@@ -36,6 +38,10 @@ class Claim(Model):
     """Column of a run's summary, in %."""
     runs: Annotated[list[str], Field(min_length=1)] | None = None
     """Runs (or studies) that test the claim."""
+    trained: Flag = True
+    """Whether it is about what the runs have found; else about what stood first before their short trainings, by the table."""
+    above: Literal["baselines"] | None = None
+    """``baselines``: the runs are to have a higher mean accuracy than each of the ways to find a cell that cost as much."""
     better: Annotated[list[Annotated[list[str], Field(min_length=2, max_length=2)]], Field(min_length=1)] | None = None
     """Pairs of runs of which the first is to have the higher mean accuracy."""
     correlation: Correlation | None = None
@@ -45,17 +51,23 @@ class Claim(Model):
     def _belongs_together(self) -> "Claim":
         needs = {
             "spread": ("seeds", "value"), "seeds": ("spread", "value"), "tolerance": ("value",), "correlation": ("runs", "value"),
-            "value": ("runs",), "runs": ("value",), "better": ("accuracy",),
+            "value": ("runs",), "better": ("accuracy",), "above": ("runs", "accuracy"),
         }  # fmt: skip
         for key, others in needs.items():
             for other in others:
                 if getattr(self, key) is not None and getattr(self, other) is None:
                     raise PydanticCustomError("needs", "{key!r} needs {other!r} beside it", {"key": key, "other": other})
+        if self.runs and self.above is None and self.value is None:
+            raise PydanticCustomError("needs", "'runs' needs 'value' or 'above' beside it")
         kinds = [self.accuracy and self.runs, self.accuracy and self.better, self.correlation and self.runs]
         if sum(map(bool, kinds)) != 1:
             raise PydanticCustomError(
                 "kinds", "a claim has 'accuracy' and 'runs', or 'accuracy' and 'better', or 'correlation' and 'runs'"
             )
+        if self.above is not None and self.value is not None:
+            raise PydanticCustomError("above", "'above' takes the place of 'value'")
+        if not self.trained and not (self.accuracy and self.runs):
+            raise PydanticCustomError("trained", "'trained' goes with 'accuracy' and 'runs'")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Set published figures beside the results of runs."""
+"""Set claims beside the results of runs, and what costs as much beside those."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ def claims(
     out: Annotated[Path, "JSON file of figures and verdicts"],
     page: Annotated[Path, "Markdown file of the same"],
 ) -> None:
-    """Set published figures beside the results of runs."""
+    """Set claims beside the results of runs, and what costs as much beside those."""
     from tenas.files import write_json, write_text
     from tenas.report.claims import judge
     from tenas.report.claims import page as page_of

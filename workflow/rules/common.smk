@@ -13,9 +13,11 @@ from tenas.code import code_digest
 from tenas.config import load_config
 from tenas.errors import TenasError
 from tenas.references import is_reference
+from tenas.report.beside import ranked_round
 from tenas.report.claims import read_claims, runs_of
-from tenas.search.made_by import measuring_code, ranking_code, stage_code
+from tenas.search.made_by import measuring_code, ranking_code, space_modules, stage_code
 from tenas.settings.search import schedule
+from tenas.spaces import get_space
 
 try:
     CONFIG = load_config(config)
@@ -288,6 +290,25 @@ def launched(resources, threads):
 def tested():
     """The runs and studies that the claims ask for and the configuration has."""
     return [run for run in runs_of(read_claims(CONFIG["claims"])) if run in RUNS or run in STUDIES]
+
+
+def beside(run):
+    """What says what a run is to be set beside: its settings and limits, the table, its images, and what it would have found
+    without its trainings."""
+    seeds, ranked = RUNS[run]["seeds"], ranked_round(RUNS[run]["settings"])
+    found = [layout.results(layout.SEARCH).format(run=run), *index_file(space_of(run))]
+    found += [layout.results(layout.LIMITS).format(run=run)] if RUNS[run]["settings"]["limits"] else []
+    found += [layout.results(layout.LOOKUP).format(run=run, seed=seed) for seed in seeds]
+    found += [layout.results(layout.SCORES_RECORD).format(run=run, seed=min(seeds), round=1, shard=1)]
+    if ranked is not None:
+        found += [layout.results(layout.SHORTLIST).format(run=run, seed=seed, round=ranked) for seed in seeds]
+    return found
+
+
+def claims_code():
+    """The digest of the code behind the claims, with the spaces of the runs that test them."""
+    spaces = [get_space(space_of(run)) for run in tested() if run in RUNS] if CONFIG["claims"] else []
+    return code_digest("tenas.stages.claims", *dict.fromkeys(name for space in spaces for name in space_modules(space)))
 
 
 def exports(run):

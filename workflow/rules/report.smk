@@ -64,6 +64,7 @@ rule claims:
         results=lambda wildcards: [
             f"results/{run}/{'summary' if run in RUNS else 'correlations'}.csv" for run in tested()
         ],
+        beside=lambda wildcards: [name for run in tested() if run in RUNS for name in beside(run)],
     output:
         judged="results/claims.json",
         page=report(
@@ -81,6 +82,6 @@ rule claims:
         "../envs/tenas.yaml"
     params:
         tested=lambda wildcards: tested(),
-        code=code_digest("tenas.stages.claims"),
+        code=claims_code(),
     shell:
         "tenas claims {input.claims:q} --tested {params.tested:q} --out {output.judged:q} --page {output.page:q} > {log:q} 2>&1"

@@ -1,0 +1,113 @@
+"""What stands beside a run by the table of its space: the run without its trainings, and what costs as much. No torch."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tenas import layout
+from tenas.benchmark.index import accuracies_of, read_index
+from tenas.files import read_json
+from tenas.report.baselines import Standing, baselines, standing_of
+from tenas.search.limits import read_limits
+from tenas.search.shortlist import read_shortlist
+from tenas.settings.search import search_settings
+from tenas.spaces import get_space
+from tenas.study.correlate import TESTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The preset of the authors' settings: what any search is set beside.
+RELEASED = "released"
+
+
+class Found(NamedTuple):
+    """What a run has found: its folder, its settings (of ``read_settings``), and the text of each seed's cell."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    archs: Mapping[int, str]
+
+    @property
+    def name(self) -> str:
+        return f"run {self.folder.name}"
+
+
+def ranked_round(settings: Mapping[str, Any]) -> int | None:
+    """The last round of cells before the trainings that end a search: its first cell is what would be found without them."""
+    kinds = [entry["kind"] for entry in settings["rounds"]]
+    return len(kinds) - kinds[::-1].index("cells") if kinds[-1] == "training" and "cells" in kinds else None
+
+
+def ranked_first(run: Found) -> dict[int, str]:
+    """The cell of each seed that would have been found without the trainings; empty where the search ends without any."""
+    round, space = ranked_round(run.settings), get_space(run.settings["space"])
+    if round is None:
+        return {}
+    paths = {seed: layout.path(layout.SHORTLIST, run.folder, seed=seed, round=round) for seed in run.archs}
+    return {seed: read_shortlist(path, space).cells[0].arch for seed, path in paths.items()}
+
+
+def without_trainings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a search up to its trainings."""
+    return {**settings, "rounds": [entry for entry in settings["rounds"] if entry["kind"] != "training"]}
+
+
+def table_of(run: Found) -> "pd.DataFrame | None":
+    """The table in which the cells of all seeds were looked up; None where there is none, or more than one."""
+    paths = [layout.path(layout.LOOKUP, run.folder, seed=seed) for seed in run.archs]
+    indices = {read_json(path, "benchmark look-up").get("index") for path in paths}
+    index = indices.pop() if len(indices) == 1 else None
+    return None if index is None else read_index(index, run.settings["space"])
+
+
+def images_of(run: Found) -> str | None:
+    """The hash of the images that a run's first measurements were made on; None where no record says it."""
+    seed = min(run.archs)
+    record = layout.path(layout.SCORES_RECORD, run.folder, seed=seed, round=1, shard=1)
+    inputs = read_json(record, "record of scores").get("inputs") if record.exists() else None
+    return next((digest for name, digest in (inputs or {}).items() if Path(name).name == layout.IMAGES), None)
+
+
+def is_released(settings: Mapping[str, Any]) -> bool:
+    """Whether a search has the authors' settings, all of them."""
+    return bool(settings["preset"] == RELEASED and settings["rounds"] == search_settings(settings["space"], RELEASED)["rounds"])
+
+
+def released_beside(run: Found, others: Iterable[Found]) -> Found | None:
+    """The first of other runs that searched in the same space, limits and images with the authors' settings."""
+    images = None
+    for other in others:
+        same = all(other.settings[key] == run.settings[key] for key in ("space", "limits"))
+        if other.folder != run.folder and other.archs and same and is_released(other.settings):
+            images = images or images_of(run)
+            if images is not None and images == images_of(other):
+                return other
+    return None
+
+
+def standings_of_run(run: Found, table: "pd.DataFrame", name: str) -> list[Standing]:
+    """Of a run, under ``name``, and of the same seeds without their trainings where it ends with some.
+
+    By the test accuracies that the table has of all of these cells; nothing where there are none.
+    """
+    ranked = ranked_first(run)
+    rows = table.set_index("arch")[[column for column in accuracies_of(table) if column.endswith(TESTS)]]
+    rows = rows.loc[[*run.archs.values(), *ranked.values()]].dropna(axis="columns")
+    if not len(rows.columns):
+        return []
+    records = rows.to_dict("records")
+    parts = {name: records[: len(run.archs)], f"{name} without its trainings": records[len(run.archs) :]}
+    return [standing_of(part, cells) for part, cells in parts.items() if cells]
+
+
+def baselines_of_run(run: Found, table: "pd.DataFrame", others: Iterable[Found] = (), *, trained: bool = True) -> list[Standing]:
+    """What costs as much as a run (``baselines``), with the searches of the authors' settings that are among ``others``.
+
+    ``trained``: whether its short trainings count as a cost; else all stands beside the run without them.
+    """
+    path = layout.path(layout.LIMITS, run.folder)
+    released = released_beside(run, others)
+    cells = None if released is None else (released.name, [arch for _, arch in sorted(released.archs.items())])
+    settings = run.settings if trained else without_trainings(run.settings)
+    return baselines(table, settings, read_limits(path if path.exists() else None), others=cells)
