@@ -22,6 +22,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.files: dict[Path, str | None] = {}  # with their SHA-256; None for one that is not there
+        self.listed: dict[Path, str] = {}  # not there, but with a hash that an archive's list has
+        self.by_list: set[Path] = set()  # those of them that were asked for
         self.faults: dict[Path, list[str]] = {}
         self.notes: list[str] = []
         self.codes: Counter[tuple[str, str]] = Counter()  # (kind of file, digest of another version's code) -> files
@@ -55,7 +57,10 @@ class Ledger:
             self.fault(path, f"{what}: it holds something other than expected ({' '.join(str(error).split())})")
 
     def hash(self, path: Path) -> str | None:
-        """The SHA-256 of a file; None, and a fault, when it is not there."""
+        """The SHA-256 of a file, or that which an archive has instead of it; None, and a fault, when it is not there."""
+        if path in self.listed:
+            self.by_list.add(path)
+            return self.listed[path]
         if path not in self.files:
             try:
                 self.files[path] = sha256(path)

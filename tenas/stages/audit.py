@@ -5,7 +5,7 @@ from typing import Annotated
 
 
 def audit(
-    run: Annotated[Path, "folder of the run, or of a study"],
+    run: Annotated[Path, "folder of the run or of a study, or an archive of some"],
     *,
     data: Annotated[Path | None, "folder of its images (default: where its records say)"] = None,
     table: Annotated[Path | None, "table of its space, if one was read (default: where its records say)"] = None,

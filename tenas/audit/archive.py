@@ -1,0 +1,200 @@
+"""Runs in one file that an audit reads: their settings, scores, decisions and records, without images and networks.
+
+A .tar.xz whose first member, ``archive.json``, lists the SHA-256 of every other one; and of every file that was left out, as it
+was when the archive was packed, so that a record that has its hash can still be held against it.
+"""
+
+import hashlib
+import io
+import json
+import lzma
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from tenas import layout
+from tenas.audit.ledger import mapping
+from tenas.code import PACKAGE
+from tenas.errors import TenasError
+from tenas.files import json_text, read_json, sha256, whole
+from tenas.provenance import is_sealed, sealed
+
+LIST = "archive.json"
+FORMAT = 1
+# Text that decisions follow from. Drawings are made again by an audit; networks and images are large.
+KEPT = {".csv", ".json"}
+# What trainings resume from is no result.
+NO_RESULT = {"checkpoint.pt"}
+# An archive of text that claims to be larger is none of ours.
+MOST_BYTES = 8 * 2**30
+
+
+class Archive(NamedTuple):
+    """An unpacked archive: the list, the folder of each run by its name, and the files that are not in it with their hashes."""
+
+    listed: dict[str, Any]
+    runs: dict[str, Path]
+    data: dict[str, Path]
+    left_out: dict[Path, str]
+
+
+def commit_of_code() -> dict[str, Any] | None:
+    """The commit that the code is of, and whether a tracked file differs from it; None where the code lies in no repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PACKAGE.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # A package installed below somebody's repository is not of that one's commits.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != PACKAGE.parent.resolve():
+            return None
+        return {
+            "sha1": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--untracked-files=no", PACKAGE.name)),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def images_folder(run: Path) -> Path:
+    """The prepared images of a run or a study, where its records say. Raises TenasError if they are not there."""
+    for record in sorted(run.glob("**/scores/*.json")):
+        for name in mapping(read_json(record, "record of scores").get("inputs")):
+            if Path(name).name == layout.IMAGES:
+                folder = Path(name).parent
+                if (folder / layout.CARD).is_file() and (folder / layout.IMAGES).is_file():
+                    return folder
+                raise TenasError(f"The images of {run} are not in {folder}, where its records have them: pack it where it ran.")
+    raise TenasError(f"There is nothing to pack in {run}: no record of scores there names any images.")
+
+
+def pack(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> dict[str, Any]:
+    """Write runs and studies to one file, the same bytes for the same files, commit and version of liblzma; return its list.
+
+    Raises TenasError for a folder that is no run or study, for two of one name, and where the images are missing, whose hashes
+    the list has.
+    """
+    kept: dict[str, Path] = {}
+    left_out: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for run in map(Path, runs):
+        if not any((run / name).is_file() for name in (layout.SEARCH, layout.STUDY)):
+            raise TenasError(f"There is nothing to pack in {run}: it has neither {layout.SEARCH} nor {layout.STUDY}.")
+        name = run.resolve().name
+        if name in found:
+            raise TenasError(f"Two of the runs are named {name!r}, which would share a folder in the archive.")
+        for path in sorted(run.rglob("*")):
+            member = f"runs/{name}/{path.relative_to(run).as_posix()}"
+            if not path.is_file() or path.name in NO_RESULT or any(part.startswith(".") for part in path.relative_to(run).parts):
+                continue
+            if path.suffix in KEPT:
+                kept[member] = path
+            else:
+                left_out[member] = sha256(path)
+        images = images_folder(run)
+        # By their contents: data sets of several folders may have one name, and one may have been copied.
+        data = found[name] = f"data/{sha256(images / layout.CARD)[:16]}"
+        kept[f"{data}/{layout.CARD}"] = images / layout.CARD
+        for file in (layout.IMAGES, layout.LABELS):
+            if (images / file).is_file() and f"{data}/{file}" not in left_out:
+                left_out[f"{data}/{file}"] = sha256(images / file)
+    listed = sealed(
+        {
+            "format": FORMAT,
+            "commit": commit_of_code(),
+            "runs": dict(sorted(found.items())),
+            "files": {member: sha256(path) for member, path in sorted(kept.items())},
+            "left_out": dict(sorted(left_out.items())),
+        }
+    )
+    with whole(out) as temporary, tarfile.open(temporary, "w:xz", format=tarfile.PAX_FORMAT, preset=9) as archive:
+        _add(archive, LIST, json_text(listed).encode())
+        for member, path in sorted(kept.items()):
+            _add(archive, member, path.read_bytes())
+    return listed
+
+
+def _add(archive: tarfile.TarFile, member: str, content: bytes) -> None:
+    """A member without time, owner or mode of its own."""
+    entry = tarfile.TarInfo(member)
+    entry.size, entry.mode = len(content), 0o644
+    archive.addfile(entry, io.BytesIO(content))
+
+
+@contextmanager
+def unpacked(path: str | PathLike[str]) -> Iterator[Archive]:
+    """An archive in a temporary folder, while the block lasts.
+
+    Nothing is written but plain files below that folder that the list names, each with the hash that it has there. Raises
+    TenasError for anything else: links, devices, other paths, members that the list lacks or that are missing, other contents.
+    """
+    with tempfile.TemporaryDirectory(prefix="tenas-") as name:
+        folder = Path(name)
+        try:
+            with tarfile.open(path, "r:xz") as archive:
+                listed = _read_list(path, archive)
+                for member, content in _members(path, archive, listed["files"]):
+                    place = folder / member
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    place.write_bytes(content)
+        except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
+            raise TenasError(f"The archive {path} cannot be read: {' '.join(str(error).split())}.") from error
+        runs = {run: folder / "runs" / run for run in listed["runs"]}
+        data = {run: folder / place for run, place in listed["runs"].items()}
+        yield Archive(listed, runs, data, {folder / member: digest for member, digest in listed["left_out"].items()})
+
+
+def _read_list(path: str | PathLike[str], archive: tarfile.TarFile) -> dict[str, Any]:
+    entry = archive.next()
+    stream = archive.extractfile(entry) if entry is not None and entry.isreg() and entry.name == LIST else None
+    if stream is None or entry is None or entry.size > MOST_BYTES:
+        raise TenasError(f"The archive {path} does not begin with {LIST}: it is none of `tenas archive`.")
+    try:
+        listed = json.loads(stream.read())
+    except ValueError as error:
+        raise TenasError(f"The list of the archive {path} is not valid JSON: {error}.") from error
+    listed = dict(mapping(listed))
+    if listed.get("format") != FORMAT:
+        raise TenasError(f"The archive {path} has the format {listed.get('format')!r}; this version reads {FORMAT}.")
+    if not is_sealed(listed):
+        raise TenasError(f"The list of the archive {path} is not the one that was written: its own hash differs.")
+    parts = [listed.get(key) for key in ("files", "left_out", "runs")]
+    names = [*(name for part in parts[:2] for name in mapping(part)), *mapping(parts[2]).values()]
+    names += [f"runs/{run}/{layout.SEARCH}" for run in mapping(parts[2])]
+    plain = all(isinstance(part, dict) for part in parts) and not any("/" in run for run in mapping(parts[2]))
+    if not plain or not all(map(_is_safe, names)):
+        raise TenasError(f"The list of the archive {path} names files outside of it.")
+    return listed
+
+
+def _is_safe(member: object) -> bool:
+    """Whether a member's name is a path below the folder of runs or of data, written the one way that it can be."""
+    if not isinstance(member, str) or "\\" in member or "\0" in member:
+        return False
+    pure = PurePosixPath(member)
+    return member == str(pure) and pure.parts[0] in ("runs", "data") and len(pure.parts) > 1 and ".." not in pure.parts
+
+
+def _members(path: str | PathLike[str], archive: tarfile.TarFile, files: Mapping[str, Any]) -> Iterable[tuple[str, bytes]]:
+    """Name and content of each member after the list. Raises TenasError unless they are just what it says."""
+    missing, total = set(files), 0
+    while (entry := archive.next()) is not None:
+        total += entry.size
+        if not entry.isreg() or entry.name not in missing or total > MOST_BYTES:
+            raise TenasError(f"The archive {path} has {entry.name!r}, which is no file of its list: nothing of it is used.")
+        missing.remove(entry.name)
+        stream = archive.extractfile(entry)
+        content = b"" if stream is None else stream.read()
+        if len(content) != entry.size:
+            raise TenasError(f"The archive {path} is cut off at {entry.name}.")
+        if hashlib.sha256(content).hexdigest() != files[entry.name]:
+            raise TenasError(f"The archive {path} has something else for {entry.name} than its list has the SHA-256 of.")
+        yield entry.name, content
+    if missing:
+        raise TenasError(f"The archive {path} lacks {min(missing)}, which its list has.")
