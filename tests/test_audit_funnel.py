@@ -173,6 +173,32 @@ def test_what_a_later_round_has_is_lost(copy):
     assert not any("round1" in path for path in found)
 
 
+def test_trials_with_draws_of_their_own_are_followed_too(copy):
+    """A search that prunes and has twice the measurements; the trail leads to the whole network of each trial."""
+    small = {"repeats": 2, "batch": 8, "channels": 1, "cells": 1}
+    crops = {"repeats": 2, "count": 90}
+    changes = {"exclude": ["none", "avg_pool_3x3"], "images": "own", "own_weights": ["linear_regions"]}
+    changes["measures"] = {"ntk_condition_number": small, "linear_regions": crops}
+    resolved = search_settings("nas-bench-201", "released", changes)
+    for run in (Path("own"), Path("again")):
+        search_seed(resolved, Path("data/digits"), 0, run, device="cpu")
+    assert clean(Path("own")) == []
+    for name in ("round1/ranking.csv", "round2/scores/1.csv", "round2/mask.json"):
+        assert (Path("own/seed0") / name).read_bytes() == (Path("again/seed0") / name).read_bytes()
+    rows = (Path("own/seed0/round1/scores/1.csv")).read_text().splitlines()
+    assert len(rows) == 1 + 2 * 18 * 4
+    for trial, first, last in re.findall(r"rows 1.csv:(\d+)-\d+, whole 1.csv:(\d+)-(\d+)$", "\n".join(audit("own").trail), re.M)[
+        :6
+    ]:
+        number = int(rows[int(trial) - 1].split(",")[1])
+        assert {row.split(",")[1] for row in rows[int(first) - 1 : int(last)]} == {str(18 + number)}
+    # Said to be shared, these measurements are those of another search.
+    for entry in resolved["rounds"]:
+        entry["images"], entry["own_weights"] = "shared", []
+    write_json("own/search.json", resolved)
+    assert audit("own").faults
+
+
 def odd_values(value: object) -> list[object]:
     return [odd for odd in (None, 7, "x", [], {}, [[1]], True) if odd != value]
 

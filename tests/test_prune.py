@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tenas.errors import TenasError
 from tenas.files import write_csv
-from tenas.scoring.subjects import Measurement, Trials, plan
+from tenas.scoring.subjects import Measurement, Trials, plan, trials_of
 from tenas.scoring.table import read_scores, score_columns, score_rows
 from tenas.search.prune import change, mean_change, rank_round, ranks
 from tenas.spaces.base import Round, after, operators_left
@@ -96,6 +96,21 @@ def test_standard_errors_and_counts():
             assert row[f"{measure}_change"] == pytest.approx(mean, abs=1e-11)
             assert row[f"{measure}_se"] == pytest.approx(math.sqrt(variance / 5))
             assert row[f"{measure}_n"] == 5
+
+
+def test_trials_with_images_of_their_own_are_set_against_the_whole_on_the_same():
+    options = small(repeats=3, images="own")
+    subjects = trials_of(first_round().mask, first_round().round, options)
+    values = random_values(options["measures"], subjects, 3)
+    values[Measurement(subjects.whole(4), KAPPA, 1)] = math.inf  # it is mended by the fourth trial, and by no other
+    _, rows, _ = rank_round(options, subjects, values)
+    assert len(rows) == 24
+    for trial, row in enumerate(rows, start=1):
+        for measure in (KAPPA, REGIONS):
+            # Of 24 trials, subject 24 + t is the whole network on the images of trial t.
+            changes = [math.log(values[24 + trial, measure, r] / values[trial, measure, r]) for r in range(3)]
+            assert row[f"{measure}_change"] == pytest.approx(sum(changes) / 3, abs=1e-11)
+    assert [row[f"{KAPPA}_rank"] for row in rows].index(1) == 3
 
 
 def test_singular_kernels_are_kept_counted_and_ranked_worst():

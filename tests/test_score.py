@@ -19,7 +19,7 @@ from tenas.errors import TenasError
 from tenas.measures import flops, linear_regions, ntk_condition_number, parameters
 from tenas.networks import Network, Supernet, SupernetCells, initialise
 from tenas.scoring.inputs import draw_crops, draw_images, draw_noise, normalised
-from tenas.scoring.subjects import Cell, Cells, Measurement, Trials, plan, read_cells
+from tenas.scoring.subjects import Cell, Cells, Measurement, Trials, plan, read_cells, trials_of
 from tenas.seeds import derive_seed
 from tenas.settings import search_settings
 
@@ -212,6 +212,66 @@ def test_the_whole_network_is_subject_0_of_a_round():
     assert subjects.keys(1) == {
         "round": 1, "trial": 1, "cell": "cell", "edge": 0, "target": 1, "source": 0, "operator": "skip_connect"
     }  # fmt: skip
+
+
+# --- trials with images of their own
+
+OWN = trials_of(TRIALS.mask, TRIALS.round, {"images": "own"})
+COUNT = len(OWN.tried)
+
+
+def test_every_trial_may_draw_its_own_images_on_which_the_whole_is_measured_too():
+    """Written out by hand: the weights of the repeat, the images of the trial, both networks."""
+    for name, trial, repeat in ((KAPPA, 5, 0), (KAPPA, 6, 0), (KAPPA, 5, 1), (REGIONS, 24, 1)):
+        pair = [Measurement(trial, name, repeat), Measurement(OWN.whole(trial), name, repeat)]
+        values = take(pair, subjects=OWN)
+        weights, inputs = derive_seed(7, 1, repeat, name, "weights"), derive_seed(7, 1, repeat, name, "inputs", trial)
+        for measurement, mask in zip(pair, (TRIALS.mask.without([TRIALS.trials[trial]]), TRIALS.mask), strict=True):
+            if name == KAPPA:
+                network = Supernet(NAS, mask, channels=2, cells=1, classes=4)
+                initialise(network, "kaiming_fan_out", weights)
+                expected = ntk_condition_number(network, draw_images(IMAGES, CARD, 4, inputs))
+            else:
+                network = SupernetCells(NAS, mask, channels=1)
+                initialise(network, "kaiming_fan_in", weights)
+                expected = linear_regions(network, draw_crops(IMAGES, CARD, 90, inputs).split(30))
+            assert values[measurement] == expected
+
+
+def test_the_whole_network_sees_one_batch_or_one_for_each_trial():
+    wholes = [Measurement(OWN.whole(trial), KAPPA, 0) for trial in range(1, COUNT + 1)]
+    assert len(set(take(wholes, subjects=OWN).values())) == COUNT
+    assert {TRIALS.whole(trial) for trial in range(1, COUNT + 1)} == {0}
+    # By default nothing is seen by one trial alone.
+    assert {TRIALS.drawn_by(subject) for subject in TRIALS.ids} == {()}
+    assert trials_of(TRIALS.mask, TRIALS.round, {}) == trials_of(TRIALS.mask, TRIALS.round, {"images": "shared"}) == TRIALS
+
+
+def test_every_trial_may_draw_its_own_weights_too():
+    """As the released code does for linear regions: a draw for each trial, kept over its repeats."""
+    entry = tiny(measures={REGIONS: {"repeats": 2, "count": 90, "redraw": False}}, images="own", own_weights=[REGIONS])
+    subjects = trials_of(TRIALS.mask, TRIALS.round, entry)
+    for trial, repeat in ((5, 0), (5, 1), (6, 1)):
+        pair = [Measurement(trial, REGIONS, repeat), Measurement(COUNT + trial, REGIONS, repeat)]
+        values = take(pair, entry, subjects)
+        for measurement, mask in zip(pair, (TRIALS.mask.without([TRIALS.trials[trial]]), TRIALS.mask), strict=True):
+            network = SupernetCells(NAS, mask, channels=1)
+            initialise(network, "kaiming_fan_in", derive_seed(7, 1, 0, REGIONS, "weights", trial))
+            crops = draw_crops(IMAGES, CARD, 90, derive_seed(7, 1, repeat, REGIONS, "inputs", trial))
+            assert values[measurement] == linear_regions(network, crops.split(30))
+    # Of the other measure only the images are the trial's own.
+    kappa = [Measurement(5, KAPPA, 0)]
+    assert take(kappa, entry, subjects) == take(kappa, entry, OWN)
+
+
+def test_own_draws_depend_on_no_order_and_no_shards():
+    subjects = trials_of(TRIALS.mask, TRIALS.round, {"images": "own", "own_weights": [REGIONS]})
+    everything = plan(MEASURES, subjects.ids)
+    assert len(everything) == 2 * COUNT * 4
+    values = take(everything, subjects=subjects)
+    assert take(everything[::-1], subjects=subjects) == values
+    shards = [plan(MEASURES, subjects.ids, (shard, 5)) for shard in range(1, 6)]
+    assert {m: v for shard in shards for m, v in take(shard, subjects=subjects).items()} == values
 
 
 # --- worker processes that die

@@ -303,6 +303,26 @@ def test_changes_of_a_flat_preset():
     assert resolved["rounds"][0]["measures"][KAPPA]["batch"] == 16
 
 
+def test_what_trials_share_is_said_only_where_they_do_not():
+    """Settings that were recorded before there were these keys are those of today."""
+    for preset in ("pruning", "released", "paper"):
+        plain = search_settings("darts", preset)
+        assert not {"images", "own_weights"} & {key for entry in plain["rounds"] for key in entry}
+        assert search_settings("darts", preset, {"images": "shared", "own_weights": []}) == plain
+    own = search_settings("darts", "released", {"images": "own", "own_weights": ["linear_regions"]})
+    assert {(entry["images"], *entry["own_weights"]) for entry in own["rounds"]} == {("own", "linear_regions")}
+    assert check_settings(own, "again") == own
+    shared = [{k: v for k, v in entry.items() if k not in ("images", "own_weights")} for entry in own["rounds"]]
+    assert shared == search_settings("darts", "released")["rounds"]
+    for changes, message in (
+        ({"own_weights": ["linear_regions"]}, "names 'linear_regions', which needs 'images: own'"),
+        ({"images": "own", "own_weights": ["naswot"]}, "names 'naswot', which is not among its measures"),
+        ({"images": "each"}, "'images' is 'each'; allowed: shared, own"),
+    ):
+        with pytest.raises(TenasError, match=message):
+            search_settings("darts", "released", changes)
+
+
 def test_edge_by_edge_settles_each_edge_in_a_round():
     resolved = search_settings("nas-bench-201", "pruning", {"order": "edge_by_edge"})
     rounds = schedule(resolved)

@@ -8,7 +8,7 @@ from tenas.audit.scores import Scores, look_at_scores
 from tenas.audit.step import State, Step
 from tenas.errors import TenasError
 from tenas.measures.catalogue import get_measure
-from tenas.scoring.subjects import Trials
+from tenas.scoring.subjects import Trials, trials_of
 from tenas.scoring.table import read_scores
 from tenas.search.prune import rank_round
 
@@ -16,7 +16,7 @@ from tenas.search.prune import rank_round
 def follow_pruning(step: Step) -> State | None:
     """Take the decisions of a round of operators or edges again; what follows from them."""
     case, ledger, ranking, mask = step.case, step.case.ledger, step.file(layout.RANKING), step.file(layout.MASK)
-    subjects = Trials(step.before.mask, step.round)
+    subjects = trials_of(step.before.mask, step.round, step.entry)
     try:
         case.space.trials(subjects.mask, step.round)
     except TenasError as error:
@@ -46,11 +46,11 @@ def follow_pruning(step: Step) -> State | None:
         mask, "mask", "prune", after.to_json(), [step.before.path, ranking, *step.limits_files],
         "is not the mask that its ranking leads to", step.entry,
     )  # fmt: skip
-    _tell(step, rows, scores)
+    _tell(step, rows, scores, subjects)
     return step.after(after, sound=sound)
 
 
-def _tell(step: Step, rows: Sequence[Mapping[str, Any]], scores: Scores) -> None:
+def _tell(step: Step, rows: Sequence[Mapping[str, Any]], scores: Scores, subjects: Trials) -> None:
     """What a round has pruned, and from which rows of which files."""
     folder = scores.paths[0].parent
     step.tell(f"  round {step.round.number}, {step.round.trials} trials; measurements in {folder}: {scores.counts}")
@@ -66,5 +66,6 @@ def _tell(step: Step, rows: Sequence[Mapping[str, Any]], scores: Scores) -> None
             changes.append(f"{name} {row[f'{name}_change']:+.4g}{error} (rank {row[f'{name}_rank']:g})")
         step.tell(
             f"    {cell}{row['target']}<-{row['source']} loses {row['operator']:<13} share {row['pruned_share']:.2f}: "
-            f"{', '.join(changes)}; rows {scores.places(row['trial'])}, whole {scores.places(0)}"
+            f"{', '.join(changes)}; rows {scores.places(row['trial'])}, "
+            f"whole {scores.places(subjects.whole(row['trial']))}"
         )

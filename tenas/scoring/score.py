@@ -39,8 +39,8 @@ class Task(NamedTuple):
 class Scorer:
     """Measures one subject after another. What a repeat shares is drawn once as long as it stays the same.
 
-    All subjects of a repeat have the same inputs and the same seed of their weights. The trials of a supernet also share the
-    network: its weights are drawn once per repeat. A discrete cell has a network of its own.
+    All subjects of a repeat have the same inputs, unless trials draw their own, and the same seed of their weights. The trials of
+    a supernet also share the network: its weights are drawn once per repeat. A discrete cell has a network of its own.
     """
 
     def __init__(self, task: Task, images: np.ndarray, card: Mapping[str, Any], device: str) -> None:
@@ -49,7 +49,9 @@ class Scorer:
         for reference, settings in task.measures.items():
             measure = get_measure(reference)
             self.measures[measure.name] = (measure, settings)
-        self.drawn: tuple[str, int] | None = None
+        # Of what draw the inputs and the supernet's weights are: measure, repeat, and the trial if it is its own.
+        self.drawn: tuple[str | int, ...] = ()
+        self.weighted: tuple[str | int, ...] = ()
         self.supernets: dict[str, Supernet | SupernetCells] = {}
         self.sums: dict[str, Sums | None] = {}
 
@@ -61,11 +63,17 @@ class Scorer:
             start = time.process_time()
             figure = costs.of(self.task.subjects.genotype(subject))
             return Taken(measurement, figure, time.process_time() - start)
-        if self.drawn != (name, repeat):
-            self.inputs = draw_inputs(measure, settings, self.images, self.card, self.seed(name, repeat, "inputs"), self.device)
-            if isinstance(self.task.subjects, Trials):
-                initialise(self.supernet(name), settings["weights"], self.seed(name, repeat, "weights"))
-            self.drawn = (name, repeat)
+        trials = self.task.subjects if isinstance(self.task.subjects, Trials) else None
+        own = trials.drawn_by(subject) if trials else ()
+        if self.drawn != (name, repeat, *own):
+            seed = self.seed(name, repeat, "inputs", *own)
+            self.inputs = draw_inputs(measure, settings, self.images, self.card, seed, self.device)
+            self.drawn = (name, repeat, *own)
+        if trials:
+            own = own if name in trials.own_weights else ()
+            if self.weighted != (name, repeat, *own):
+                initialise(self.supernet(name), settings["weights"], self.seed(name, repeat, "weights", *own))
+                self.weighted = (name, repeat, *own)
         network = self.network(name, subject, repeat)
         clock = time.process_time if self.device == "cpu" else time.perf_counter
         start = clock()
@@ -86,10 +94,11 @@ class Scorer:
                 self.sums[name] = operator_costs(self.task.subjects.space, side=self.images.shape[1], **shape)[measure.sums]
         return self.sums[name]
 
-    def seed(self, name: str, repeat: int, purpose: str) -> int:
+    def seed(self, name: str, repeat: int, purpose: str, *trial: int) -> int:
+        """``trial``: the one that has a draw of its own."""
         if purpose == "weights" and not self.measures[name][1]["redraw"]:
             repeat = 0
-        return derive_seed(*self.task.names, repeat, name, purpose)
+        return derive_seed(*self.task.names, repeat, name, purpose, *trial)
 
     def network(self, name: str, subject: int, repeat: int) -> nn.Module:
         if isinstance(self.task.subjects, Trials):

@@ -22,10 +22,17 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Trials:
-    """Subject 0 is the whole supernet, subject t > 0 the mask without the round's t-th trial."""
+    """Subject 0 is the whole supernet, subject t > 0 the mask without the round's t-th trial.
+
+    ``own_images``: each trial draws inputs of its own, on which the whole is measured too: of n trials, subject n + t is the
+    whole on those of trial t, and there is no subject 0. That is what the authors' code does.
+    ``own_weights``: measures for which each trial draws weights of its own too.
+    """
 
     mask: Mask
     round: Round
+    own_images: bool = False
+    own_weights: tuple[str, ...] = ()
     columns: ClassVar = ("round", "trial", "cell", "edge", "target", "source", "operator")
 
     @property
@@ -40,11 +47,19 @@ class Trials:
     @cached_property
     def trials(self) -> tuple[Trial | None, ...]:
         """By subject; None for the whole network."""
-        return (None, *self.tried)
+        return (None, *self.tried, *([None] * len(self.tried) if self.own_images else []))
 
     @property
     def ids(self) -> Sequence[int]:
-        return range(len(self.tried) + 1)
+        return range(1, 2 * len(self.tried) + 1) if self.own_images else range(len(self.tried) + 1)
+
+    def whole(self, trial: int) -> int:
+        """The subject that a trial is set against: the whole network on the same inputs."""
+        return len(self.tried) + trial if self.own_images else 0
+
+    def drawn_by(self, subject: int) -> tuple[int, ...]:
+        """The trial whose own inputs a subject sees; nothing where all see the same."""
+        return ((subject - 1) % len(self.tried) + 1,) if self.own_images else ()
 
     def keys(self, subject: int) -> dict[str, Any]:
         """The columns that say which subject a row is about; those of the whole network are empty."""
@@ -94,6 +109,11 @@ class Cells:
 
 
 Subjects = Trials | Cells
+
+
+def trials_of(mask: Mask, round: Round, entry: Mapping[str, Any]) -> Trials:
+    """The subjects of a round that prunes; ``entry``: its settings."""
+    return Trials(mask, round, entry.get("images") == "own", tuple(entry.get("own_weights", ())))
 
 
 def plan(measures: Mapping[str, Any], subjects: Sequence[int], shard: tuple[int, int] = (1, 1)) -> list[Measurement]:

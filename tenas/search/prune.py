@@ -17,7 +17,7 @@ RESAMPLES_WITHIN = 200
 
 
 def change(whole: np.ndarray, rest: np.ndarray, kind: str, decimals: int | None, worst: float = -np.inf) -> np.ndarray:
-    """What taking the operator away does to a measure, repeat by repeat: (trials, repeats) from (repeats,) and (trials, repeats).
+    """What taking the operator away does to a measure, repeat by repeat: (trials, repeats) from two of those.
 
     ``log``: log(whole) - log(rest). ``relative``: (whole - rest) / |whole|. ``absolute``: whole - rest; the last is the
     paper's, the second the released code's. A kernel that turns singular is ``worst``, one that ceases to be singular the
@@ -119,8 +119,8 @@ def rank_round(
     below two finite repeats), ``n`` (repeats that could be compared), ``singular`` (repeats in which the rest was infinite),
     ``rank``. Then ``rank_sum`` (or ``log_rank_sum``), ``pruned``, and ``pruned_share``: how often the trial is pruned when the
     decision is taken again on resampled repeats (bootstrap, RESAMPLES of them; all trials keep their repeats together, as they
-    share weights and images). A decision is sure when its share is near 1, and a coin toss when it is near 1 over the number of
-    rivals.
+    share weights and, unless each draws its own, images). A decision is sure when its share is near 1, and a coin toss when it
+    is near 1 over the number of rivals.
     """
     mask, round, trials = subjects.mask, subjects.round, subjects.tried
     rivals = mask.space.rivals(trials, round)
@@ -131,9 +131,13 @@ def rank_round(
     for reference, measure_settings in settings["measures"].items():
         measure, repeats = get_measure(reference), measure_settings["repeats"]
         name = measure.name
-        table = np.array([[values[Measurement(t, name, r)] for r in range(repeats)] for t in subjects.ids])
+        numbers = range(1, len(trials) + 1)
+        whole, rest = (
+            np.array([[values[Measurement(t, name, r)] for r in range(repeats)] for t in of])
+            for of in ([subjects.whole(t) for t in numbers], numbers)
+        )
         worst = -np.inf if measure.lower_is_better else np.inf
-        changes = change(table[0], table[1:], settings["change"], settings["decimals"], worst)
+        changes = change(whole, rest, settings["change"], settings["decimals"], worst)
         samples = np.vstack([np.ones(repeats), generator.multinomial(repeats, np.full(repeats, 1 / repeats), RESAMPLES)])
         means = mean_change(changes, samples, worst)
         all_ranks = ranks(means, measure.lower_is_better, settings["ranks"])
@@ -146,7 +150,7 @@ def rank_round(
                 f"{name}_change": float(means[0, i]),
                 f"{name}_se": float(finite.std(ddof=1) / len(finite) ** 0.5) if len(finite) > 1 else "",
                 f"{name}_n": len(finite),
-                f"{name}_singular": int(np.isinf(table[1 + i]).sum()),
+                f"{name}_singular": int(np.isinf(rest[i]).sum()),
                 f"{name}_rank": float(all_ranks[0, i]),
             }
     aggregate = settings["aggregate"]

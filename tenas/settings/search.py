@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from tenas.errors import TenasError
@@ -78,6 +78,11 @@ MEASURE_SETTINGS: dict[str, type[_Repeated]] = {"batch": OnABatch, "regions": On
 Change = Literal["log", "relative", "absolute"]
 Ranks = Literal["average", "dense", "ordinal"]
 Aggregate = Literal["rank_sum", "log_rank_sum"]
+Images = Literal["shared", "own"]
+
+
+# What the trials of a round share where nothing else is said.
+SHARED: tuple[tuple[str, Any], ...] = (("images", "shared"), ("own_weights", []))
 
 
 class _Pruning(Model):
@@ -89,8 +94,17 @@ class _Pruning(Model):
     """Ranks of equal changes: their mean, the same without gaps, or by their place in the list of trials."""
     aggregate: Aggregate = "rank_sum"
     """How the ranks of several measures become one: their sum, or the sum of their logarithms."""
+    images: Images = "shared"
+    """Whether all trials of a repeat see the same inputs, or each draws its own, on which the whole network is measured too."""
+    own_weights: Annotated[list[str], Distinct] = []
+    """Measures for which each trial draws its own weights as well, those of the whole and the rest; only with own images."""
     measures: dict[str, Any]
     """What is measured: name of a measure (or a reference to one's own) -> its settings."""
+
+    @model_serializer(mode="wrap")
+    def _without_shared(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out as before there were these keys: what is recorded of such rounds stays what their settings say.
+        return {key: value for key, value in handler(self).items() if (key, value) not in SHARED}
 
 
 class OperatorsRound(_Pruning):
@@ -197,6 +211,10 @@ class Preset(Model):
     """Ranks of equal changes: their mean, the same without gaps, or by their place in the list of trials."""
     aggregate: Aggregate | None = None
     """How the ranks of several measures become one; null for rank_sum in rounds that prune, log_rank_sum in rounds of cells."""
+    images: Images = "shared"
+    """Whether all trials of a repeat see the same inputs, or each draws its own, on which the whole network is measured too."""
+    own_weights: Annotated[list[str], Distinct] = []
+    """Measures for which each trial draws its own weights as well, those of the whole and the rest; only with own images."""
     order: Literal["together", "edge_by_edge"] = "together"
     """Whether a round of operators prunes all edges at once, or each edge is settled in a round of its own."""
     measures: dict[str, Any] = Field(default={})
@@ -305,7 +323,7 @@ def _rounds(
         for value in entry["measures"].values():
             # In a smaller network a cell type does not stand, and its trials would change nothing.
             value["cells"] = max(value["cells"], space.least_cells)
-        entry = {key: getattr(preset, key) for key in ("change", "decimals", "ranks")} | entry
+        entry = {key: getattr(preset, key) for key in ("change", "decimals", "ranks", "images", "own_weights")} | entry
         if kind == "edges":
             if space.edges_rounds(1):
                 found.append(checked(EdgesRound, entry, here).model_dump())
@@ -525,6 +543,12 @@ def check_search(settings: Mapping[str, Any]) -> None:
             raise TenasError(
                 f"The measure {signed[0]} can be negative and has no logarithm: 'change' must be relative or absolute."
             )
+        for name in entry.get("own_weights", ()):
+            if entry.get("images") != "own" or name not in measures_of(entry):
+                raise TenasError(
+                    f"Round {round.number}: 'own_weights' names {name!r}, which "
+                    + ("needs 'images: own'." if name in measures_of(entry) else "is not among its measures.")
+                )
         if round.stage == "operators":
             left = after(left, round)
         elif round.stage == "edges" and max(left.values()) > 1:

@@ -18,7 +18,7 @@ def prune(
 ) -> None:
     """Rank the trials of a round and prune."""
     from tenas.files import write_csv, write_json
-    from tenas.scoring.subjects import Trials
+    from tenas.scoring.subjects import trials_of
     from tenas.scoring.table import read_scores
     from tenas.search.limits import read_limits
     from tenas.search.made_by import made_by
@@ -29,7 +29,7 @@ def prune(
     resolved = read_settings(settings)
     this_round = find_round(resolved, round)
     entry = resolved["rounds"][round - 1]
-    subjects = Trials(get_space(resolved["space"]).read_mask(mask), this_round)
+    subjects = trials_of(get_space(resolved["space"]).read_mask(mask), this_round, entry)
     values = read_scores(scores, entry["measures"], subjects, f"round {round}")
     columns, rows, after = rank_round(entry, subjects, values, read_limits(limits))
     write_csv(ranking, columns, rows)

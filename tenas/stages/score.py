@@ -25,7 +25,7 @@ def score(
     Resumes a killed job: finished measurements are kept in a hidden file next to ``out``.
     """
     from tenas.scoring.shard import score_shard
-    from tenas.scoring.subjects import Trials, read_cells
+    from tenas.scoring.subjects import Subjects, read_cells, trials_of
     from tenas.search.made_by import measuring_code
     from tenas.settings.search import find_round, read_settings
     from tenas.spaces import get_space
@@ -33,7 +33,10 @@ def score(
     resolved = read_settings(settings)
     this_round, entry = find_round(resolved, round), resolved["rounds"][round - 1]
     space = get_space(resolved["space"])
-    measured = read_cells(subjects, space) if this_round.stage == "cells" else Trials(space.read_mask(subjects), this_round)
+    if this_round.stage == "cells":
+        measured: Subjects = read_cells(subjects, space)
+    else:
+        measured = trials_of(space.read_mask(subjects), this_round, entry)
     score_shard(
         settings=resolved,
         measures=entry["measures"],

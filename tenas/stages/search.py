@@ -65,7 +65,7 @@ def search_seed(
     from tenas.errors import TenasError
     from tenas.files import read_json, write_json
     from tenas.scoring.shard import score_shard
-    from tenas.scoring.subjects import Trials, read_cells
+    from tenas.scoring.subjects import read_cells, trials_of
     from tenas.search.given import training_dataset
     from tenas.search.made_by import measuring_code
     from tenas.settings.search import check_settings, schedule
@@ -121,7 +121,9 @@ def search_seed(
         score_shard(
             settings=settings,
             measures=entry["measures"],
-            subjects=read_cells(subjects, space) if round.stage == "cells" else Trials(space.read_mask(subjects), round),
+            subjects=read_cells(subjects, space)
+            if round.stage == "cells"
+            else trials_of(space.read_mask(subjects), round, entry),
             names=(seed, number),
             images=images,
             inputs=[subjects],
