@@ -32,7 +32,23 @@ def swap(network: nn.Module, images: Tensor) -> int:
         signs = relu_signs(network, images)
     if signs.shape[1] == 0:
         return 0
-    return count_distinct_rows(np.packbits(signs, axis=0).T)
+    return _distinct_columns(signs)
+
+
+# Up to that many images each pattern has a place of its own in a table.
+TABLED = 16
+
+
+def _distinct_columns(signs: np.ndarray) -> int:
+    """Distinct columns of (n, units) booleans, exactly."""
+    if len(signs) > TABLED:
+        return count_distinct_rows(np.packbits(signs, axis=0).T)
+    words = np.zeros(signs.shape[1], np.uint16)
+    for row, states in enumerate(signs):
+        words |= states.astype(np.uint16) << row
+    seen = np.zeros(2 ** len(signs), bool)
+    seen[words] = True
+    return int(np.count_nonzero(seen))
 
 
 @one_thread()

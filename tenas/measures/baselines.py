@@ -13,6 +13,7 @@ a gradient; batch normalisation and biases are no weights here, as in the papers
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -131,11 +132,22 @@ def naswot(network: nn.Module, images: Tensor) -> float:
     check_batch(images)
     with undisturbed(network):
         signs = relu_signs(network, images)
-    centred = torch.from_numpy(signs).double() * 2 - 1
-    kernel = (centred @ centred.T + centred.shape[1]) / 2
-    if len(torch.unique(kernel, dim=0)) < len(kernel) or centred.shape[1] == 0:
+    kernel = torch.from_numpy(_agreements(signs)).double()
+    if len(torch.unique(kernel, dim=0)) < len(kernel) or signs.shape[1] == 0:
         return -math.inf
     return torch.linalg.slogdet(kernel).logabsdet.item()
+
+
+def _agreements(signs: np.ndarray) -> np.ndarray:
+    """How many columns of (n, units) booleans are the same in rows i and j: (n, n) integers."""
+    n, units = signs.shape
+    packed = np.packbits(signs, axis=1)
+    words = np.zeros((n, -(-packed.shape[1] // 8)), np.uint64)
+    words.view(np.uint8)[:, : packed.shape[1]] = packed
+    differ = np.zeros((n, n), np.int64)
+    for i in range(n - 1):
+        differ[i, i + 1 :] = np.bitwise_count(words[i + 1 :] ^ words[i]).sum(axis=1, dtype=np.int64)
+    return units - differ - differ.T
 
 
 class _LastFeatures(TorchDispatchMode):

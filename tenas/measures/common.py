@@ -1,5 +1,6 @@
 """Helpers of several measures: checks of batches, losses, weights, gradients, temporary hooks."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,30 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             if buffers:
                 torch._foreach_copy_(buffers, saved)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection meanwhile: a network makes thousands of objects, as a pass does, and torch has a million."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def collector_spared() -> Iterator[None]:
+    """Meanwhile the garbage collector doesn't look through what there is by now, a million objects of torch, again and again."""
+    frozen = gc.get_freeze_count() > 0
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not frozen:
+            gc.unfreeze()
 
 
 def check_batch(images: Tensor) -> None:

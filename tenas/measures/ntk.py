@@ -1,16 +1,13 @@
 """The empirical neural tangent kernel at initialisation and its condition number: trainability (TE-NAS, section 3.1.1)."""
 
-import gc
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from tenas.errors import TenasError
 from tenas.measures import ntk_engine
-from tenas.measures.common import undisturbed
+from tenas.measures.common import collector_paused, undisturbed
 from tenas.measures.ntk_tape import UntraceableError
 from tenas.measures.threads import one_thread
 
@@ -101,18 +98,6 @@ def logit_sums(logits: Tensor, images: Tensor) -> Tensor:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise TenasError(f"The network must map {len(images)} samples to as many rows of logits; it gave {shape}.")
     return logits.reshape(len(logits), -1).sum(1)
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """No garbage collection meanwhile: a pass makes thousands of small objects, and torch has a million to look through."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @one_thread()

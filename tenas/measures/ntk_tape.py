@@ -110,6 +110,10 @@ class Tape(TorchDispatchMode):
         self._storages.clear()
         self._unindexed.clear()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in tenas.measures.regions: nothing is compiled here
+
     def __torch_dispatch__(self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         self._settle()
         kwargs = kwargs or {}

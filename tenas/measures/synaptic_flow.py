@@ -1,16 +1,17 @@
 """Synaptic flow: SynFlow and LogSynFlow. MORE IS BETTER in both.
 
 One backward pass through the network of absolute weights, without batch normalisation, for one input of ones. Of the batch
-only its shape and device matter. The network is left as it was: the pass runs in a float64 copy.
+only its shape and device matter. The network is left as it was: it has its own numbers back after the pass.
 """
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from tenas.errors import TenasError
-from tenas.measures.common import BATCH_NORMS, check_batch, gradients_of, hooked, weights_of
+from tenas.measures.common import BATCH_NORMS, check_batch, gradients_of, weights_of
 from tenas.measures.threads import one_thread
 
 
@@ -22,20 +23,46 @@ def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tens
     Raises TenasError for an empty batch, a network without weights, and a flow that overflows float64.
     """
     check_batch(images)
-    network = copy.deepcopy(network).double()
-    for module in network.modules():
-        if isinstance(module, BATCH_NORMS):
-            module.eval()  # in training mode it refuses a single value per channel
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.abs_()
-    weights = weights_of(network)
-    ones = torch.ones_like(images[:1], dtype=torch.float64)
-    with hooked(network, BATCH_NORMS, lambda module, inputs, output: inputs[0]), torch.enable_grad():
-        gradients = gradients_of(network(ones).sum(), weights)
-    if not all(gradient.isfinite().all() for gradient in gradients):
-        raise TenasError("The synaptic flow of this network overflows float64: it is too deep and wide for SynFlow.")
-    return [(weight.detach(), gradient) for weight, gradient in zip(weights, gradients, strict=True)]
+    with _absolute(network):
+        weights = weights_of(network)
+        ones = torch.ones_like(images[:1], dtype=torch.float64)
+        with torch.enable_grad():
+            gradients = gradients_of(network(ones).sum(), weights)
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            raise TenasError("The synaptic flow of this network overflows float64: it is too deep and wide for SynFlow.")
+        # Tensors of their own: the parameters get their numbers back.
+        return [(weight.data, gradient) for weight, gradient in zip(weights, gradients, strict=True)]
+
+
+@contextmanager
+def _absolute(network: nn.Module) -> Iterator[None]:
+    """Meanwhile parameters are absolute values in float64, floating-point buffers in float64, batch normalisations identities.
+
+    Not a copy of the network, which takes as long as the pass: the tensors stand in for those that come back.
+    """
+    tensors = [*network.parameters(), *(buffer for buffer in network.buffers() if buffer.is_floating_point())]
+    held = [tensor.data for tensor in tensors]
+    norms = [vars(module) for module in network.modules() if isinstance(module, BATCH_NORMS)]
+    forwards = [norm.get("forward") for norm in norms]  # hardly ever any: the class has it
+    try:
+        for tensor in tensors:
+            double = tensor.data.to(torch.float64, copy=True)
+            tensor.data = double.abs_() if isinstance(tensor, nn.Parameter) else double
+        for norm in norms:
+            norm["forward"] = _identity
+        yield
+    finally:
+        for norm, forward in zip(norms, forwards, strict=True):
+            if forward is None:
+                norm.pop("forward", None)
+            else:
+                norm["forward"] = forward
+        for tensor, data in zip(tensors, held, strict=True):
+            tensor.data = data
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
 
 
 @one_thread()

@@ -67,3 +67,21 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
             with seeded(int(torch.randint(2**62, (), generator=generator))):
                 drawn.reset_parameters()
             module.load_state_dict(drawn.state_dict())
+
+
+def redrawn_whole(network: nn.Module) -> bool:
+    """Whether ``initialise`` leaves nothing in a network of what it was built or used with before.
+
+    So it is with the package's modules, and with those of torch that have a reset of their own, or nothing to be reset.
+    Modules of one's own may hold what they drew when they were built.
+    """
+    for module in network.modules():
+        origin = type(module).__module__
+        if f"{origin}.".startswith("tenas.networks."):
+            continue
+        if not origin.startswith("torch.nn.modules."):
+            return False
+        own = next(module.parameters(recurse=False), None) is not None or next(module.buffers(recurse=False), None) is not None
+        if own and not hasattr(module, "reset_parameters"):
+            return False
+    return True

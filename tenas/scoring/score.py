@@ -1,11 +1,13 @@
 """Measure subjects: the one part of a search or a study that needs torch."""
 
+import gc
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +15,14 @@ import torch
 from torch import nn
 
 from tenas.errors import TenasError
-from tenas.measures.catalogue import get_measure
+from tenas.measures.catalogue import BUILT_IN, get_measure
+from tenas.measures.common import collector_paused, collector_spared
 from tenas.measures.threads import one_thread
-from tenas.networks import Network, Supernet, SupernetCells, initialise, seeded
+from tenas.networks import Network, Supernet, SupernetCells, initialise, redrawn_whole, seeded
 from tenas.networks.costs import operator_costs
 from tenas.scoring.checkpoint import Taken
 from tenas.scoring.inputs import draw_inputs
-from tenas.scoring.subjects import Cells, Measurement, Subjects, Trials
+from tenas.scoring.subjects import Cells, Measurement, Subjects
 from tenas.seeds import derive_seed
 from tenas.spaces.sums import Sums
 
@@ -36,11 +39,21 @@ class Task(NamedTuple):
     names: tuple[int, ...]
 
 
+class Built(NamedTuple):
+    """A network that the next measurement may use again, ``of`` what it was built. ``drawn``: whose weights it has."""
+
+    of: tuple[Any, ...]
+    network: nn.Module
+    drawn: tuple[str, int] | None = None
+
+
 class Scorer:
-    """Measures one subject after another. What a repeat shares is drawn once as long as it stays the same.
+    """Measures one subject after another. What measurements share is made once as long as it stays the same.
 
     All subjects of a repeat have the same inputs, unless trials draw their own, and the same seed of their weights. The trials of
-    a supernet also share the network: its weights are drawn once per repeat. A discrete cell has a network of its own.
+    a supernet also share the network: its weights are drawn once per repeat. A discrete cell has a network of its own, of which
+    the last one is kept for the next measurement of the same size: only its weights are drawn again. What crops are counted on has
+    every operator, and is the same network for all cells.
     """
 
     def __init__(self, task: Task, images: np.ndarray, card: Mapping[str, Any], device: str) -> None:
@@ -49,10 +62,11 @@ class Scorer:
         for reference, settings in task.measures.items():
             measure = get_measure(reference)
             self.measures[measure.name] = (measure, settings)
-        # Of what draw the inputs and the supernet's weights are: measure, repeat, and the trial if it is its own.
+        # Of what draw the inputs and the supernet's weights are: repeat, and the trial if it is its own.
+        self.inputs: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {}
         self.drawn: tuple[str | int, ...] = ()
-        self.weighted: tuple[str | int, ...] = ()
         self.supernets: dict[str, Supernet | SupernetCells] = {}
+        self.built: dict[bool, Built] = {}
         self.sums: dict[str, Sums | None] = {}
 
     def __call__(self, measurement: Measurement) -> Taken:
@@ -63,22 +77,16 @@ class Scorer:
             start = time.process_time()
             figure = costs.of(self.task.subjects.genotype(subject))
             return Taken(measurement, figure, time.process_time() - start)
-        trials = self.task.subjects if isinstance(self.task.subjects, Trials) else None
-        own = trials.drawn_by(subject) if trials else ()
-        if self.drawn != (name, repeat, *own):
+        own = () if isinstance(self.task.subjects, Cells) else self.task.subjects.drawn_by(subject)
+        if name not in self.inputs or self.inputs[name][0] != (repeat, *own):
             seed = self.seed(name, repeat, "inputs", *own)
-            self.inputs = draw_inputs(measure, settings, self.images, self.card, seed, self.device)
-            self.drawn = (name, repeat, *own)
-        if trials:
-            own = own if name in trials.own_weights else ()
-            if self.weighted != (name, repeat, *own):
-                initialise(self.supernet(name), settings["weights"], self.seed(name, repeat, "weights", *own))
-                self.weighted = (name, repeat, *own)
+            drawn = draw_inputs(measure, settings, self.images, self.card, seed, self.device)
+            self.inputs[name] = (repeat, *own), drawn
         network = self.network(name, subject, repeat)
         clock = time.process_time if self.device == "cpu" else time.perf_counter
         start = clock()
         with seeded(self.seed(name, repeat, "draws")):
-            value = measure(network, *self.inputs)
+            value = measure(network, *self.inputs[name][1])
         return Taken(measurement, value, clock() - start)
 
     def costs(self, name: str) -> Sums | None:
@@ -101,16 +109,34 @@ class Scorer:
         return derive_seed(*self.task.names, repeat, name, purpose, *trial)
 
     def network(self, name: str, subject: int, repeat: int) -> nn.Module:
-        if isinstance(self.task.subjects, Trials):
-            supernet = self.supernet(name)
-            supernet.set_mask(self.task.subjects.masked(subject))
-            return supernet
-        _, settings = self.measures[name]
+        if isinstance(self.task.subjects, Cells):
+            return self.cell(self.task.subjects, name, subject, repeat)
+        trials, supernet = self.task.subjects, self.supernet(name)
+        own = trials.drawn_by(subject) if name in trials.own_weights else ()
+        if self.drawn != (name, repeat, *own):
+            initialise(supernet, self.measures[name][1]["weights"], self.seed(name, repeat, "weights", *own))
+            self.drawn = (name, repeat, *own)
+        supernet.set_mask(trials.masked(subject))
+        return supernet
+
+    def cell(self, cells: Cells, name: str, subject: int, repeat: int) -> nn.Module:
+        """The network of a discrete cell with the weights of a measure and repeat; the one before it, where that fits."""
+        measure, settings = self.measures[name]
+        crops = settings["inputs"] == "crops"
+        of = (settings["channels"],) if crops else (subject, settings["channels"], settings["cells"])
         seed = self.seed(name, repeat, "weights")
-        with seeded(seed):
-            network = cell_network(self.task.subjects, subject, settings, self.card["classes"])
-        initialise(network, settings["weights"], seed)
-        return network.to(self.device)
+        built = self.built.pop(crops, None)
+        if built is None or built.of != of:
+            with seeded(seed), collector_paused():
+                built = Built(of, cell_network(cells, subject, settings, self.card["classes"]).to(self.device))
+        if built.drawn != (name, repeat):
+            initialise(built.network, settings["weights"], seed)
+        if crops:
+            built.network.set_mask(cells.space.mask(cells.genotype(subject)))
+        # A measure of one's own may leave anything behind in a network, and modules of one's own may hold what they once drew.
+        if measure is BUILT_IN.get(name) and redrawn_whole(built.network):
+            self.built[crops] = built._replace(drawn=(name, repeat))
+        return built.network
 
     def supernet(self, name: str) -> Supernet | SupernetCells:
         if name not in self.supernets:
@@ -125,6 +151,25 @@ class Scorer:
         return self.supernets[name]
 
 
+def in_groups(task: Task, measurements: Sequence[Measurement], most: int) -> list[list[Measurement]]:
+    """The measurements in the order in which they are taken, parted where nothing is shared, at most ``most`` together.
+
+    Those of a cell that have a network of the same size follow each other: it is built once. Others stay in their order.
+    """
+    if not isinstance(task.subjects, Cells):
+        return [[measurement] for measurement in measurements]
+    shapes = {}
+    for reference, settings in task.measures.items():
+        measure = get_measure(reference)
+        shapes[measure.name] = None if settings["inputs"] == "crops" else (settings["channels"], settings["cells"])
+    groups: dict[tuple[Any, ...], list[Measurement]] = {}
+    for measurement in measurements:
+        subject, name, repeat = measurement
+        key = (name, repeat) if shapes[name] is None else (subject, shapes[name])
+        groups.setdefault(key, []).append(measurement)
+    return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
+
+
 def cell_network(cells: Cells, subject: int, settings: Mapping[str, Any], classes: int) -> nn.Module:
     """The network that a measure sees of a discrete cell."""
     genotype = cells.genotype(subject)
@@ -133,12 +178,16 @@ def cell_network(cells: Cells, subject: int, settings: Mapping[str, Any], classe
     return Network(genotype, channels=settings["channels"], cells=settings["cells"], classes=classes)
 
 
+# Measurements of a network that a worker process takes at once, of long shards: fewer are lost with a job that is killed.
+TOGETHER = 4
+
 _scorer: Scorer
 
 
 def _start_worker(task: Task, images: np.ndarray, card: Mapping[str, Any]) -> None:
     global _scorer
     torch.set_num_threads(1)
+    gc.freeze()  # as collector_spared, for as long as the process lives
     _scorer = Scorer(task, images, card, "cpu")
 
 
@@ -170,10 +219,10 @@ def score(
             taken(result)
 
     # The scorer is made here in any case: what is wrong with the settings is said before processes are started.
-    with one_thread():
+    with one_thread(), collector_spared():
         scorer = Scorer(task, images, card, device)
         if device != "cpu" or threads == 1 or len(measurements) < 2 * threads:
-            keep(map(scorer, measurements))
+            keep(map(scorer, chain.from_iterable(in_groups(task, measurements, len(measurements)))))
             return values
     for attempt in (1, 2):
         waiting = [measurement for measurement in measurements if measurement not in values]
@@ -199,9 +248,10 @@ def _in_workers(
     """Measure in worker processes. Raises BrokenProcessPool when one of them dies."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(threads, context, _start_worker, arguments) as pool:
-        # One at a time and as they come: a job that is killed loses what was under way and nothing else. That each
-        # process draws weights and images for every repeat costs a few hundredths of a measurement.
-        waiting = [pool.submit(_measure, [measurement]) for measurement in measurements]
+        # As they come: a job that is killed loses what was under way and nothing else. That each process draws weights and
+        # images for every repeat costs a few hundredths of a measurement.
+        most = max(1, min(TOGETHER, len(measurements) // (8 * threads)))
+        waiting = [pool.submit(_measure, group) for group in in_groups(arguments[0], measurements, most)]
         try:
             for future in as_completed(waiting):
                 keep(future.result())

