@@ -43,8 +43,9 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
     generator = Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, _ConvNd | nn.Linear):
-            weight = module.weight.detach().to("cpu", copy=True)
-            bias = None if module.bias is None else module.bias.detach().to("cpu", copy=True)
+            # On a CPU the weight itself, elsewhere a copy.
+            weight = module.weight.detach().to("cpu")
+            bias = None if module.bias is None else module.bias.detach().to("cpu")
             if INITIALISERS[scheme] is None:
                 nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
                 if bias is not None:
@@ -57,9 +58,10 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
                     nn.init.kaiming_normal_(weight, mode=INITIALISERS[scheme], nonlinearity="relu", generator=generator)
                 if bias is not None:
                     nn.init.zeros_(bias)
-            module.weight.data.copy_(weight)
-            if bias is not None:
-                module.bias.data.copy_(bias)
+            if module.weight.device.type != "cpu":
+                module.weight.data.copy_(weight)
+                if bias is not None:
+                    module.bias.data.copy_(bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
         elif hasattr(module, "reset_parameters"):

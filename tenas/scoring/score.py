@@ -40,10 +40,14 @@ class Task(NamedTuple):
 
 
 class Built(NamedTuple):
-    """A network that the next measurement may use again, ``of`` what it was built. ``drawn``: whose weights it has."""
+    """A network that the next measurement may use again, ``of`` what it was built. ``drawn``: whose weights it has.
+
+    ``whole``: its weights are all that it was ever given by chance (``redrawn_whole``).
+    """
 
     of: tuple[Any, ...]
     network: nn.Module
+    whole: bool
     drawn: tuple[str, int] | None = None
 
 
@@ -128,13 +132,14 @@ class Scorer:
         built = self.built.pop(crops, None)
         if built is None or built.of != of:
             with seeded(seed), collector_paused():
-                built = Built(of, cell_network(cells, subject, settings, self.card["classes"]).to(self.device))
+                network = cell_network(cells, subject, settings, self.card["classes"]).to(self.device)
+            built = Built(of, network, redrawn_whole(network))
         if built.drawn != (name, repeat):
             initialise(built.network, settings["weights"], seed)
         if crops:
             built.network.set_mask(cells.space.mask(cells.genotype(subject)))
         # A measure of one's own may leave anything behind in a network, and modules of one's own may hold what they once drew.
-        if measure is BUILT_IN.get(name) and redrawn_whole(built.network):
+        if built.whole and measure is BUILT_IN.get(name):
             self.built[crops] = built._replace(drawn=(name, repeat))
         return built.network
 

@@ -613,8 +613,17 @@ def list_positions(x, stride, phase_y, phase_x, target_row, target_first, source
         for y in range(phase_y, height, stride):
             target = target_first + y * target_row
             source = source_first + y // stride * source_row
+            pixels = x[plane, y]
+            if stride == 1:
+                for u in range(width):
+                    value = pixels[u]
+                    targets[count] = (target + u) * size
+                    sources[count] = (source + u) * size
+                    values[count] = value
+                    count += value > 0
+                continue
             for u in range(phase_x, width, stride):
-                value = x[plane, y, u]
+                value = pixels[u]
                 targets[count] = (target + u) * size
                 sources[count] = (source + u // stride) * size
                 values[count] = value
@@ -705,14 +714,21 @@ def forward_products(template, z, x, groups, stride, kernel, padding, dilation):
     for j in range(n):
         for c in range(outer):
             for y in range(high):
-                for u in range(wide):
-                    a[c, y * stride * row + u * stride] = z[j, c, y, u]
+                pixels, place = z[j, c, y], a[c, y * stride * row :]
+                if stride == 1:
+                    for u in range(wide):
+                        place[u] = pixels[u]
+                else:
+                    for u in range(wide):
+                        place[u * stride] = pixels[u]
         for c in range(inner):
             for y in range(height):
+                # Rows as arrays of their own: only so the compiler makes vectors of these loops.
+                pixels, place, sums = x[j, c, y], b[c, (y + padding[0]) * row + padding[1] :], total[c, y]
                 for u in range(width):
-                    value = x[j, c, y, u]
-                    b[c, (y + padding[0]) * row + u + padding[1]] = value
-                    total[c, y, u] += value
+                    place[u] = pixels[u]
+                for u in range(width):
+                    sums[u] += pixels[u]
         for c in range(outer):
             for k in range(each):
                 other = c // (outer // groups) * each + k
@@ -732,16 +748,24 @@ def forward_products(template, z, x, groups, stride, kernel, padding, dilation):
                         for lane in range(lanes):
                             products[c, k, t] += part[c, k, t, lane]
             part[:] = 0
-    for c in range(inner):
-        for t in range(taps):
-            top, left = t // kernel[1] * dilation - padding[0], t % kernel[1] * dilation - padding[1]
+    for t in range(taps):
+        top, left = t // kernel[1] * dilation - padding[0], t % kernel[1] * dilation - padding[1]
+        # The outputs u whose tap lies within the image, u * stride + left from 0 to width - 1.
+        begin, end = max(0, (stride - 1 - left) // stride), min(wide, (width - 1 - left) // stride + 1)
+        # Several channels side by side, as each sum waits for its last addition.
+        for first in range(0, inner, 3):
+            second, third = min(first + 1, inner - 1), min(first + 2, inner - 1)
+            sum_0, sum_1, sum_2 = 0.0, 0.0, 0.0
             for y in range(high):
                 v = y * stride + top
                 if 0 <= v < height:
-                    for u in range(wide):
+                    row_0, row_1, row_2 = total[first, v], total[second, v], total[third, v]
+                    for u in range(begin, end):
                         w = u * stride + left
-                        if 0 <= w < width:
-                            seen[c, t] += total[c, v, w]
+                        sum_0 += row_0[w]
+                        sum_1 += row_1[w]
+                        sum_2 += row_2[w]
+            seen[first, t], seen[second, t], seen[third, t] = sum_0, sum_1, sum_2
     for c in range(outer):
         for k in range(each):
             patches[c, k] = seen[c // (outer // groups) * each + k]
@@ -776,8 +800,10 @@ def convolve(template, x, weight, share, groups, padding, dilation):
         for c in range(inner):
             for y in range(height):
                 start = c * plane + (y + padding[0]) * row + padding[1]
+                # Rows as arrays of their own: only so the compiler makes vectors of these loops.
+                pixels, place = x[j, c, y], source[start : start + width]
                 for u in range(width):
-                    source[start + u] = x[j, c, y, u]
+                    place[u] = pixels[u]
         for c in range(outer):
             target[:] = 0
             base = source.ctypes.data + c // (outer // groups) * each * plane * item
@@ -794,6 +820,7 @@ def convolve(template, x, weight, share, groups, padding, dilation):
                     gather_few(template, target.ctypes.data, base, at, at, i, last, offsets.ctypes.data, weights, taps)
                     i += GATHER_REST
             for y in range(high):
+                sums, shares, place = target[y * row : y * row + wide], share[y], result[j, c, y]
                 for u in range(wide):
-                    result[j, c, y, u] = target[y * row + u] * share[y, u]
+                    place[u] = sums[u] * shares[u]
     return result
