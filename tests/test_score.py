@@ -12,16 +12,34 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from helpers import CARD, IMAGES, KAPPA, NAS, ON_A_BATCH, REGIONS, cells_of, chain_space, first_round, kept_space, take, tiny
+from helpers import (
+    CARD,
+    DARTS,
+    IMAGES,
+    KAPPA,
+    NAS,
+    ON_A_BATCH,
+    REGIONS,
+    cells_of,
+    chain_space,
+    conv,
+    first_round,
+    kept_space,
+    take,
+    tiny,
+)  # fmt: skip
 
 from tenas.device import choose_device
 from tenas.errors import TenasError
-from tenas.measures import flops, linear_regions, ntk_condition_number, parameters
-from tenas.networks import Network, Supernet, SupernetCells, initialise
+from tenas.measures import Measure, flops, linear_regions, ntk_condition_number, parameters
+from tenas.measures.catalogue import BUILT_IN
+from tenas.networks import INITIALISERS, Network, Supernet, SupernetCells, initialise, redrawn_whole
 from tenas.scoring.inputs import draw_crops, draw_images, draw_noise, normalised
+from tenas.scoring.score import Scorer, Task, cell_network, in_groups
 from tenas.scoring.subjects import Cell, Cells, Measurement, Trials, plan, read_cells, trials_of
 from tenas.seeds import derive_seed
 from tenas.settings import search_settings
+from tenas.spaces import CellSpace
 
 # Noise for images and few crops: the counts are saturated here, which is said and does no harm.
 pytestmark = pytest.mark.filterwarnings("ignore::tenas.measures.SaturatedWarning")
@@ -272,6 +290,120 @@ def test_own_draws_depend_on_no_order_and_no_shards():
     assert take(everything[::-1], subjects=subjects) == values
     shards = [plan(MEASURES, subjects.ids, (shard, 5)) for shard in range(1, 6)]
     assert {m: v for shard in shards for m, v in take(shard, subjects=subjects).items()} == values
+
+
+# --- a cell's network that is used again
+
+LABELLED = CARD | {"labels": np.arange(60) % 4}
+# Each measure that comes with the package, once with a size of its own, so that networks change between measurements.
+EACH = {
+    name: ON_A_BATCH | {"repeats": 2, "channels": 2 + place % 2, "weights": list(INITIALISERS)[place % 4]}
+    for place, name in enumerate(BUILT_IN)
+} | {REGIONS: MEASURES[REGIONS]}
+
+
+@pytest.mark.parametrize("space", [NAS, DARTS], ids=lambda space: space.name)
+def test_a_network_that_is_used_again_measures_as_a_new_one(space):
+    """Every measure after every other, in both orders, as if each were taken alone."""
+    subjects = cells_of(space, 2)
+    everything = plan(EACH, subjects.ids)
+
+    def taken(measurements):
+        return take(measurements, {"measures": EACH}, subjects, (7, 2), LABELLED)
+
+    alone = {m: v for measurement in everything for m, v in taken([measurement]).items()}
+    assert taken(everything) == alone
+    assert taken(everything[::-1]) == alone
+
+
+def test_a_measure_leaves_the_network_as_it_was_built():
+    """What would change the next measurement silently: modes, flags, types, hooks, methods, statistics, weights."""
+    subjects = cells_of(DARTS, 1)
+    torch.set_num_threads(1)
+    for name, settings in EACH.items():
+        scorer = Scorer(Task({name: settings}, subjects, (7, 2)), IMAGES, LABELLED, "cpu")
+        scorer(Measurement(1, name, 0))
+        if scorer.built:  # parameters and FLOPs are sums
+            ((crops, built),) = scorer.built.items()
+            new = cell_network(subjects, 1, settings, CARD["classes"])
+            initialise(new, settings["weights"], scorer.seed(name, 0, "weights"))
+            assert crops == (name == REGIONS)
+            state = built.network.state_dict()
+            assert all(
+                torch.equal(state[key], value) and state[key].dtype == value.dtype for key, value in new.state_dict().items()
+            )
+            assert all(p.requires_grad and p.grad is None for p in built.network.parameters())
+            for module, other in zip(built.network.modules(), new.modules(), strict=True):
+                assert vars(module).keys() == vars(other).keys(), (name, module)
+                assert module.training
+                hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+                assert not any(hooks)
+
+
+def leaves_traces(network, images):
+    """A measure as it should not be: it leaves another mode, frozen weights of another type, and a hook."""
+    network.eval().double().requires_grad_(False)
+    network.register_forward_hook(lambda module, inputs, output: output * 0)
+    return 1.0
+
+
+class Drawn(torch.nn.Module):
+    """An operator with numbers that no initialisation draws again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.rand(())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x * self.scale + torch.roll(x, 1, 3))
+
+
+def test_what_may_not_be_used_again_is_built_again():
+    traces = Measure("traces", leaves_traces)
+    measures = {"naswot": ON_A_BATCH | {"repeats": 2}, "swap": ON_A_BATCH}
+    subjects = cells_of(NAS, 2)
+    clean = take(plan(measures, subjects.ids), {"measures": measures}, subjects, (7, 2))
+    scorer = Scorer(Task(measures, subjects, (7, 2)), IMAGES, CARD, "cpu")
+    scorer.measures["traces"] = (traces, ON_A_BATCH)
+    for measurement, value in clean.items():
+        scorer(Measurement(measurement.subject, "traces", 0))
+        assert scorer(measurement).value == value
+
+    space = CellSpace("drawn", {"conv": conv(3), "drawn": lambda inputs, outputs, stride: Drawn()}, nodes=3, channels=4, cells=1)
+    subjects = cells_of(space, 3)
+    everything = plan(measures, subjects.ids)
+    alone = [take([m], {"measures": measures}, subjects, (7, 2))[m] for m in everything]
+    assert list(map(take(everything, {"measures": measures}, subjects, (7, 2)).get, everything)) == alone
+
+
+def test_whose_networks_are_drawn_again_as_a_whole():
+    for space in (NAS, DARTS, kept_space(), chain_space()):
+        genotype = space.random_genotype(space.full_mask(), np.random.default_rng(0))
+        assert redrawn_whole(Network(genotype, channels=2, cells=2, classes=3))
+        assert redrawn_whole(SupernetCells(space, channels=1))
+    assert not redrawn_whole(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), Drawn()))
+    assert not redrawn_whole(torch.nn.MultiheadAttention(4, 2))  # parameters without a reset of their own
+    assert not redrawn_whole(torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv2d(3, 3, 1)))
+
+
+def test_measurements_of_a_network_go_together():
+    measures = {
+        "swap": ON_A_BATCH,
+        KAPPA: ON_A_BATCH | {"repeats": 3, "channels": 1},
+        "naswot": ON_A_BATCH,
+        REGIONS: MEASURES[REGIONS],
+    }
+    subjects = cells_of(NAS, 5)
+    task, everything = Task(measures, subjects, (7, 2)), plan(measures, subjects.ids)
+    groups = in_groups(task, everything, 2)
+    assert sorted(m for group in groups for m in group) == sorted(everything)
+    assert max(map(len, groups)) == 2
+    assert [("swap", 0), ("naswot", 0)] in [[m[1:] for m in group] for group in groups]
+    assert all(len({m.subject for m in group}) == 1 for group in groups if group[0].measure != REGIONS)
+    assert all(len({m[1:] for m in group}) == 1 for group in groups if group[0].measure == REGIONS)
+    assert [len(group) for group in in_groups(Task(MEASURES, TRIALS, (7, 1)), plan(MEASURES, TRIALS.ids), 9)] == [1] * 4 * len(
+        TRIALS.ids
+    )
 
 
 # --- worker processes that die

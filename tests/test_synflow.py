@@ -52,3 +52,30 @@ def test_a_flow_that_overflows_is_a_sentence(function):
         nn.init.constant_(layer.weight, 1e8)
     with pytest.raises(TenasError, match="overflows float64"):
         function(network, torch.zeros(1, 60))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_has_its_own_numbers_back(training):
+    """Also where its gradients, a frozen weight, tied weights and a wrapped method are at stake, and after an error."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)).train(
+        training
+    )
+    network[4].weight = network[3].weight
+    network[0].bias.requires_grad_(False)
+    inner = network[1].forward
+    network[1].forward = lambda x: inner(x)
+    wrapper = network[1].forward
+    network(torch.randn(2, 3, 4, 4)).sum().backward()
+    tensors = [*network.parameters(), *network.buffers()]
+    before = [(t.data_ptr(), t.dtype, t.clone(), None if t.grad is None else t.grad.clone()) for t in tensors]
+    assert synflow(network, torch.zeros(1, 3, 4, 4)) > 0
+    with pytest.raises(RuntimeError):
+        synflow(network, torch.zeros(1, 5, 4, 4))
+    for tensor, (place, dtype, value, gradient) in zip(tensors, before, strict=True):
+        assert (tensor.data_ptr(), tensor.dtype) == (place, dtype)
+        assert torch.equal(tensor, value)
+        assert gradient is None or torch.equal(tensor.grad, gradient)
+    assert network[1].forward is wrapper
+    assert network.training == network[1].training == training
+    assert not network[0].bias.requires_grad
+    network(torch.randn(2, 3, 4, 4)).sum().backward()
