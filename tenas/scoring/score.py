@@ -136,7 +136,7 @@ class Scorer:
             built = Built(of, network, redrawn_whole(network))
         if built.drawn != (name, repeat):
             initialise(built.network, settings["weights"], seed)
-        if crops:
+        if isinstance(built.network, SupernetCells):
             built.network.set_mask(cells.space.mask(cells.genotype(subject)))
         # A measure of one's own may leave anything behind in a network, and modules of one's own may hold what they once drew.
         if built.whole and measure is BUILT_IN.get(name):
