@@ -76,7 +76,7 @@ DEFAULT = TINY | {
                 },
             },
         }
-    }
+    },
 }
 
 # A measurement of a few milliseconds.

@@ -55,8 +55,8 @@ class Scorer:
     """Measures one subject after another. What measurements share is made once as long as it stays the same.
 
     All subjects of a repeat have the same inputs, unless trials draw their own, and the same seed of their weights. The trials of
-    a supernet also share the network: its weights are drawn once per repeat. A discrete cell has a network of its own, of which
-    the last one is kept for the next measurement of the same size: only its weights are drawn again. What crops are counted on has
+    a supernet also share the network: its weights are drawn once per repeat. A discrete cell has a network of its own; the last
+    one is kept for the next measurement of the same size, and only its weights are drawn again. What crops are counted on has
     every operator, and is the same network for all cells.
     """
 
