@@ -16,7 +16,7 @@ search: .venv/installed
 	tenas show results/digits
 
 test: .venv/installed
-	pytest --numprocesses $(CORES) --dist loadfile
+	pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	ruff check .

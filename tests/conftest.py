@@ -36,3 +36,8 @@ def finished_default(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def funnel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny search that goes from operators over cells to trainings, within limits, with a table, a study and claims."""
     return ended(tmp_path_factory, "funnel", FUNNEL, table=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that run whole workflows take minutes each: begun first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: not hasattr(item.module, "snakemake"))
