@@ -179,7 +179,7 @@ def edit(request):
         (["search/prune.py"], {"prune"}, {"prune"}),
         (["report/drawing.py", "report/summary.py"], {"draw", "summary"}, {"draw", "summary"}),
         (["retrain/train.py", "study/correlate.py"], {"retrain"}, {"training", "correlate"}),
-        (["export/stage.py", "benchmark/searches.py"], {"export"}, {"table_search"}),
+        (["export/stage.py", "benchmark/searches.py"], {"export"}, {"table_search", "claims"}),  # claims: baselines
         (["networks/darts.py", "settings/base.py", "cli.py", "files.py", "stages/types.py"], set(), set()),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
