@@ -10,7 +10,7 @@ For each run (a folder of NAS-Bench-201 searches with several seeds, e.g. result
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import prod
 from pathlib import Path
@@ -33,6 +33,11 @@ def operators_of(arch: str | Path) -> tuple[str, ...]:
     return tuple(choice.operator for choice in load_genotype(arch).cells[0])
 
 
+def accuracies_by_operators(index: pd.DataFrame) -> dict[tuple[str, ...], np.ndarray]:
+    """ACCURACIES of each cell of a table, by its operators."""
+    return dict(zip(map(operators_of, index["arch"]), index[list(ACCURACIES)].to_numpy(), strict=True))
+
+
 def agreement(cells: Sequence[Sequence[str]]) -> float:
     """Share of the edges on which two of the cells have the same operator, over all pairs of cells."""
     return mean(mean(a == b for a, b in zip(*pair, strict=True)) for pair in combinations(cells, 2))
@@ -44,10 +49,10 @@ def mix_of(cells: Sequence[Sequence[str]]) -> dict[str, float]:
     return {operator: count / counts.total() for operator, count in counts.most_common()}
 
 
-def worth_of(mix: dict[str, float], index: pd.DataFrame, operators: Sequence[Sequence[str]]) -> np.ndarray:
-    """Mean of ACCURACIES over the cells of ``index`` (their ``operators``) when each edge is drawn from ``mix``."""
-    weights = np.array([prod(mix.get(operator, 0.0) for operator in cell) for cell in operators])
-    return weights @ index[list(ACCURACIES)].to_numpy() / weights.sum()
+def worth_of(mix: dict[str, float], accuracies: Mapping[tuple[str, ...], np.ndarray]) -> np.ndarray:
+    """Mean of the ``accuracies`` by cells' operators when each edge is drawn from ``mix``."""
+    weights = np.array([prod(mix.get(operator, 0.0) for operator in cell) for cell in accuracies])
+    return weights @ np.array(list(accuracies.values())) / weights.sum()
 
 
 def main() -> None:
@@ -56,8 +61,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs with two seeds at least")
     arguments = parser.parse_args()
     index = read_index(arguments.index)
-    operators = [operators_of(arch) for arch in index["arch"]]
-    by_operators = dict(zip(operators, index[list(ACCURACIES)].to_numpy(), strict=True))
+    by_operators = accuracies_by_operators(index)
     rows = []
     for run in arguments.runs:
         found = [operators_of(path) for path in sorted(run.glob(layout.GENOTYPE.format(seed="*")))]
@@ -71,7 +75,7 @@ def main() -> None:
                 f"{agreement(found):.2f}",
                 f"{sum(share**2 for share in mix.values()):.2f}",
                 " / ".join(f"{value:.2f}" for value in np.mean([by_operators[cell] for cell in found], axis=0)),
-                " / ".join(f"{value:.2f}" for value in worth_of(mix, index, operators)),
+                " / ".join(f"{value:.2f}" for value in worth_of(mix, by_operators)),
                 ", ".join(f"{operator} {share:.2f}" for operator, share in mix.items()),
             ]
         )

@@ -53,7 +53,9 @@ def time_usual(scorers: Mapping[str, Scorer], trial: int) -> float:
     for name, scorer in scorers.items():
         for number in (0, trial):
             if name == KAPPA:
-                condition_number(ntk_gram_by_loop(scorer.network(name, number, 0), *scorer.inputs), dtype=torch.float32)
+                condition_number(
+                    ntk_gram_by_loop(scorer.network(name, number, 0), *scorer.inputs(name, number, 0)), dtype=torch.float32
+                )
             else:
                 scorer(Measurement(number, name, 0))
     return time.perf_counter() - start

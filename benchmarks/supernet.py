@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from benchmarks.operator_mix import ACCURACIES, operators_of
+from benchmarks.operator_mix import accuracies_by_operators, operators_of
 from benchmarks.side_by_side import table
 from tenas import layout
 from tenas.benchmark import read_index
@@ -149,7 +149,7 @@ def main() -> None:
     arguments = parser.parse_args()
     index = read_index(arguments.index)
     worth = worth_of(index)
-    accuracies = dict(zip(map(operators_of, index["arch"]), index[list(ACCURACIES)].to_numpy(), strict=True))
+    accuracies = accuracies_by_operators(index)
     rows = [row for run in arguments.runs for row in rows_of(run, worth, accuracies)]
     header = ["run", "seeds", "score", "Spearman, mean", "seeds averaged", "with the best", "best kept", "found, %"]
     print(table(header, rows))

@@ -105,7 +105,9 @@ def test_the_usual_way_gives_the_same_condition_numbers(folder):
     inputs = read_inputs(entry["measures"], folder / "images/images.npy")
     scorer = search.scorers_of(subjects, entry["measures"], (0, 1), *inputs)[search.KAPPA]
     ours = scorer(Measurement(5, search.KAPPA, 0)).value
-    usual = condition_number(ntk_gram_by_loop(scorer.network(search.KAPPA, 5, 0), *scorer.inputs), dtype=torch.float32)
+    usual = condition_number(
+        ntk_gram_by_loop(scorer.network(search.KAPPA, 5, 0), *scorer.inputs(search.KAPPA, 5, 0)), dtype=torch.float32
+    )
     assert usual == pytest.approx(ours, rel=0.02)
 
 

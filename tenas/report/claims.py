@@ -111,8 +111,10 @@ class _Runs:
 
     def __init__(self, results: Path, tested: Iterable[str]) -> None:
         self.runs = [self._read(results / run) for run in tested if (results / run / layout.SEARCH).exists()]
-        self._baselines: dict[tuple[Path, bool], list[Standing]] = {}
+        # Each is read or computed once, however many claims and accuracies it stands beside.
         self._table = cache(lambda folder: table_of(self.found(folder)))
+        self.standings = cache(self._standings)
+        self.baselines = cache(self._baselines)
 
     @staticmethod
     def _read(folder: Path) -> Found:
@@ -136,18 +138,15 @@ class _Runs:
         values = table.set_index("arch")[column]
         return [{"seed": seed, "arch": arch, "value": float(values[arch])} for seed, arch in ranked.items()]
 
-    def standings(self, folder: Path) -> list[Standing]:
+    def _standings(self, folder: Path) -> list[Standing]:
         """The run itself, and without its trainings; empty where no table has been looked up."""
         table = self._table(folder)
         return [] if table is None else standings_of_run(self.found(folder), table, f"run {folder.name}")
 
-    def baselines(self, folder: Path, *, trained: bool = True) -> list[Standing]:
+    def _baselines(self, folder: Path, *, trained: bool) -> list[Standing]:
         """What costs as much as the run, ``trained`` or without its trainings; empty where no table has been looked up."""
-        if (folder, trained) not in self._baselines:
-            table = self._table(folder)
-            found = [] if table is None else baselines_of_run(self.found(folder), table, self.runs, trained=trained)
-            self._baselines[folder, trained] = found
-        return self._baselines[folder, trained]
+        table = self._table(folder)
+        return [] if table is None else baselines_of_run(self.found(folder), table, self.runs, trained=trained)
 
 
 def _seeds(claim: Mapping[str, Any], folder: Path, runs: _Runs) -> list[dict[str, Any]]:
@@ -265,7 +264,7 @@ def _beside(
         about = {name: claim for name, claim in claims.items() if claim.get("accuracy") == accuracy}
         folders = [results / run for run in runs_of(about) if run in tested and (results / run / layout.SEARCH).exists()]
         standings = [one for folder in folders for one in runs.standings(folder)]
-        standings += [one for folder in folders for one in runs.baselines(folder)]
+        standings += [one for folder in folders for one in runs.baselines(folder, trained=True)]
         # Runs of the same cost have the same beside them.
         rows = dict.fromkeys((one.name, one.number, *one.accuracies[accuracy]) for one in standings if accuracy in one.accuracies)
         if rows:

@@ -67,7 +67,7 @@ class Scorer:
             measure = get_measure(reference)
             self.measures[measure.name] = (measure, settings)
         # Of what draw the inputs and the supernet's weights are: repeat, and the trial if it is its own.
-        self.inputs: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {}
+        self.seen: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {}
         self.drawn: tuple[str | int, ...] = ()
         self.supernets: dict[str, Supernet | SupernetCells] = {}
         self.built: dict[bool, Built] = {}
@@ -76,21 +76,16 @@ class Scorer:
     def __call__(self, measurement: Measurement) -> Taken:
         """The value and what it cost: seconds of the processor, or of the clock on a GPU, without making the network."""
         subject, name, repeat = measurement
-        measure, settings = self.measures[name]
+        measure, _ = self.measures[name]
         if isinstance(self.task.subjects, Cells) and (costs := self.costs(name)) is not None:
             start = time.process_time()
             figure = costs.of(self.task.subjects.genotype(subject))
             return Taken(measurement, figure, time.process_time() - start)
-        own = () if isinstance(self.task.subjects, Cells) else self.task.subjects.drawn_by(subject)
-        if name not in self.inputs or self.inputs[name][0] != (repeat, *own):
-            seed = self.seed(name, repeat, "inputs", *own)
-            drawn = draw_inputs(measure, settings, self.images, self.card, seed, self.device)
-            self.inputs[name] = (repeat, *own), drawn
-        network = self.network(name, subject, repeat)
+        inputs, network = self.inputs(name, subject, repeat), self.network(name, subject, repeat)
         clock = time.process_time if self.device == "cpu" else time.perf_counter
         start = clock()
         with seeded(self.seed(name, repeat, "draws")):
-            value = measure(network, *self.inputs[name][1])
+            value = measure(network, *inputs)
         return Taken(measurement, value, clock() - start)
 
     def costs(self, name: str) -> Sums | None:
@@ -111,6 +106,15 @@ class Scorer:
         if purpose == "weights" and not self.measures[name][1]["redraw"]:
             repeat = 0
         return derive_seed(*self.task.names, repeat, name, purpose, *trial)
+
+    def inputs(self, name: str, subject: int, repeat: int) -> tuple[Any, ...]:
+        """What a subject is measured on: the last draw of the measure, where that is the one."""
+        measure, settings = self.measures[name]
+        of = (repeat, *(() if isinstance(self.task.subjects, Cells) else self.task.subjects.drawn_by(subject)))
+        if name not in self.seen or self.seen[name][0] != of:
+            seed = self.seed(name, repeat, "inputs", *of[1:])
+            self.seen[name] = of, draw_inputs(measure, settings, self.images, self.card, seed, self.device)
+        return self.seen[name][1]
 
     def network(self, name: str, subject: int, repeat: int) -> nn.Module:
         if isinstance(self.task.subjects, Cells):
