@@ -8,12 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from runs import ROOT, call, succeed
 
-from benchmarks import ntk, operator_mix, search, supernet
+import tenas
+from benchmarks import ntk, operator_mix, regions, search, supernet
 from benchmarks.side_by_side import Workers, table
 from tenas.benchmark import read_index
 from tenas.files import read_json, write_json
+from tenas.measures import Measure
+from tenas.measures.regions import linear_regions
+from tenas.networks.single import cells as cells_alone
 from tenas.spaces import get_space
 
 SCRIPTS = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
@@ -200,3 +205,31 @@ def test_rates_are_of_all_processes_together():
 
 def test_a_table_is_markdown():
     assert table(["a", "bc"], [[1, "x"], [22, "y"]]) == "| a  | bc |\n|----|----|\n| 1  | x  |\n| 22 | y  |"
+
+
+def test_regions_of_a_stack_of_cells_on_crops():
+    # Squares of 2x2 pixels in five shades: some crops are like another.
+    squares = torch.randint(5, (400, 3, 6, 6), generator=torch.Generator().manual_seed(0)).float() - 2
+    images = squares.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    space = get_space("nas-bench-201")
+    genotype = space.parse("|nor_conv_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_3x3~2|")
+
+    def count(measure: Measure, cells: int) -> float:
+        torch.manual_seed(1)
+        network = tenas.build(genotype, channels=1, cells=cells, classes=10).train()
+        torch.manual_seed(2)
+        return measure(network, images)
+
+    # One cell on crops of 3x3 is what a search counts: drawn here by plain indices, seen by the network for linear regions.
+    torch.manual_seed(1)
+    network = tenas.build(genotype, channels=1, cells=1, classes=10).train()
+    alone = cells_alone(space, [(choice.operator,) for choice in genotype.cells[0]], channels=1).train()
+    alone.set_mask(space.mask(genotype))
+    alone.cell.load_state_dict(network.blocks[1].state_dict())
+    torch.manual_seed(2)
+    top, left, channel = (torch.randint(high, (400, 1, 1)).flatten() for high in (10, 10, 3))
+    crops = [images[i, channel[i], top[i] : top[i] + 3, left[i] : left[i] + 3][None] for i in range(400)]
+    assert count(regions.CROPS_3, 1) == linear_regions(alone, torch.stack(crops))
+    # More pixels and more cells tell more crops apart.
+    assert count(regions.CROPS_3, 1) < count(regions.CROPS_5, 1) < count(regions.CROPS_9, 1) <= 400
+    assert count(regions.CROPS_3, 1) < count(regions.CROPS_3, 3)

@@ -104,6 +104,7 @@ def test_another_configuration_takes_the_place_of_the_default_one(tmp_path):
         (["nas-bench-201.yaml"], {"summary", "claims"}),
         (["study-nas-bench-201.yaml"], {"correlate"}),
         (["study-depth.yaml", "samples.yaml"], {"correlate"}),
+        (["study-regions.yaml", "samples.yaml"], {"correlate"}),
         (["study-darts.yaml", "samples.yaml"], {"correlate"}),
         (["study-supernet.yaml", "samples.yaml"], {"summary"}),
         (["nas-bench-201.yaml", "study-nas-bench-201.yaml", "samples.yaml"], {"summary", "claims", "correlate", "table_search"}),
@@ -112,7 +113,8 @@ def test_another_configuration_takes_the_place_of_the_default_one(tmp_path):
 )
 def test_the_configurations_that_come_with_the_project(names, rules, tmp_path):
     """In a folder with the files that they ask for."""
-    shutil.copytree(ROOT / "config", tmp_path / "config")
+    for folder in ("config", "benchmarks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     for name in ("nb201.csv.gz", "cifar10_train_10k.npz", "cifar100_960.npz", "imagenet16_960.npz", "darts_189.csv"):
         (tmp_path / "data" / "downloads").mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "downloads" / name).touch()
