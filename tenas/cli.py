@@ -115,6 +115,8 @@ def _add(parsers: Any, name: str, stage: Callable[..., Any]) -> None:
             options |= {"required": True} if required else {"default": parameter.default}
             parser.add_argument(f"--{parameter.name.replace('_', '-')}", dest=parameter.name, **options)
         else:
+            if not required:
+                options |= {"nargs": "*", "action": None, "default": parameter.default}
             parser.add_argument(parameter.name, **options)
 
 
