@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import pytest
-from runs import DEFAULT, FUNNEL, ROOT, TINY, call, copy_repository, made_once, snakemake, succeed, write_config, write_table
-
-__all__ = ["ROOT", "TINY", "call", "copy_repository", "snakemake", "succeed", "write_config"]
+from helpers.runs import DEFAULT, FUNNEL, TINY, made_once, snakemake, succeed, write_config, write_table
 
 
 def ended(tmp_path_factory: pytest.TempPathFactory, name: str, config: dict, table: bool = False) -> Path:

@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 
 import tenas
@@ -19,7 +19,6 @@ from tenas.data.arrays import as_labels, as_pixels
 from tenas.spaces import Mask, get_space
 from tenas.spaces.custom import CellSpace
 
-ROOT = Path(__file__).resolve().parent.parent
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(60) % 3
 NASWOT = {"repeats": 1, "batch": 8, "channels": 4, "cells": 1, "weights": "kaiming_fan_in", "redraw": True}

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 
 from tenas.errors import TenasError
@@ -25,7 +26,6 @@ from tenas.scoring.subjects import Cell, Cells, Trials, plan
 from tenas.spaces import CellSpace, ChainSpace, Layer, get_space, load_genotype
 from tenas.spaces.base import WrongFormError
 
-ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 SPACES = {
     "cells": (f"{EXAMPLES}/own_cells.py:SPACE", {"channels": 4, "cells": 1}),
