@@ -1,9 +1,13 @@
 """Fixtures that several test files share: runs that have ended. Tests read them; one that changes something works on a copy."""
 
+import os
 from pathlib import Path
 
 import pytest
 from helpers.runs import DEFAULT, FUNNEL, TINY, made_once, snakemake, succeed, write_config, write_table
+
+# The fixtures below.
+RUNS = {"finished", "finished_default", "funnel"}
 
 
 def ended(tmp_path_factory: pytest.TempPathFactory, name: str, config: dict, table: bool = False) -> Path:
@@ -36,6 +40,22 @@ def funnel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ended(tmp_path_factory, "funnel", FUNNEL, table=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that run whole workflows take minutes each: begun first, so that no worker is left with one at the end."""
-    items.sort(key=lambda item: not hasattr(item.module, "snakemake"))
+    """Mark what needs a run that has ended, and all that runs the workflow as slow; begin with the files of such tests.
+
+    They take minutes each, and no worker should be left with one at the end.
+    """
+    first = set()
+    for item in items:
+        if RUNS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("workflow")
+        if any(item.get_closest_marker(name) for name in ("workflow", "dvc", "slurm")):
+            item.add_marker("slow")
+            first.add(item.path)
+    items.sort(key=lambda item: item.path not in first)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("data") and "TENAS_SHARED" not in os.environ:
+        pytest.skip("TENAS_SHARED (a folder of real tables and images) is not set")

@@ -184,7 +184,9 @@ def test_an_object_that_a_module_holds_has_a_reference(own):
 
 def test_an_object_of_the_package_has_a_reference():
     """In a process of its own: here a test that holds the same object may come first."""
-    code = "from tenas.references import reference_of; from tenas.spaces import get_space; print(reference_of(get_space('darts')))"
+    code = (
+        "from tenas.references import reference_of; from tenas.spaces import get_space; print(reference_of(get_space('darts')))"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "tenas.spaces.darts:SPACE\n"
 

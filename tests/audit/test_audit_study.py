@@ -40,7 +40,7 @@ def write_table(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def studied(tmp_path_factory) -> Path:
     """A folder with a table, prepared images and a finished study in two shards. To be read, not to be changed."""
     folder, before = tmp_path_factory.mktemp("study"), Path.cwd()
     os.chdir(folder)
@@ -61,9 +61,9 @@ def finished(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def copy(finished, tmp_path, monkeypatch) -> Path:
+def copy(studied, tmp_path, monkeypatch) -> Path:
     """A copy of the finished study, as the working directory."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(studied, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

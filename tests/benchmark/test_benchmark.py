@@ -1,7 +1,6 @@
 """The benchmark look-up, against the published optima, an independent sort, and an independent meaning of isomorphism."""
 
 import json
-import os
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import SHARED
 
 from tenas.benchmark import accuracies_of, canonical_form, isomorphic, look_up, query, read_index
 from tenas.benchmark.builtin import CHECKSUMS
@@ -16,8 +16,6 @@ from tenas.cli import main
 from tenas.errors import TenasError
 from tenas.spaces import get_space, load_genotype
 
-SHARED = os.environ.get("TENAS_SHARED", "")
-needs_shared = pytest.mark.skipif(not SHARED, reason="TENAS_SHARED (a folder with nb201.csv.gz) is not set")
 # Every table here has a few cells of its space.
 pytestmark = pytest.mark.filterwarnings("ignore::tenas.benchmark.index.IncompleteTableWarning")
 CELLS = [genotype.arch for _, genotype in zip(range(6), get_space("nas-bench-201").genotypes(), strict=False)]
@@ -176,10 +174,10 @@ def test_canonical_forms(cell, form):
     assert canonical_form(load_genotype(cell)) == form
 
 
-@needs_shared
+@pytest.mark.data
 def test_the_benchmarks_own_count_of_topologies():
     """6,466 texts (NATS-Bench, table 1). Ours tells more cells apart where a convolution has no input, and else fewer."""
-    table = read_index(Path(SHARED) / "nb201.csv.gz")
+    table = read_index(SHARED / "nb201.csv.gz")
     assert table["unique_str"].nunique() == 6466
     # Where no edge is `none`, its texts differ at most in the order of a sum: no text holds two of our forms.
     whole = table[~table["arch"].str.contains("none")]

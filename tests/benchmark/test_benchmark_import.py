@@ -15,6 +15,7 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import SHARED
 from pyarrow import parquet
 
 from tenas.benchmark import read_index
@@ -23,8 +24,6 @@ from tenas.cli import main
 from tenas.errors import TenasError
 from tenas.spaces import get_space
 
-SHARED = os.environ.get("TENAS_SHARED", "")
-needs_shared = pytest.mark.skipif(not SHARED, reason="TENAS_SHARED (a folder with the official records) is not set")
 pytestmark = pytest.mark.filterwarnings("ignore::tenas.benchmark.index.IncompleteTableWarning")
 CELLS = [genotype.arch for _, genotype in zip(range(4), get_space("nas-bench-201").genotypes(), strict=False)]
 OLD = b"numpy.core.multiarray"
@@ -135,8 +134,8 @@ def imported(source: Path, out: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
     """(the three official records, their miniature archive in both forms, imported)."""
-    records = json.loads((Path(SHARED) / "nb201_official_records_0_11_284.json").read_text())
-    archs = pd.read_csv(Path(SHARED) / "nb201.csv.gz", nrows=285)["arch"]
+    records = json.loads((SHARED / "nb201_official_records_0_11_284.json").read_text())
+    archs = pd.read_csv(SHARED / "nb201.csv.gz", nrows=285)["arch"]
     cells = {}
     for number, arch in enumerate(archs):
         known = records.get(str(number))
@@ -147,7 +146,7 @@ def official(tmp_path_factory):
     return records, [imported(source, folder / f"{source.suffix}.parquet") for source in sources]
 
 
-@needs_shared
+@pytest.mark.data
 def test_both_forms_give_the_official_records(official):
     records, tables = official
     pd.testing.assert_frame_equal(*tables)
@@ -179,11 +178,11 @@ def test_both_forms_give_the_official_records(official):
     assert compared == 3 * (9 * 3 + 9 + 2)
 
 
-@needs_shared
+@pytest.mark.data
 def test_the_import_agrees_with_the_whole_table_in_the_columns_of_both(official, tmp_path):
     _, (table, _) = official
     table.to_parquet(tmp_path / "imported.parquet")
-    ours, whole = (read_index(path) for path in (tmp_path / "imported.parquet", Path(SHARED) / "nb201.csv.gz"))
+    ours, whole = (read_index(path) for path in (tmp_path / "imported.parquet", SHARED / "nb201.csv.gz"))
     # Training times aren't in the records.
     both = [name for name in whole.columns if name in ours.columns and name not in ("index", "arch") and "seconds" not in name]
     assert len(both) == 8 + 6 + 6

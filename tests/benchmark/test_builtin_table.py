@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from helpers import ROOT
+from helpers import ROOT, SHARED
 from pyarrow import parquet
 
 from tenas.benchmark import accuracies_of, builtin_table, is_accuracy, isomorphic, look_up, query, read_column, read_index
@@ -35,8 +35,6 @@ from tenas.files import sha256
 from tenas.networks import Network, count_flops, count_parameters
 from tenas.spaces import get_space, load_genotype
 
-SHARED = Path(os.environ.get("TENAS_SHARED", ""))
-needs_shared = pytest.mark.skipif("TENAS_SHARED" not in os.environ, reason="TENAS_SHARED (a folder of public data) is not set")
 TABLE = builtin_table()
 NB201 = get_space("nas-bench-201")
 
@@ -69,7 +67,7 @@ def test_the_table_passes_the_checks_that_others_have_to_pass(table, tmp_path, r
     assert not recwarn.list
 
 
-@needs_shared
+@pytest.mark.data
 def test_the_official_records_are_in_the_table(table):
     records = json.loads((SHARED / "nb201_official_records_0_11_284.json").read_text())
     names = {
@@ -99,7 +97,7 @@ def test_the_official_records_are_in_the_table(table):
     assert len(compared) == 3 * (8 + 6)
 
 
-@needs_shared
+@pytest.mark.data
 def test_the_table_is_its_source_to_the_last_printed_digit(tmp_path):
     """And the script makes it again; byte by byte where pyarrow is the one that wrote it."""
     spec = spec_from_file_location("make_table", ROOT / "scripts" / "make_table.py")
@@ -406,7 +404,7 @@ def test_searches_refuse_a_table_of_darts(tmp_path, capsys):
 # --- a column
 
 
-@needs_shared
+@pytest.mark.data
 def test_a_column_of_hardware_is_read_by_text_and_by_number(tmp_path, table):
     hardware = SHARED / "nb201_hardware_cifar10.csv.gz"
     given = pd.read_csv(hardware)

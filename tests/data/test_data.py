@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -11,15 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import SHARED
 from PIL import Image
 
 from tenas.data import SOURCES, load_splits, prepare, read_images, read_labels
 from tenas.data.prepared import channel_statistics
 from tenas.data.sources import ImageNet16, split_by_class
 from tenas.errors import TenasError
-
-SHARED = os.environ.get("TENAS_SHARED", "")
-needs_shared = pytest.mark.skipif(not SHARED, reason="TENAS_SHARED (a folder of real images) is not set")
 
 
 def save_npz(path: Path, *, n: int = 60, side: int = 12, classes: int = 3, **other: np.ndarray) -> Path:
@@ -147,7 +144,7 @@ def test_a_test_part_is_held_out_of_each_class():
     assert (split_by_class(labels, 0.2, 6)[1] != held).any()
 
 
-@needs_shared
+@pytest.mark.data
 def test_statistics_of_cifar10_are_the_known_ones(tmp_path):
     card = prepare({"source": "npz", "path": f"{SHARED}/cifar10_train_10k.npz"}, tmp_path / "cifar10")
     np.testing.assert_allclose(np.multiply(card["mean"], 255), (125.3, 123.0, 113.9), atol=1.5)
@@ -162,7 +159,7 @@ def test_statistics_of_a_constant_channel():
     assert std == [0.0] * 3
 
 
-@needs_shared
+@pytest.mark.data
 @pytest.mark.parametrize(("name", "side"), [("cifar100_960", 32), ("imagenet1k_1000_64px", 32)])
 def test_an_npz_is_at_most_32_pixels_wide_unless_told(tmp_path, name, side):
     card = prepare({"source": "npz", "path": f"{SHARED}/{name}.npz", "images": 100}, tmp_path / "own")

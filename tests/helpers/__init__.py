@@ -3,10 +3,7 @@
 import os
 from pathlib import Path
 
-import pytest
-
 # Of the repository: the one place that knows how deep a test lies.
 ROOT = Path(__file__).resolve().parent.parent.parent
-# A folder of real tables and images.
-SHARED = os.environ.get("TENAS_SHARED", "")
-needs_shared = pytest.mark.skipif(not SHARED, reason="TENAS_SHARED (a folder of real tables and images) is not set")
+# The folder of real tables and images that tests marked `data` read.
+SHARED = Path(os.environ.get("TENAS_SHARED", ""))

@@ -7,12 +7,11 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ from tenas.networks import Supernet
 from tenas.spaces import Mask, get_space
 
 WAYS = {"kernels": {}, "torch": {"compiled": False}, "chunks": {"chunk": 2}}
-SHARED_IMAGES = Path(os.environ.get("TENAS_SHARED", "")) / "cifar10_train_10k.npz"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -98,10 +96,9 @@ def test_darts_is_exact(mask, channels, n, training, seed):
     assert_exact(network, torch.randn(n, 3, 8, 8).double())
 
 
+@pytest.mark.data
 def test_on_images_in_both_precisions():
-    if not SHARED_IMAGES.is_file():
-        pytest.skip("no CIFAR-10 images: set TENAS_SHARED to the folder that holds cifar10_train_10k.npz")
-    arrays = np.load(SHARED_IMAGES)
+    arrays = np.load(SHARED / "cifar10_train_10k.npz")
     pixels = next(arrays[key] for key in arrays.files if arrays[key].ndim == 4)[:12]
     pixels = pixels if pixels.shape[1] == 3 else pixels.transpose(0, 3, 1, 2)
     images = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1)

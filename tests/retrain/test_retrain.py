@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import SHARED
 from helpers.retraining import ARCH, DARTS, FILES, TINY, rows_of, train_tiny
 from PIL import Image
 from torch.amp import GradScaler
@@ -318,10 +319,10 @@ def test_a_killed_training_in_fp16_ends_as_an_undisturbed_one(tmp_path):
     assert_killed_ends_as_undisturbed(settings, ARCH, tmp_path / "undisturbed", tmp_path / "retrain", 1, 0)
 
 
-@pytest.mark.skipif("TENAS_SHARED" not in os.environ, reason="needs the images of TENAS_SHARED")
+@pytest.mark.data
 def test_a_killed_training_of_a_darts_network_ends_as_an_undisturbed_one(tmp_path):
     """With drop-path and auxiliary head, on images of CIFAR-10; the loss falls."""
-    with np.load(Path(os.environ["TENAS_SHARED"]) / "cifar10_train_10k.npz") as file:
+    with np.load(SHARED / "cifar10_train_10k.npz") as file:
         np.savez(tmp_path / "cifar.npz", images=file["images"][:500], labels=file["labels"][:500])
     settings = retrain_settings("darts-cifar10", {"channels": 2, "cells": 3, "epochs": 4, "batch": 24, "learning_rate": 0.1})
     assert settings["drop_path"] > 0

@@ -4,11 +4,10 @@ import itertools
 import json
 import random
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SHARED, needs_shared
+from helpers import SHARED
 from helpers.engine import (
     DARTS,
     KAPPA,
@@ -312,10 +311,10 @@ def test_latencies_of_a_table_of_ones_own(tmp_path):
         run_limits(latency=latency | {"column": "seconds"})
 
 
-@needs_shared
+@pytest.mark.data
 def test_real_latencies_of_an_edge_gpu():
     """HW-NAS-Bench's edge GPU, at most 5 ms: random searches by pruning and samples of cells all fit, by the table itself."""
-    table = Path(SHARED) / "nb201_hardware_cifar10.csv.gz"
+    table = SHARED / "nb201_hardware_cifar10.csv.gz"
     known = read_column(table, "edgegpu_latency_ms", NAS)
     limits = from_json(run_limits(latency={"table": str(table), "column": "edgegpu_latency_ms", "most": 5.0}))
     entry, rounds = small(repeats=1), NAS.rounds(["none"])

@@ -1,12 +1,11 @@
 """The search spaces: what can be chosen, and its texts."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import SHARED
 from helpers.engine import DARTS, NAS, OPERATORS, chain_space, kept_space, random_mask, with_edges_pruned
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,10 +27,9 @@ def test_all_cells_round_trip_through_their_text():
     assert all(NAS.parse(arch).arch == arch for arch in archs)
 
 
+@pytest.mark.data
 def test_the_cells_are_those_of_the_benchmark():
-    if "TENAS_SHARED" not in os.environ:
-        pytest.skip("the NAS-Bench-201 table is not here: TENAS_SHARED is not set")
-    table = pd.read_csv(Path(os.environ["TENAS_SHARED"]) / "nb201.csv.gz", usecols=["arch"])
+    table = pd.read_csv(SHARED / "nb201.csv.gz", usecols=["arch"])
     assert {genotype.arch for genotype in NAS.genotypes()} == set(table.arch)
 
 

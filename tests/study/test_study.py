@@ -324,6 +324,7 @@ def correlations_of(folder: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
+@pytest.mark.workflow
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("studied")
@@ -333,6 +334,7 @@ def studied(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.workflow
 def test_a_study_makes_its_files(studied):
     results = studied / "results/small"
     made = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
@@ -356,6 +358,7 @@ def test_a_study_makes_its_files(studied):
         assert RANK_SUM in text
 
 
+@pytest.mark.workflow
 def test_the_same_values_for_any_shards_and_processes(studied, tmp_path):
     write_config(tmp_path, config() | {"shards": 1, "threads": {"score": 2}})
     write_index(tmp_path / "index.csv")
@@ -364,6 +367,7 @@ def test_the_same_values_for_any_shards_and_processes(studied, tmp_path):
     assert correlations_of(tmp_path) == correlations_of(studied)
 
 
+@pytest.mark.workflow
 def test_a_second_run_has_nothing_to_do_and_a_report_shows_the_study(studied):
     assert "Nothing to be done" in succeed(snakemake(studied))
     succeed(snakemake(studied, "--report", "report.html"))
@@ -402,6 +406,7 @@ def test_a_measurement_is_the_public_measure_of_the_public_network(studied):
     assert values[number, REGIONS, 0] == linear_regions(cells, crops.split(20))
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("rule", "target", "stage"),
     [

@@ -60,6 +60,7 @@ def change(folder: Path, **changes: object) -> None:
 # --- dvc.yaml against the workflow
 
 
+@pytest.mark.dvc
 def test_each_rule_of_a_run_belongs_to_one_stage():
     """Those that need more of the configuration (claims, a study, searches on a table) are for `snakemake` alone."""
     fenced = [rule for name, stage in STAGES.items() if name != "gather" for rule in allowed_rules(stage["cmd"])]
@@ -88,6 +89,7 @@ def test_a_stage_depends_on_the_code_that_its_rules_run(name):
     assert {dep for dep, covered in covers.items() if not covered} == set()
 
 
+@pytest.mark.dvc
 def test_the_number_of_shards_is_no_parameter():
     for path in ("dvc.yaml", "paper/dvc.yaml"):
         text = (ROOT / path).read_text(encoding="utf-8")
@@ -114,9 +116,11 @@ def test_analytics_are_off():
     assert "analytics = false" in (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
 
 
+@pytest.mark.dvc
 # --- a clone in which it has run
 
 
+@pytest.mark.dvc
 def test_a_second_repro_runs_nothing(reproduced):
     output = succeed(dvc(reproduced, "repro"))
     assert "Running stage" not in output
@@ -124,10 +128,12 @@ def test_a_second_repro_runs_nothing(reproduced):
     assert "up to date" in succeed(dvc(reproduced, "status", "dvc.yaml"))
 
 
+@pytest.mark.dvc
 def test_nor_does_snakemake_after_it(reproduced):
     assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
 
 
+@pytest.mark.dvc
 def test_another_number_of_shards_runs_nothing(reproduced):
     change(reproduced, shards=5)
     assert "Running stage" not in succeed(dvc(reproduced, "repro"))
@@ -136,12 +142,14 @@ def test_another_number_of_shards_runs_nothing(reproduced):
     change(reproduced, shards=2)
 
 
+@pytest.mark.dvc
 def test_the_results_are_those_of_snakemake(reproduced, finished_default):
     for name in ("genotype.json", "round1/cells.csv", "round3/shortlist.json", "round4/trainings.csv", "retrain/history.csv"):
         ours, theirs = ((folder / "results/digits/seed0" / name).read_bytes() for folder in (reproduced, finished_default))
         assert ours == theirs
 
 
+@pytest.mark.dvc
 def test_metrics_and_plots_are_shown(reproduced):
     metrics = json.loads(succeed(dvc(reproduced, "metrics", "show", "--json")))
     values = metrics[""]["data"]["results/digits/metrics.json"]["data"]["seed0"]
@@ -152,10 +160,12 @@ def test_metrics_and_plots_are_shown(reproduced):
     assert "history.csv" in succeed(dvc(reproduced, "plots", "show", "--json"))
 
 
+@pytest.mark.dvc
 def test_git_sees_no_results(reproduced):
     assert succeed(call("git", "status", "--porcelain", cwd=reproduced)).split() == ["??", "dvc.lock"]
 
 
+@pytest.mark.dvc
 def test_a_change_runs_the_stages_that_it_touches(reproduced):
     """A change of the retraining is one of the short trainings too, so of the search."""
     change(reproduced, retraining=DEFAULT["runs"]["digits"]["retraining"] | {"weight_decay": 0.001})

@@ -29,6 +29,7 @@ from tenas.retrain import load_network
 from tenas.settings.base import merged
 from tenas.spaces import get_space
 
+pytestmark = pytest.mark.workflow
 MEASURE = "examples/own_measure.py:MEASURE"
 SMALL = {"repeats": 1, "batch": 8, "channels": 2}
 # A chain of 8 channels has from 1,537 to 31,057 parameters.

@@ -30,6 +30,7 @@ from helpers.runs import (
 from tenas.networks.costs import network_costs
 from tenas.spaces import get_space
 
+pytestmark = pytest.mark.workflow
 NAS = get_space("nas-bench-201")
 SEED = Path("results/funnel/seed0")
 LARGEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"

@@ -30,6 +30,7 @@ def test_every_entry_has_a_comment(name):
     assert [lines[number] for number in entries if not lines[number - 1].startswith("#")] == []
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("name", PROFILES)
 def test_profiles_name_rules_that_are_jobs(name):
     assert set(read_profile(name).get("set-resources", {})) <= JOBS
@@ -53,12 +54,14 @@ def test_each_job_has_its_memory_time_and_partition_on_slurm(tmp_path):
         assert (given["slurm_partition"], given.get("gpu")) == (("gpu", "1") if on_gpu else ("cpu", None))
 
 
+@pytest.mark.workflow
 def test_what_needs_a_gpu_in_one_profile_has_one_in_the_other():
     slurm, kubernetes = (read_profile(name)["set-resources"] for name in ("slurm", "kubernetes"))
     assert {rule for rule in slurm if slurm[rule].get("slurm_partition") == "gpu"} == set(kubernetes)
     assert set(kubernetes) <= BUILDS
 
 
+@pytest.mark.workflow
 def test_a_training_on_several_gpus_and_nodes_of_slurm(tmp_path):
     """The lines that the profile has as comments, without their marks."""
     write_config(tmp_path, TINY | {"device": "cuda", "threads": {"retrain": 8}})
@@ -98,6 +101,7 @@ def test_a_job_that_runs_out_of_memory_gets_more(tmp_path):
     assert (tmp_path / target).exists()
 
 
+@pytest.mark.workflow
 @pytest.mark.skipif(
     not importlib.util.find_spec("snakemake_executor_plugin_kubernetes"), reason="the Kubernetes plugin isn't installed"
 )

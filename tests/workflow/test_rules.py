@@ -278,6 +278,8 @@ def own(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.workflow
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("name", "rule", "kept"),
     [
@@ -297,6 +299,7 @@ def test_an_edit_of_a_file_of_ones_own_repeats_what_runs_it(own, edit, name, rul
     assert {"score", "shortlist", "training", "finalists", "genotype", "draw", "summary"} <= repeated
 
 
+@pytest.mark.workflow
 def test_a_training_reads_a_source_of_ones_own(own, edit):
     """The data set itself, not what was prepared of it: by itself too it is repeated when the source changes."""
     edit(own / "images.py")

@@ -101,6 +101,7 @@ def change(folder: Path, **changes: object) -> None:
     path.write_text(yaml.safe_dump(config))
 
 
+@pytest.mark.dvc
 def test_every_situation_has_its_test():
     assert len(SITUATIONS) >= 21
     paths = {path.stem: path for path in (ROOT / "tests").rglob("test_*.py")}
@@ -110,6 +111,7 @@ def test_every_situation_has_its_test():
         assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, name
 
 
+@pytest.mark.dvc
 def test_a_recorded_run_is_up_to_date_for_dvc(copy):
     """And recorded again it is the same. That ``dvc repro`` by itself ends in the same files, test_dvc.py shows."""
     nothing_to_do(copy)
@@ -118,6 +120,7 @@ def test_a_recorded_run_is_up_to_date_for_dvc(copy):
     assert (copy / "dvc.lock").read_bytes() == lock
 
 
+@pytest.mark.dvc
 def test_what_is_out_of_date_is_not_recorded(copy):
     lock = (copy / "dvc.lock").read_bytes()
     change(copy, seeds=[0, 1])
@@ -127,6 +130,7 @@ def test_what_is_out_of_date_is_not_recorded(copy):
     assert (copy / "dvc.lock").read_bytes() == lock
 
 
+@pytest.mark.dvc
 def test_a_clone_gets_the_results_and_runs_nothing(origin, clone):
     succeed(run(clone, "scripts/restore"))
     ours, theirs = ({p.relative_to(f): p.read_bytes() for p in (f / "results").rglob("*.*")} for f in (clone, origin))
@@ -144,6 +148,7 @@ def test_a_clone_gets_the_results_and_runs_nothing(origin, clone):
     assert re.search(rf"{SEED}/round2/scores/1.csv .*is not the file whose SHA-256 is recorded", refused.stdout)
 
 
+@pytest.mark.dvc
 def test_a_clone_of_other_settings_is_not_given_the_results(clone):
     change(clone, retraining={"channels": 2, "epochs": 1, "batch": 64})
     refused = run(clone, "scripts/restore")
@@ -152,6 +157,7 @@ def test_a_clone_of_other_settings_is_not_given_the_results(clone):
     assert "Nothing to be done" not in succeed(snakemake(clone, "--dry-run", root=clone))
 
 
+@pytest.mark.dvc
 def test_changes_after_a_pull_are_noticed_both_ways(clone):
     succeed(run(clone, "scripts/restore"))
     for path, edit, rule, stage in (
@@ -171,6 +177,7 @@ def test_changes_after_a_pull_are_noticed_both_ways(clone):
     nothing_to_do(clone)
 
 
+@pytest.mark.dvc
 def test_deleted_results_come_back_from_the_cache(origin, copy):
     shutil.rmtree(copy / "results/digits")
     shutil.rmtree(copy / "data")
@@ -179,6 +186,7 @@ def test_deleted_results_come_back_from_the_cache(origin, copy):
     assert (copy / SEED / "genotype.json").read_bytes() == (origin / SEED / "genotype.json").read_bytes()
 
 
+@pytest.mark.dvc
 def test_an_experiment_is_compared_and_taken_back(copy):
     """Other settings and seeds by ``dvc exp run``, accuracies beside the former ones; then back, with nothing measured again."""
     before = (copy / "results/digits/metrics.json").read_bytes()
@@ -197,6 +205,7 @@ def test_an_experiment_is_compared_and_taken_back(copy):
     assert (copy / "results/digits/metrics.json").read_bytes() == before
 
 
+@pytest.mark.dvc
 def test_a_killed_repro_ends_in_the_same_files(origin, copy):
     """SIGKILL in the second round: DVC starts the stage over, and its files are the same."""
     shutil.rmtree(copy / ".dvc/cache")
@@ -216,6 +225,7 @@ def test_a_killed_repro_ends_in_the_same_files(origin, copy):
         assert (copy / SEED / name).read_bytes() == (origin / SEED / name).read_bytes(), name
 
 
+@pytest.mark.dvc
 def test_the_papers_runs_are_reproduced_apart(copy, funnel):
     """Their pipeline on a small configuration, a search with every kind of round: it ends where Snakemake has nothing to do, in
     Snakemake's bytes, and leaves the default run alone."""

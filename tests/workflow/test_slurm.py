@@ -17,6 +17,7 @@ import yaml
 from helpers import ROOT
 from helpers.runs import FUNNEL, TINY, call, changed, copied, environment, search_bytes, succeed, write_config
 
+pytestmark = pytest.mark.slurm
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 SEED = Path("results/digits/seed0")
 GPUS = 2

@@ -39,6 +39,7 @@ ROUNDS = (1, 2, 3)
 # --- the graph of jobs
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("shards", "changes"),
     [
@@ -59,6 +60,7 @@ def test_a_dry_run_shows_the_whole_search(tmp_path, shards, changes):
     assert {path.name for path in tmp_path.iterdir()} == {"config", ".snakemake"}
 
 
+@pytest.mark.workflow
 def test_the_schedule_that_jobs_are_counted_by():
     """By hand, for what the other counts are taken from: NAS-Bench-201 without ``none`` has three rounds of 24, 18, 12 trials."""
     assert expected_jobs(changed(TINY | {"shards": 20}, seeds=[0, 7]), ROOT) == {
@@ -67,6 +69,7 @@ def test_the_schedule_that_jobs_are_counted_by():
     }  # fmt: skip
 
 
+@pytest.mark.workflow
 def test_a_job_with_several_gpus_is_a_process_each(tmp_path):
     """As a profile would give them; a dry run is what can be had without GPUs."""
     run = FUNNEL["runs"]["funnel"] | {"retrain": "digits", "limits": {}}
@@ -81,6 +84,7 @@ def test_a_job_with_several_gpus_is_a_process_each(tmp_path):
         assert job.command.startswith("tenas ") or job.rule == "all"
 
 
+@pytest.mark.workflow
 def test_the_benchmark_of_the_graph_counts_its_jobs(tmp_path):
     write_config(tmp_path, configuration(2))
     assert sum(job_counts(succeed(snakemake(tmp_path, "--dry-run", "--quiet", "rules"))).values()) == jobs_of(2)
@@ -96,6 +100,8 @@ def test_another_configuration_takes_the_place_of_the_default_one(tmp_path):
     assert "results/digits" not in output
 
 
+@pytest.mark.workflow
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("names", "rules"),
     [
@@ -254,6 +260,8 @@ def test_a_fault_in_the_configuration_is_a_sentence(tmp_path, change, words):
         assert word in str(refused.value)
 
 
+@pytest.mark.workflow
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
