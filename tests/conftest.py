@@ -40,6 +40,11 @@ def funnel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ended(tmp_path_factory, "funnel", FUNNEL, table=True)
 
 
+def pytest_configure() -> None:
+    """One thread for each process, before torch is imported: those of two workers on two cores mostly wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a run that has ended, and all that runs the workflow as slow; begin with the files of such tests.

@@ -69,6 +69,7 @@ def test_the_function_search_is_there_after_the_package_of_that_name_was_importe
     assert list(inspect.signature(tenas.search).parameters)[:2] == ["space", "images"]
 
 
+@pytest.mark.slow
 def test_a_funnel_of_every_kind_of_round(tmp_path):
     """Its result is that of the files that it leaves; the same call again measures and trains nothing."""
     measures = {"parameters": NASWOT | {"batch": 2}}
@@ -192,6 +193,7 @@ def test_a_space_that_no_file_holds(tmp_path):
     assert kernels == [{3}, {5}]
 
 
+@pytest.mark.slow
 def test_a_space_that_a_module_holds_is_searched_in_worker_processes(tmp_path, monkeypatch):
     (tmp_path / "held_space.py").write_text((ROOT / "examples" / "own_chain.py").read_text(encoding="utf-8"))
     monkeypatch.syspath_prepend(tmp_path)

@@ -173,6 +173,7 @@ def test_what_a_later_round_has_is_lost(copy):
     assert not any("round1" in path for path in found)
 
 
+@pytest.mark.slow
 def test_trials_with_draws_of_their_own_are_followed_too(copy):
     """A search that prunes and has twice the measurements; the trail leads to the whole network of each trial."""
     small = {"repeats": 2, "batch": 8, "channels": 1, "cells": 1}
@@ -223,6 +224,7 @@ def test_values_of_another_type_are_faults_and_no_traceback(copy, path):
             assert str(path) in faults(), (key, inner, odd)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_and_resumed_is_clean(copy):
     """SIGKILL in the middle of the first round; the same command goes on."""
     (copy / "again.yaml").write_text(yaml.safe_dump(PRESET | {"rounds": PRESET["rounds"][:2]}))

@@ -45,7 +45,7 @@ TINY = {
             "trainings": None,
             "seeds": [0],
             "retrain": "digits",
-            "retraining": {"channels": 2, "epochs": 1, "batch": 128},
+            "retraining": {"channels": 2, "cells": 1, "epochs": 1, "batch": 128},
         }
     },
 }
@@ -116,7 +116,7 @@ FUNNEL = {
             "space": "nas-bench-201",
             "dataset": "digits",
             "cells": 12,
-            "measures": {"naswot": ONCE, "snip": ONCE | {"repeats": 2}},
+            "measures": {"naswot": ONCE, "snip": ONCE | {"repeats": 2}, "parameters": ONCE},
         }
     },
 }
@@ -218,9 +218,14 @@ def write_table(folder: Path) -> None:
 
 
 def copy_repository(to: Path) -> Path:
-    """The files of the repository that git would have, without the history."""
+    """The files of the repository that git would have, without the history; and what is compiled of them.
+
+    Python and numba go by the times of the files, which the copies have too: the kernels are not compiled again in each copy,
+    for ten seconds, in each process that measures.
+    """
     listed = call("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT)
-    for name in filter(None, succeed(listed).split("\0")):
+    compiled = [path.relative_to(ROOT) for path in (ROOT / "tenas").glob("**/__pycache__/*")]
+    for name in (*filter(None, succeed(listed).split("\0")), *compiled):
         if (ROOT / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, to / name)
@@ -302,7 +307,7 @@ def with_new_code(found: Iterable[Job]) -> set[str]:
 
 
 def shards_of(config: Mapping, round: object) -> int:
-    """Shards of a round: none is without a subject. The whole network is one of a round that prunes."""
+    """Shards of a round, of a checked configuration: none is without a subject. A round that prunes has the whole network too."""
     return min(config["shards"], round.trials + (round.stage in ("operators", "edges")))
 
 
@@ -314,7 +319,8 @@ def loaded(config: Mapping, folder: Path) -> dict:
 
 def expected_files(config: Mapping, name: str, folder: Path) -> set[str]:
     """The files of a finished run, below its own folder."""
-    run = loaded(config, folder)["runs"][name]
+    checked = loaded(config, folder)
+    run = checked["runs"][name]
     found = {layout.SEARCH, layout.SUMMARY, layout.METRICS}
     found |= {layout.LIMITS} if run["settings"]["limits"] else set()
     found |= {layout.RETRAIN} if run["retrain"] else set()
@@ -333,7 +339,7 @@ def expected_files(config: Mapping, name: str, folder: Path) -> set[str]:
                     of_round.add(pattern.replace("{place}", str(place)))
         else:
             of_round |= {layout.SAMPLE} if round.stage == "cells" else set()
-            for shard in range(1, shards_of(config, round) + 1):
+            for shard in range(1, shards_of(checked, round) + 1):
                 of_round |= {p.replace("{shard}", str(shard)) for p in (layout.SCORES, layout.SCORES_RECORD)}
         seed |= {pattern.replace("{round}", str(round.number)) for pattern in of_round}
     return found | {pattern.format(seed=number) for number in run["seeds"] for pattern in seed}
@@ -356,9 +362,9 @@ def expected_jobs(config: Mapping, folder: Path) -> dict[str, int]:
                 found += Counter(training=seeds * round.trials if entry["column"] is None else 0, finalists=seeds)
             else:
                 ranks = {"sample": seeds, "shortlist": seeds} if round.stage == "cells" else {"prune": seeds}
-                found += Counter(ranks, score=seeds * shards_of(config, round))
+                found += Counter(ranks, score=seeds * shards_of(checked, round))
     for study in checked["studies"].values():
-        found += Counter(study_settings=1, study_cells=1, study_score=min(config["shards"], study["cells"]), correlate=1)
+        found += Counter(study_settings=1, study_cells=1, study_score=min(checked["shards"], study["cells"]), correlate=1)
     found += Counter(claims=int(checked["claims"] is not None), table_search=int(checked["table_search"] is not None))
     return dict(+found)
 

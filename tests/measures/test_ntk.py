@@ -433,6 +433,7 @@ print(torch.backends.cpu.get_cpu_capability(), *kappas)
 """
 
 
+@pytest.mark.slow
 def test_other_instructions_give_the_same_kappa_to_rounding():
     """As on an old processor: torch, oneDNN and MKL each told to do without AVX. What they can't be told is who made it."""
     older = {"ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
@@ -477,6 +478,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")
 def test_a_kernel_of_72_images_needs_less_than_a_gigabyte():
     result = subprocess.run([sys.executable, "-c", PEAK], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -67,6 +67,7 @@ def test_every_script_has_a_short_run():
     assert set(SHORT) == SCRIPTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_a_script_runs(folder, name):
     arguments, printed = SHORT[name]
@@ -76,11 +77,13 @@ def test_a_script_runs(folder, name):
         assert (folder / "dag.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_the_curves_of_the_ntk_are_drawn(folder):
     run("ntk", folder, "--plots", "curves", "--points", 1, "--least", 0.01)
     assert {path.name for path in (folder / "curves").iterdir()} == {f"{name}.svg" for name in ntk.CURVES}
 
 
+@pytest.mark.slow
 def test_what_only_a_search_can_be_timed_against(folder):
     (folder / "cells.yaml").write_text(
         TINY.replace("measures:", "rounds: [{kind: cells, sample: 4, keep: 1}]\nmeasures:"), encoding="utf-8"
@@ -90,6 +93,7 @@ def test_what_only_a_search_can_be_timed_against(folder):
     assert "The preset cells.yaml does more than prune" in output.stdout
 
 
+@pytest.mark.slow
 def test_the_usual_way_gives_the_same_condition_numbers(folder):
     """What is timed is the same measurement, done otherwise."""
     import torch
@@ -163,6 +167,7 @@ def test_correlations_by_hand():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["together", "edge_by_edge"])
 def test_scores_of_operators_are_the_harm_of_their_removal(folder, order):
     """Once more from the scores files: with the logarithm of kappa turned round, of the round that first tries the edge."""

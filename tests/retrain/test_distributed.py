@@ -85,6 +85,7 @@ def computed(tmp_path_factory) -> tuple[dict, list[dict]]:
     return compute(Processes()), [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch(computed, case):
     """With shares of 3 and 4 images, so that a plain mean over the processes would be wrong."""
@@ -101,6 +102,7 @@ def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch(comput
     assert any(gradient is None for gradient in alone["nas-bench-201"]["gradients"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_an_evaluation_is_divided_and_added_up(computed, case):
     alone, both = computed
@@ -118,6 +120,7 @@ def test_shares_are_parts_of_the_whole_and_of_nearly_equal_size(length, count):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.slow
 def test_a_retraining_by_two_processes(tmp_path):
     """One set of files, written once; about the losses of one process, as each normalises over its own half of a batch."""
     settings = TINY | {"epochs": 2}

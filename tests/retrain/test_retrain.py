@@ -307,10 +307,12 @@ def assert_killed_ends_as_undisturbed(settings: dict, arch: str, undisturbed: Pa
     assert sorted(path.name for path in out.iterdir()) == FILES
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_as_an_undisturbed_one(trained, tmp_path):
     assert_killed_ends_as_undisturbed(TINY, ARCH, trained[0], tmp_path / "retrain", 3, 0)
 
 
+@pytest.mark.slow
 def test_a_killed_training_in_fp16_ends_as_an_undisturbed_one(tmp_path):
     settings = TINY | {"precision": "fp16", "epochs": 3}
     train_tiny(tmp_path / "undisturbed", precision="fp16", epochs=3)
@@ -319,6 +321,7 @@ def test_a_killed_training_in_fp16_ends_as_an_undisturbed_one(tmp_path):
     assert_killed_ends_as_undisturbed(settings, ARCH, tmp_path / "undisturbed", tmp_path / "retrain", 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_a_killed_training_of_a_darts_network_ends_as_an_undisturbed_one(tmp_path):
     """With drop-path and auxiliary head, on images of CIFAR-10; the loss falls."""
@@ -452,6 +455,7 @@ def test_images_of_an_evaluation_are_the_middle(coordinates):
     assert isinstance(make_feed(arrays, 20, CPU, workers=0), FromMemory)
 
 
+@pytest.mark.slow
 def test_a_network_for_imagenet_is_trained_on_image_files(coordinates, tmp_path):
     """The whole preset on a few small images: stem, crops, colours, worker processes, bfloat16."""
     folder, _ = coordinates
@@ -508,6 +512,7 @@ def test_the_trained_network_is_in_a_file_of_its_own(trained):
     assert metrics["test_accuracy"] == pytest.approx(100 * right)
 
 
+@pytest.mark.slow
 def test_a_large_network_for_imagenet_is_warned_of(tmp_path, capsys):
     np.savez(tmp_path / "set.npz", images=random_images(10, 64), labels=np.arange(10) % 2)
     changes = {"channels": 288, "cells": 1, "auxiliary": 0, "side": 128, "epochs": 1, "batch": 4, "precision": "fp32"}
@@ -605,6 +610,7 @@ def test_presets_are_valid():
         retrain_settings("digits", {"learning_rat": 1})
 
 
+@pytest.mark.slow
 def test_the_preset_for_digits_reaches_95_percent(tmp_path):
     """With a cell that has one kind of convolution only, 1x1: what a search finds has more."""
     arch = "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|"

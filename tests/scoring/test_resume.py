@@ -118,6 +118,7 @@ def record(folder: Path) -> dict:
     return json.loads((folder / "1.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_killed_job_is_resumed(inputs, undisturbed, tmp_path, capsys, threads):
     kept = kill_in_the_middle(inputs, tmp_path, threads=threads)
@@ -132,6 +133,7 @@ def test_a_killed_job_is_resumed(inputs, undisturbed, tmp_path, capsys, threads)
     assert f"{total} of {total} measurements" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", [of_cells, of_a_study])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_killed_job_of_cells_is_resumed(inputs, tmp_path, job, threads):
@@ -166,6 +168,7 @@ def test_what_is_kept_is_taken_as_it_is(inputs, undisturbed, left, tmp_path):
     assert float(changed.rpartition(",")[2]) == float(original.rpartition(",")[2]) + 1
 
 
+@pytest.mark.slow
 def test_a_second_kill_loses_no_more_than_the_first(inputs, undisturbed, tmp_path):
     first = kill_in_the_middle(inputs, tmp_path)
     second = kill_in_the_middle(inputs, tmp_path, after=first + 10)
@@ -210,6 +213,7 @@ def test_measurements_of_something_else_are_not_used(inputs, left, tmp_path):
         assert not (out / PARTIAL).exists()
 
 
+@pytest.mark.slow
 def test_another_kind_of_processor_starts_from_the_start(inputs, left, tmp_path):
     """One record names one processor: scores of two kinds would not be what it says."""
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":

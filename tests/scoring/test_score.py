@@ -64,6 +64,7 @@ def test_a_measurement_is_the_public_measure_of_the_public_network():
     assert values[measurements[1]] == linear_regions(network, crops.split(30))
 
 
+@pytest.mark.slow
 def test_values_depend_on_no_order_no_company_and_no_processes():
     everything = plan(MEASURES, TRIALS.ids)
     values = take(everything)
@@ -177,6 +178,7 @@ def test_cells_depend_on_no_order_no_company_and_no_processes(space):
     }
 
 
+@pytest.mark.slow
 def test_cells_in_worker_processes_have_the_same_values():
     subjects = cells_of(NAS, 4)
     assert of_cells(subjects, threads=2) == of_cells(subjects)
@@ -467,6 +469,7 @@ def children(process: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(tmp_path):
     """kill -9 of one of two processes in the middle of the work: every value is there, each told of once."""
     job = start_job(tmp_path)
@@ -481,6 +484,7 @@ def test_a_killed_worker_is_replaced(tmp_path):
     assert len(found["values"]) == 25
 
 
+@pytest.mark.slow
 def test_workers_that_die_again_end_the_job_with_a_sentence(tmp_path):
     (tmp_path / "marks").mkdir()
     for number in range(3):  # two processes can take two of them at a time

@@ -4,8 +4,6 @@ import csv
 import itertools
 import json
 import math
-import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,9 @@ import pytest
 import yaml
 from helpers import ROOT
 from helpers.engine import NAS, ON_A_BATCH
-from helpers.runs import TINY, call, snakemake, succeed, traced, write_config
+from helpers.runs import TINY, snakemake, succeed, write_config
 from scipy import stats
 
-from tenas.code import NO_RESULT, PACKAGE, closure
 from tenas.config import load_config
 from tenas.errors import TenasError
 from tenas.files import write_csv
@@ -24,7 +21,6 @@ from tenas.measures import MEASURES
 from tenas.measures.catalogue import get_measure
 from tenas.scoring.subjects import Cell, Cells, plan
 from tenas.scoring.table import read_scores, score_columns, score_rows
-from tenas.search.made_by import space_modules
 from tenas.settings import study_settings
 from tenas.spaces import Genotype, get_space
 from tenas.study import correlate
@@ -324,7 +320,6 @@ def correlations_of(folder: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-@pytest.mark.workflow
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("studied")
@@ -376,6 +371,7 @@ def test_a_second_run_has_nothing_to_do_and_a_report_shows_the_study(studied):
         assert name in page
 
 
+@pytest.mark.workflow
 def test_a_measurement_is_the_public_measure_of_the_public_network(studied):
     import torch
 
@@ -404,35 +400,6 @@ def test_a_measurement_is_the_public_measure_of_the_public_network(studied):
     initialise(cells, "kaiming_fan_in", derive_seed(3, 0, REGIONS, "weights"))
     crops = draw_crops(images, card, 60, derive_seed(3, 0, REGIONS, "inputs"))
     assert values[number, REGIONS, 0] == linear_regions(cells, crops.split(20))
-
-
-@pytest.mark.workflow
-@pytest.mark.parametrize(
-    ("rule", "target", "stage"),
-    [
-        ("study_cells", "cells.csv", "study_cells"),
-        ("study_score", "scores/1.csv", "study_score"),
-        ("correlate", "correlations.csv", "study_correlate"),
-    ],
-)
-def test_the_digest_of_a_rule_covers_the_code_that_it_runs(studied, tmp_path, rule, target, stage):
-    """The rule's own command, with every function noted that it calls: each is in the closure that the digest is over."""
-    folder = tmp_path / "run"
-    shutil.copytree(studied, folder)
-    arguments = ("--forcerun", rule, "--allowed-rules", rule, "--dry-run", "--printshellcmds")
-    output = succeed(snakemake(folder, f"results/small/{target}", *arguments))
-    command = re.findall(r"^Shell command: tenas (.*) > logs/", output, re.MULTILINE)[0]
-    notes = tmp_path / "notes.json"
-    succeed(call("bash", "-c", traced(command, notes), cwd=folder))
-    found = json.loads(notes.read_text())
-    assert found["torch"] == (rule == "study_score")
-    modules = [f"tenas.stages.{stage}", *space_modules(NAS, networks=rule == "study_score")]
-    if rule == "study_score":
-        modules += [MEASURES[name].module for name in STUDY["measures"]]
-    covered = {file.relative_to(PACKAGE).as_posix() for file in closure(modules)}
-    called = {file for file in found["called"] if file.partition("/")[0] not in NO_RESULT}
-    assert f"stages/{stage}.py" in called
-    assert called - covered == set()
 
 
 def test_parameters_order_the_benchmark_as_is_known():

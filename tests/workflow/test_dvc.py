@@ -34,8 +34,8 @@ def outputs(stage: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory) -> Path:
-    """A clone in which ``dvc repro`` has run once."""
+def reproduced(tmp_path_factory, finished_default) -> Path:
+    """A clone in which ``dvc repro`` has run once, after a run of Snakemake has compiled what both measure with."""
     folder = copy_repository(tmp_path_factory.mktemp("clone"))
     (folder / "dvc.lock").unlink(missing_ok=True)  # that of the default run
     write_config(folder, DEFAULT | {"benchmark": {}, "threads": {"score": 1, "retrain": 2}})
@@ -60,7 +60,6 @@ def change(folder: Path, **changes: object) -> None:
 # --- dvc.yaml against the workflow
 
 
-@pytest.mark.dvc
 def test_each_rule_of_a_run_belongs_to_one_stage():
     """Those that need more of the configuration (claims, a study, searches on a table) are for `snakemake` alone."""
     fenced = [rule for name, stage in STAGES.items() if name != "gather" for rule in allowed_rules(stage["cmd"])]
@@ -68,6 +67,7 @@ def test_each_rule_of_a_run_belongs_to_one_stage():
     assert sorted(fenced) == sorted(needed | OTHER_SEARCHES)
 
 
+@pytest.mark.dvc
 def test_stages_track_every_file_of_the_default_run():
     """Against the workflow itself: what a dry run of config/config.yaml is going to make."""
     listed = succeed(snakemake(ROOT, "--dry-run", "--forceall", "--quiet", "rules", "--summary"))
@@ -89,13 +89,13 @@ def test_a_stage_depends_on_the_code_that_its_rules_run(name):
     assert {dep for dep, covered in covers.items() if not covered} == set()
 
 
-@pytest.mark.dvc
 def test_the_number_of_shards_is_no_parameter():
     for path in ("dvc.yaml", "paper/dvc.yaml"):
         text = (ROOT / path).read_text(encoding="utf-8")
         assert "- shards" not in text
 
 
+@pytest.mark.dvc
 def test_the_papers_runs_are_stages_of_their_own():
     """One per run and one per data set of their configuration, which fence in every rule that the workflow has for them."""
     config = yaml.safe_load((ROOT / "config/nas-bench-201.yaml").read_text(encoding="utf-8"))
@@ -116,7 +116,6 @@ def test_analytics_are_off():
     assert "analytics = false" in (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
 
 
-@pytest.mark.dvc
 # --- a clone in which it has run
 
 
@@ -176,6 +175,7 @@ def test_a_change_runs_the_stages_that_it_touches(reproduced):
     assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
 
 
+@pytest.mark.dvc
 def test_a_second_seed_is_searched_and_summarised(reproduced):
     change(reproduced, seeds=[0, 1])
     output = succeed(dvc(reproduced, "repro"))

@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 from helpers import ROOT
-from helpers.runs import BUILDS, FUNNEL, ONCE, TINY, Job, copy_repository, planned, snakemake, succeed, write_config
+from helpers.runs import BUILDS, FUNNEL, ONCE, TINY, Job, changed, copy_repository, planned, snakemake, succeed, write_config
 
 SMK = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow").rglob("*.smk"))
 RULES = dict(re.findall(r"^rule (\w+):\n((?:    .*\n|\n)*)", SMK, re.MULTILINE))
@@ -30,12 +30,12 @@ def test_every_entry_has_a_comment(name):
     assert [lines[number] for number in entries if not lines[number - 1].startswith("#")] == []
 
 
-@pytest.mark.workflow
 @pytest.mark.parametrize("name", PROFILES)
 def test_profiles_name_rules_that_are_jobs(name):
     assert set(read_profile(name).get("set-resources", {})) <= JOBS
 
 
+@pytest.mark.workflow
 def test_each_job_has_its_memory_time_and_partition_on_slurm(tmp_path):
     """Of a configuration with every rule that is a job."""
     (tmp_path / "index.csv").touch()
@@ -54,7 +54,6 @@ def test_each_job_has_its_memory_time_and_partition_on_slurm(tmp_path):
         assert (given["slurm_partition"], given.get("gpu")) == (("gpu", "1") if on_gpu else ("cpu", None))
 
 
-@pytest.mark.workflow
 def test_what_needs_a_gpu_in_one_profile_has_one_in_the_other():
     slurm, kubernetes = (read_profile(name)["set-resources"] for name in ("slurm", "kubernetes"))
     assert {rule for rule in slurm if slurm[rule].get("slurm_partition") == "gpu"} == set(kubernetes)
@@ -81,10 +80,11 @@ def test_a_training_on_several_gpus_and_nodes_of_slurm(tmp_path):
     assert " --threads 2 " in command
 
 
+@pytest.mark.workflow
 def test_a_job_that_runs_out_of_memory_gets_more(tmp_path):
     """The profile's memory, made small; the limit is the kernel's, so torch fails for real."""
     root = copy_repository(tmp_path)
-    write_config(root, TINY)
+    write_config(root, changed(search=FUNNEL["runs"]["funnel"]["search"]))
     rules = root / "workflow/rules/search.smk"
     rules.write_text(rules.read_text().replace('"tenas score ', '"ulimit -v {resources.mem_mb}000; tenas score '))
     memory = read_profile("slurm")["set-resources"]["score"]["mem_mb"].replace("4000", "800")

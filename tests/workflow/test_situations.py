@@ -101,7 +101,6 @@ def change(folder: Path, **changes: object) -> None:
     path.write_text(yaml.safe_dump(config))
 
 
-@pytest.mark.dvc
 def test_every_situation_has_its_test():
     assert len(SITUATIONS) >= 21
     paths = {path.stem: path for path in (ROOT / "tests").rglob("test_*.py")}
@@ -150,7 +149,7 @@ def test_a_clone_gets_the_results_and_runs_nothing(origin, clone):
 
 @pytest.mark.dvc
 def test_a_clone_of_other_settings_is_not_given_the_results(clone):
-    change(clone, retraining={"channels": 2, "epochs": 1, "batch": 64})
+    change(clone, retraining=DEFAULT["runs"]["digits"]["retraining"] | {"batch": 64})
     refused = run(clone, "scripts/restore")
     assert refused.returncode == 2
     assert "restore: The results are not those of this code and configuration; run dvc repro." in refused.stdout
@@ -243,6 +242,7 @@ def test_the_papers_runs_are_reproduced_apart(copy, funnel):
     assert "files, all as recorded" in succeed(run(copy, "tenas", "audit", "results/cifar10-tiny"))
 
 
+@pytest.mark.dvc
 def test_a_downloaded_data_set_is_tracked(clone):
     """Git keeps the small file that says which bytes; the bytes go through the remote to the next clone."""
     folder = clone / "data/downloads/batches"
