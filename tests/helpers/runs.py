@@ -29,6 +29,8 @@ from tenas.spaces import get_space
 TINY = {
     "shards": 2,
     "device": "cpu",
+    # Two threads of a training beside other tests would spend most of their time waiting for each other.
+    "threads": {"score": 1, "retrain": 1},
     "datasets": {"digits": {"source": "digits", "images": 200}},
     "runs": {
         "digits": {
@@ -45,7 +47,7 @@ TINY = {
             "trainings": None,
             "seeds": [0],
             "retrain": "digits",
-            "retraining": {"channels": 2, "cells": 1, "epochs": 1, "batch": 128},
+            "retraining": {"channels": 2, "epochs": 1, "batch": 128},
         }
     },
 }

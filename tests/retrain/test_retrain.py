@@ -573,7 +573,9 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
 
 def test_threads_of_torch_are_left_as_they_were(tmp_path):
     before = torch.get_num_threads()
-    train_tiny(tmp_path, epochs=1, threads=before + 1)
+    np.savez(tmp_path / "set.npz", images=random_images(40, 8), labels=np.arange(40) % 2)
+    dataset = {"source": "npz", "path": str(tmp_path / "set.npz")}
+    train_tiny(tmp_path / "out", dataset=dataset, batch=16, epochs=1, threads=before + 1)
     assert torch.get_num_threads() == before
 
 

@@ -38,7 +38,7 @@ def reproduced(tmp_path_factory, finished_default) -> Path:
     """A clone in which ``dvc repro`` has run once, after a run of Snakemake has compiled what both measure with."""
     folder = copy_repository(tmp_path_factory.mktemp("clone"))
     (folder / "dvc.lock").unlink(missing_ok=True)  # that of the default run
-    write_config(folder, DEFAULT | {"benchmark": {}, "threads": {"score": 1, "retrain": 2}})
+    write_config(folder, DEFAULT | {"benchmark": {}})
     for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "a clone"]):
         succeed(call("git", "-c", "user.name=test", "-c", "user.email=test@localhost", *command, cwd=folder))
     succeed(dvc(folder, "repro"))

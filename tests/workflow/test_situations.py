@@ -68,7 +68,7 @@ def origin(finished_default, tmp_path_factory) -> Path:
     """A repository in which the run has ended and was recorded, with its lock committed and its results pushed to a folder."""
     folder = copy_repository(tmp_path_factory.mktemp("origin"))
     (folder / "dvc.lock").unlink(missing_ok=True)  # that of the default run
-    write_config(folder, DEFAULT | {"benchmark": {}, "threads": {"score": 1, "retrain": 2}})
+    write_config(folder, DEFAULT | {"benchmark": {}})
     git(folder, "init", "--quiet")
     succeed(run(folder, "dvc", "remote", "add", "--default", "folder", str(tmp_path_factory.mktemp("remote"))))
     shutil.copytree(finished_default, folder, dirs_exist_ok=True, ignore=lambda _, names: {"config"} & set(names))
