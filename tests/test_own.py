@@ -369,6 +369,7 @@ MEASURE = Measure("noisy", noisy)
 """
 
 
+@pytest.mark.slow
 def test_what_operators_and_measures_draw_follows_from_names(tmp_path, monkeypatch):
     """In any order, in worker processes too: parameters that torch draws when a module is made, noise of a measure."""
     monkeypatch.chdir(tmp_path)
@@ -389,6 +390,7 @@ def test_what_operators_and_measures_draw_follows_from_names(tmp_path, monkeypat
 # --- trained networks
 
 
+@pytest.mark.slow
 def test_a_trained_network_knows_its_space(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, FILES)
