@@ -1,13 +1,16 @@
-# make search   the search on the embedded default data, its retraining, and a report
-# make test     the whole test suite
-# make lint     style of the Python code and of the workflow
+# make search      the search on the embedded default data, its retraining, and a report
+# make test        the whole test suite
+# make test-fast   the tests that aren't marked slow, in a few minutes
+# make lint        style of the Python code and of the workflow
 # Each makes .venv first where there is none. Another Python: make search PYTHON=python3.12
 
 PYTHON ?= python3
 CORES ?= $(shell nproc)
+# A file's tests share what one of them has made; those that conftest puts first are begun first.
+PARALLEL := --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: search test lint
+.PHONY: search test test-fast lint
 .DELETE_ON_ERROR:
 
 search: .venv/installed
@@ -16,7 +19,10 @@ search: .venv/installed
 	tenas show results/digits
 
 test: .venv/installed
-	pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
+	pytest $(PARALLEL)
+
+test-fast: .venv/installed
+	pytest $(PARALLEL) -m "not slow"
 
 lint: .venv/installed
 	ruff check .

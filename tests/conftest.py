@@ -1,11 +1,13 @@
 """Fixtures that several test files share: runs that have ended. Tests read them; one that changes something works on a copy."""
 
+import os
 from pathlib import Path
 
 import pytest
-from runs import DEFAULT, FUNNEL, ROOT, TINY, call, copy_repository, made_once, snakemake, succeed, write_config, write_table
+from helpers.runs import DEFAULT, FUNNEL, TINY, made_once, snakemake, succeed, write_config, write_table
 
-__all__ = ["ROOT", "TINY", "call", "copy_repository", "snakemake", "succeed", "write_config"]
+# The fixtures below.
+RUNS = {"finished", "finished_default", "funnel"}
 
 
 def ended(tmp_path_factory: pytest.TempPathFactory, name: str, config: dict, table: bool = False) -> Path:
@@ -38,6 +40,27 @@ def funnel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ended(tmp_path_factory, "funnel", FUNNEL, table=True)
 
 
+def pytest_configure() -> None:
+    """One thread for each process, before torch is imported: those of two workers on two cores mostly wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that run whole workflows take minutes each: begun first, so that no worker is left with one at the end."""
-    items.sort(key=lambda item: not hasattr(item.module, "snakemake"))
+    """Mark what needs a run that has ended, and all that runs the workflow as slow; begin with the files of such tests.
+
+    They take minutes each, and no worker should be left with one at the end.
+    """
+    first = set()
+    for item in items:
+        if RUNS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("workflow")
+        if any(item.get_closest_marker(name) for name in ("workflow", "dvc", "slurm")):
+            item.add_marker("slow")
+            first.add(item.path)
+    items.sort(key=lambda item: item.path not in first)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("data") and "TENAS_SHARED" not in os.environ:
+        pytest.skip("TENAS_SHARED (a folder of real tables and images) is not set")

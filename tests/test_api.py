@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 
 import tenas
@@ -19,7 +19,6 @@ from tenas.data.arrays import as_labels, as_pixels
 from tenas.spaces import Mask, get_space
 from tenas.spaces.custom import CellSpace
 
-ROOT = Path(__file__).resolve().parent.parent
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(60) % 3
 NASWOT = {"repeats": 1, "batch": 8, "channels": 4, "cells": 1, "weights": "kaiming_fan_in", "redraw": True}
@@ -70,6 +69,7 @@ def test_the_function_search_is_there_after_the_package_of_that_name_was_importe
     assert list(inspect.signature(tenas.search).parameters)[:2] == ["space", "images"]
 
 
+@pytest.mark.slow
 def test_a_funnel_of_every_kind_of_round(tmp_path):
     """Its result is that of the files that it leaves; the same call again measures and trains nothing."""
     measures = {"parameters": NASWOT | {"batch": 2}}
@@ -193,6 +193,7 @@ def test_a_space_that_no_file_holds(tmp_path):
     assert kernels == [{3}, {5}]
 
 
+@pytest.mark.slow
 def test_a_space_that_a_module_holds_is_searched_in_worker_processes(tmp_path, monkeypatch):
     (tmp_path / "held_space.py").write_text((ROOT / "examples" / "own_chain.py").read_text(encoding="utf-8"))
     monkeypatch.syspath_prepend(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, files, prepared, refused
+from helpers.engine import TINY, files, prepared, refused
 
 from tenas.cli import main
 from tenas.files import sha256

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from helpers import DARTS, KAPPA, NAS, REGIONS
+from helpers import ROOT
+from helpers.engine import DARTS, KAPPA, NAS, REGIONS
 
 from tenas.code import NO_RESULT, PACKAGE, closure, code_digest
 from tenas.search.made_by import made_by, measuring_code, ranking_code, space_modules, stage_code

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 
 from tenas.errors import TenasError
@@ -25,7 +26,6 @@ from tenas.scoring.subjects import Cell, Cells, Trials, plan
 from tenas.spaces import CellSpace, ChainSpace, Layer, get_space, load_genotype
 from tenas.spaces.base import WrongFormError
 
-ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 SPACES = {
     "cells": (f"{EXAMPLES}/own_cells.py:SPACE", {"channels": 4, "cells": 1}),
@@ -369,6 +369,7 @@ MEASURE = Measure("noisy", noisy)
 """
 
 
+@pytest.mark.slow
 def test_what_operators_and_measures_draw_follows_from_names(tmp_path, monkeypatch):
     """In any order, in worker processes too: parameters that torch draws when a module is made, noise of a measure."""
     monkeypatch.chdir(tmp_path)
@@ -389,6 +390,7 @@ def test_what_operators_and_measures_draw_follows_from_names(tmp_path, monkeypat
 # --- trained networks
 
 
+@pytest.mark.slow
 def test_a_trained_network_knows_its_space(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, FILES)

@@ -1,0 +1,276 @@
+"""Published figures beside results: intervals against SciPy's tests, verdicts on either side of their bounds, what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from helpers import ROOT
+from scipy import stats
+
+from tenas.benchmark import look_up
+from tenas.benchmark.index import read_index
+from tenas.cli import main
+from tenas.errors import TenasError
+from tenas.files import write_csv, write_json
+from tenas.report.baselines import baselines
+from tenas.report.claims import difference_interval, interval, judge, page, read_claims, runs_of, threshold, verdict
+from tenas.scoring.subjects import Cell
+from tenas.search.shortlist import shortlist_json
+from tenas.settings import search_settings
+from tenas.spaces import get_space
+
+ARCHS = [genotype.arch for _, genotype in zip(range(12), get_space("nas-bench-201").genotypes(), strict=False)]
+PUBLISHED = {"says": "It is so", "source": "Somewhere", "value": 90.0, "spread": 0.5, "seeds": 4}
+
+
+def save_run(results: Path, name: str, accuracies: list[float]) -> None:
+    rows = [{"seed": i, "arch": ARCHS[i], "cifar10_test": value} for i, value in enumerate(accuracies)]
+    write_csv(results / name / "summary.csv", ["seed", "arch", "cifar10_test"], rows)
+
+
+def save_claims(path: Path, **claims: dict) -> Path:
+    path.write_text(yaml.safe_dump({"claims": claims}))
+    return path
+
+
+def test_the_interval_of_a_mean_is_students():
+    values = np.random.default_rng(0).normal(93, 0.5, 8)
+    known = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(values.tolist()) == pytest.approx(tuple(known))
+    assert interval([93.0]) is None
+
+
+@pytest.mark.parametrize("sizes", [(8, 4), (2, 9)])
+def test_the_interval_of_a_difference_is_welchs(sizes):
+    generator = np.random.default_rng(1)
+    first, second = generator.normal(93, 0.5, sizes[0]), generator.normal(92, 2.0, sizes[1])
+    known = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    summaries = [(values.mean(), values.std(ddof=1), len(values)) for values in (first, second)]
+    assert difference_interval(*summaries) == pytest.approx(tuple(known))
+
+
+def test_two_runs_without_any_spread_differ_by_what_they_differ():
+    assert difference_interval((93.0, 0.0, 3), (92.0, 0.0, 3)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ((88.0, 89.7), "does not hold"),
+        ((88.0, 89.75), "undecided"),
+        ((89.7, 90.1), "undecided"),
+        ((89.75, 90.1), "holds"),
+        ((90.5, 90.6), "holds"),
+        (None, "undecided"),
+    ],
+)
+def test_a_verdict_follows_from_the_interval(found, expected):
+    """90 with a spread of 0.5 over 4 seeds has a standard error of 0.25."""
+    assert verdict(found, threshold(PUBLISHED)) == expected
+
+
+def test_every_kind_of_claim_is_judged(tmp_path):
+    save_run(tmp_path, "high", [90.1, 90.2, 90.0, 90.3, 90.1, 90.2])
+    save_run(tmp_path, "low", [88.1, 88.2, 88.0, 88.3])
+    save_run(tmp_path, "wide", [80.0, 99.0, 91.0])
+    save_run(tmp_path, "single", [90.0])
+    columns = ["measure", "accuracy", "subset", "cells", "kendall", "kendall_low", "kendall_high"]
+    found = [
+        ("snip", "a", "top", 9, 0.1, 0.0, 0.2), ("snip", "a", "all", 9, 0.55, 0.5, 0.6),
+        ("snip", "b", "all", 9, 0.1, 0.0, 0.2), ("snip", "c", "all", 9, 0.5, 0.4, 0.6),
+    ]  # fmt: skip
+    rows = [dict(zip(columns, row, strict=True)) for row in found]
+    write_csv(tmp_path / "study" / "correlations.csv", columns, rows)
+    tau = {"says": "It ranks", "source": "Somewhere", "value": 0.5, "runs": ["study"]}
+    claims = save_claims(
+        tmp_path / "claims.yaml",
+        mean=PUBLISHED | {"accuracy": "cifar10_test", "runs": ["high", "low", "wide", "single", "absent"]},
+        order={
+            "says": "One is better", "source": "Somewhere", "accuracy": "cifar10_test",
+            "better": [["high", "low"], ["low", "high"], ["high", "wide"], ["high", "absent"]],
+        },
+        tau_a=tau | {"correlation": {"measure": "snip", "accuracy": "a"}},
+        tau_b=tau | {"correlation": {"measure": "snip", "accuracy": "b"}},
+        tau_c=tau | {"correlation": {"measure": "snip", "accuracy": "c"}},
+    )  # fmt: skip
+    assert runs_of(read_claims(claims)) == ["high", "low", "wide", "single", "absent", "study"]
+    judged = judge(claims, tmp_path, ["high", "low", "wide", "single", "study"])
+    verdicts = {claim["claim"]: [result["verdict"] for result in claim["results"]] for claim in judged["claims"]}
+    assert verdicts == {
+        "mean": ["holds", "does not hold", "undecided", "undecided", "not tested"],
+        "order": ["holds", "does not hold", "undecided", "not tested"],
+        "tau_a": ["holds"],
+        "tau_b": ["does not hold"],
+        "tau_c": ["undecided"],
+    }
+    high = judged["claims"][0]["results"][0]
+    assert (high["n"], high["mean"]) == (6, pytest.approx(90.15))
+    assert high["difference"] == difference_interval((high["mean"], high["sd"], 6), (90.0, 0.5, 4))
+    assert [seed["value"] for seed in high["seeds"]] == [90.1, 90.2, 90.0, 90.3, 90.1, 90.2]
+    assert len(judged["provenance"]["inputs"]) == 6
+    text = page(judged)
+    assert text.count("| **not tested** |") == 2
+    assert f"| `low` | 3 | cifar10_test | 88.30 | `{ARCHS[3]}` |".replace(ARCHS[3], ARCHS[3].replace("|", "\\|")) in text
+
+
+def test_what_a_mean_must_reach():
+    figure = {key: PUBLISHED[key] for key in ("says", "source", "value")}
+    assert threshold(PUBLISHED) == 90 - 0.5 / 2
+    assert threshold(figure) == 90
+    assert threshold(figure | {"tolerance": 0.5}) == 89.5
+    assert threshold({"better": [["a", "b"]]}) == 0
+
+
+def test_without_a_spread_the_published_figure_is_taken_as_it_is(tmp_path):
+    save_run(tmp_path, "run", [91.0, 92.0, 93.0])
+    claim = {"says": "It is so", "source": "Somewhere", "value": 90.0, "accuracy": "cifar10_test", "runs": ["run"]}
+    (judged,) = judge(save_claims(tmp_path / "claims.yaml", one=claim), tmp_path, ["run"])["claims"]
+    (result,) = judged["results"]
+    assert (judged["threshold"], result["difference"], result["verdict"]) == (90.0, None, "undecided")
+    assert result["interval"] == list(interval([91.0, 92.0, 93.0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"accuracy": "cifar10_tset"}, "lacks the accuracy 'cifar10_tset'"),
+        ({"runs": ["elsewhere"]}, "summary .*elsewhere.* cannot be read"),
+        ({"spraed": 1}, "unknown key 'spraed'"),
+        ({"seeds": 1}, r"'claims.one.seeds' is 1; it must be at least 2"),
+        ({"better": [["run", "run"]]}, "claims.one"),
+        ({"correlation": {"measure": "snip", "accuracy": "a"}}, "claims.one"),
+        ({"above": "baselines"}, "'above' takes the place of 'value'"),
+        ({"above": "everything"}, "must be 'baselines'|baselines"),
+        ({"trained": False}, "run has no search.json"),
+        ({"by": "me"}, "paper"),
+        ({"value": "ninety"}, r"'claims.one.value' is 'ninety'; it must be a finite number"),
+    ],
+)
+def test_faulty_claims_and_missing_results_get_a_sentence_and_leave_nothing(tmp_path, capsys, change, sentence):
+    save_run(tmp_path, "run", [91.0, 92.0])
+    claims = save_claims(tmp_path / "claims.yaml", one=PUBLISHED | {"accuracy": "cifar10_test", "runs": ["run"]} | change)
+    out = ["--out", str(tmp_path / "claims.json"), "--page", str(tmp_path / "claims.md")]
+    assert main(["claims", str(claims), "--results", str(tmp_path), "--tested", "run", "elsewhere", *out]) == 2
+    with pytest.raises(TenasError, match=sentence):
+        judge(claims, tmp_path, ["run", "elsewhere"])
+    assert capsys.readouterr().err.startswith("tenas: ")
+    assert not list(tmp_path.glob("claims.json")) + list(tmp_path.glob("claims.md"))
+
+
+def test_the_projects_claims_are_sound_and_name_runs_that_are_configured():
+    claims = read_claims(ROOT / "config" / "claims.yaml")
+    files = [path for path in (ROOT / "config").glob("*.yaml") if path.name != "claims.yaml"]
+    loaded = [yaml.safe_load(path.read_text()) for path in files]
+    known = {name for config in loaded for key in ("runs", "studies") for name in config.get(key) or {}}
+    assert set(runs_of(claims)) <= known
+    sets = ("cifar10", "cifar100", "imagenet16-120")
+    assert [claims[name]["value"] for name in sets] == [93.9, 71.24, 42.38]
+    assert [claims[f"{name}-default"]["value"] for name in sets] == [94.15, 72.6, 46.2]
+    assert [claims[f"{name}-default-untrained"]["value"] for name in sets] == [93.9, 71.6, 45.3]
+    assert {name for name, claim in claims.items() if claim["by"] == "tenas"} == {
+        f"{name}-default{part}" for name in sets for part in ("", "-untrained", "-above", "-untrained-above")
+    }
+
+
+def test_claims_json_can_be_read_by_anything(tmp_path):
+    """No NaN and no Infinity, which JSON does not have."""
+    save_run(tmp_path, "run", [91.0, 91.0])
+    claims = save_claims(tmp_path / "claims.yaml", one=PUBLISHED | {"accuracy": "cifar10_test", "runs": ["run"]})
+    json.dumps(judge(claims, tmp_path, ["run"]), allow_nan=False)
+
+
+# --- beside what costs as much
+
+
+def save_search(folder: Path, preset: str, found: list[str], ranked: list[str] | None = None, images: str = "a" * 64) -> None:
+    """A run whose cells were looked up in the built-in table. ``ranked``: what stood first before short trainings from there."""
+    trainings = None if ranked is None else "table:cifar10_valid_e12"
+    settings = search_settings("nas-bench-201", preset, trainings=trainings)
+    write_json(folder / "search.json", settings)
+    write_json(folder / "seed0/round1/scores/1.json", {"inputs": {"data/any/images.npy": images}})
+    rows = []
+    for seed, arch in enumerate(found):
+        known = look_up(arch, "builtin")
+        write_json(folder / f"seed{seed}/benchmark.json", known)
+        rows.append({"seed": seed, "arch": arch, "cifar10_test": known["accuracies"]["cifar10_test"]["accuracy"]})
+        if ranked is not None:
+            cells = shortlist_json(get_space("nas-bench-201"), [Cell(7, ranked[seed]), Cell(3, arch)])
+            write_json(folder / f"seed{seed}/round3/shortlist.json", cells)
+    write_csv(folder / "summary.csv", ["seed", "arch", "cifar10_test"], rows)
+
+
+def test_what_costs_as_much_stands_beside_the_runs_and_is_judged(tmp_path):
+    table = read_index("builtin").set_index("arch")
+    test = table["cifar10_test"]
+    good = test[~test.index.str.contains("none")].sort_values(ascending=False).index.tolist()
+    save_search(tmp_path / "ours", "default", good[:4], good[100:104])
+    save_search(tmp_path / "theirs", "released", good[2000:2003])
+    save_search(tmp_path / "others", "released", good[:3], images="b" * 64)
+    ours = {"says": "It is so", "source": "Here", "by": "tenas", "accuracy": "cifar10_test", "runs": ["ours"]}
+    path = save_claims(
+        tmp_path / "claims.yaml",
+        paper=PUBLISHED | {"accuracy": "cifar10_test", "runs": ["theirs"]},
+        trained=ours | {"value": 94.0},
+        untrained=ours | {"value": 94.0, "trained": False},
+        above=ours | {"above": "baselines"},
+        above_untrained=ours | {"above": "baselines", "trained": False},
+    )
+    judged = judge(path, tmp_path, ["ours", "theirs"])
+    results = {claim["claim"]: claim["results"] for claim in judged["claims"]}
+    assert results["trained"][0]["mean"] == pytest.approx(test[good[:4]].mean())
+    assert results["untrained"][0]["mean"] == pytest.approx(test[good[100:104]].mean())
+    assert [seed["arch"] for seed in results["untrained"][0]["seeds"]] == good[100:104]
+    # Once more from the table: of searches by Welch's test, of one figure by Student's.
+    settings = search_settings("nas-bench-201", "default", trainings="none")
+    known = {one.name: one for one in baselines(read_index("builtin"), settings)}
+    trained = {one["than"]: one for one in results["above"]}
+    chosen = table["cifar10_valid_e12"][good[2000:2003]].idxmax()
+    assert list(trained) == [
+        "most parameters", "a random cell without none", "best of 3 seeds of run theirs, by the same short trainings",
+        "best of 16 random cells, by the same short trainings", "regularised evolution, 16 of the same short trainings",
+    ]  # fmt: skip
+    for name, figure in {
+        "most parameters": known["most parameters"].accuracies["cifar10_test"][0],
+        "a random cell without none": test[good].mean(),
+        "best of 3 seeds of run theirs, by the same short trainings": test[chosen],
+    }.items():
+        student = stats.ttest_1samp(test[good[:4]], figure).confidence_interval(0.95)
+        ends = [student.low - figure, student.high - figure]
+        assert trained[name]["interval"] == pytest.approx(ends), name
+        assert trained[name]["verdict"] == ("holds" if ends[0] > 0 else "undecided" if ends[1] > 0 else "does not hold")
+    untrained = {one["than"]: one for one in results["above_untrained"]}
+    assert list(untrained) == ["most parameters", "a random cell without none", "run theirs"]
+    welch = stats.ttest_ind(test[good[100:104]], test[good[2000:2003]], equal_var=False).confidence_interval(0.95)
+    assert untrained["run theirs"]["interval"] == pytest.approx(tuple(welch))
+    # The table has each way once, and the runs first.
+    rows = {row["name"]: row for row in judged["beside"]["cifar10_test"]}
+    assert len(rows) == len(judged["beside"]["cifar10_test"])
+    assert list(rows)[:3] == ["run ours", "run ours without its trainings", "run theirs"]
+    assert set(rows) == {*list(rows)[:3], *trained}
+    assert rows["run ours without its trainings"]["mean"] == pytest.approx(test[good[100:104]].mean())
+    assert rows["best of 16 random cells, by the same short trainings"]["n"] == 500
+    text = page(judged)
+    papers, mine = text.split("## Ours")
+    assert "| paper |" in papers
+    assert "| trained |" not in papers
+    assert "| paper |" not in mine
+    assert mine.count("| above_untrained |") == 3
+    assert f"| most parameters | 1 | {rows['most parameters']['mean']:.2f} |" in text
+    assert "| `ours` without its trainings |" in text
+    json.dumps(judged, allow_nan=False)
+
+
+def test_runs_without_a_table_have_nothing_beside_them(tmp_path):
+    save_search(tmp_path / "run", "pruning", ARCHS[:2])
+    for seed in range(2):
+        write_json(tmp_path / f"run/seed{seed}/benchmark.json", look_up(ARCHS[seed], None))
+    claim = {"says": "It is so", "source": "Here", "accuracy": "cifar10_test", "runs": ["run"]}
+    judged = judge(save_claims(tmp_path / "claims.yaml", one=claim | {"value": 90.0}), tmp_path, ["run"])
+    assert judged["beside"] == {}
+    assert "equal cost" not in page(judged)
+    changes = {"nothing is known that costs as much": {"above": "baselines"}, "short trainings": {"trained": False, "value": 1.0}}
+    for sentence, change in changes.items():
+        with pytest.raises(TenasError, match=sentence):
+            judge(save_claims(tmp_path / "claims.yaml", one=claim | change), tmp_path, ["run"])

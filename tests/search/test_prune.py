@@ -1,0 +1,270 @@
+"""Ranking and pruning, against the paper's algorithm and the released code's ranks written out in plain Python."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from helpers.engine import KAPPA, NAS, REGIONS, first_round, random_values, small
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenas.errors import TenasError
+from tenas.files import write_csv
+from tenas.scoring.subjects import Measurement, Trials, plan, trials_of
+from tenas.scoring.table import read_scores, score_columns, score_rows
+from tenas.search.prune import change, mean_change, rank_round, ranks
+from tenas.spaces.base import Round, after, operators_left
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_the_papers_algorithm(seed):
+    """Algorithm 1: sort by the change in kappa, descending, and in R, ascending; prune the smallest sum of places an edge."""
+    options, subjects = small("paper"), first_round([])
+    trials = subjects.trials[1:]
+    values = random_values(options["measures"], subjects, seed)
+
+    def mean(trial, measure):
+        return sum(values[0, measure, r] - values[trial, measure, r] for r in range(3)) / 3
+
+    numbers = list(range(1, len(trials) + 1))
+    by_kappa = sorted(numbers, key=lambda t: mean(t, KAPPA), reverse=True)
+    by_regions = sorted(numbers, key=lambda t: round_off(mean(t, REGIONS)))
+    total = {t: by_kappa.index(t) + by_regions.index(t) for t in numbers}
+    expected = set()
+    for edge in range(6):
+        rivals = [t for t in numbers if trials[t - 1].edge == edge]
+        expected.add(min(rivals, key=lambda t: (total[t], by_kappa.index(t))))
+
+    _, rows, left = rank_round(options, subjects, values)
+    assert {row["trial"] for row in rows if row["pruned"]} == expected
+    assert left == subjects.mask.without(trials[t - 1] for t in expected)
+    assert [row["rank_sum"] for row in rows] == [total[t] + 2 for t in numbers]
+
+
+def round_off(x: float) -> float:
+    return round(x, 9)
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_the_released_codes_ranks(seed):
+    """Relative changes rounded to 3 decimals, equal ones share a rank, and ranks have no gaps."""
+    options, subjects = small("released"), first_round()
+    values = random_values(options["measures"], subjects, seed)
+    _, rows, _ = rank_round(options, subjects, values)
+
+    def mean(trial, measure):
+        return round_off(
+            sum(round((values[0, measure, r] - values[trial, measure, r]) / values[0, measure, r], 3) for r in range(3)) / 3
+        )
+
+    for measure, reverse in ((KAPPA, True), (REGIONS, False)):
+        means = [mean(row["trial"], measure) for row in rows]
+        places = sorted(set(means), reverse=reverse)
+        assert [row[f"{measure}_rank"] for row in rows] == [places.index(m) + 1 for m in means]
+
+
+def test_changes_are_right_side_up():
+    """What lowers kappa when it goes, and takes no linear regions with it, is what is pruned."""
+    options, subjects = small(repeats=4), first_round()
+    values = {m: 100.0 if m.measure == KAPPA else 1000.0 for m in plan(options["measures"], subjects.ids)}
+    victim = 7
+    for repeat in range(4):
+        values[Measurement(victim, KAPPA, repeat)] = 50.0
+        values[Measurement(victim, REGIONS, repeat)] = 1010.0
+    _, rows, left = rank_round(options, subjects, values)
+    row = rows[victim - 1]
+    assert row[f"{KAPPA}_change"] == pytest.approx(math.log(2), abs=1e-12)
+    assert row[f"{REGIONS}_change"] == pytest.approx(-math.log(1.01), abs=1e-12)
+    assert row[f"{KAPPA}_rank"] == row[f"{REGIONS}_rank"] == 1
+    assert row["pruned"] == 1
+    assert row["pruned_share"] == 1.0
+    assert row["operator"] not in left.operators("cell", row["edge"])
+
+
+def test_standard_errors_and_counts():
+    options, subjects = small(repeats=5), first_round()
+    values = random_values(options["measures"], subjects, 0)
+    _, rows, _ = rank_round(options, subjects, values)
+    for row in rows:
+        for measure in (KAPPA, REGIONS):
+            changes = [math.log(values[0, measure, r] / values[row["trial"], measure, r]) for r in range(5)]
+            mean = sum(changes) / 5
+            variance = sum((c - mean) ** 2 for c in changes) / 4
+            assert row[f"{measure}_change"] == pytest.approx(mean, abs=1e-11)
+            assert row[f"{measure}_se"] == pytest.approx(math.sqrt(variance / 5))
+            assert row[f"{measure}_n"] == 5
+
+
+def test_trials_with_images_of_their_own_are_set_against_the_whole_on_the_same():
+    options = small(repeats=3, images="own")
+    subjects = trials_of(first_round().mask, first_round().round, options)
+    values = random_values(options["measures"], subjects, 3)
+    values[Measurement(subjects.whole(4), KAPPA, 1)] = math.inf  # it is mended by the fourth trial, and by no other
+    _, rows, _ = rank_round(options, subjects, values)
+    assert len(rows) == 24
+    for trial, row in enumerate(rows, start=1):
+        for measure in (KAPPA, REGIONS):
+            # Of 24 trials, subject 24 + t is the whole network on the images of trial t.
+            changes = [math.log(values[24 + trial, measure, r] / values[trial, measure, r]) for r in range(3)]
+            assert row[f"{measure}_change"] == pytest.approx(sum(changes) / 3, abs=1e-11)
+    assert [row[f"{KAPPA}_rank"] for row in rows].index(1) == 3
+
+
+def test_singular_kernels_are_kept_counted_and_ranked_worst():
+    options, subjects = small(), first_round()
+    trials = subjects.round.trials
+    values = random_values(options["measures"], subjects, 1)
+    values[Measurement(3, KAPPA, 1)] = math.inf  # one repeat of one trial turns singular
+    for trial in subjects.ids:
+        values[Measurement(trial, KAPPA, 2)] = math.inf  # in this repeat all are: nothing to compare
+    _, rows, _ = rank_round(options, subjects, values)
+    assert rows[2][f"{KAPPA}_change"] == -math.inf
+    assert rows[2][f"{KAPPA}_rank"] == trials
+    assert [row[f"{KAPPA}_singular"] for row in rows[:4]] == [1, 1, 2, 1]
+    assert [row[f"{KAPPA}_n"] for row in rows[:4]] == [2, 2, 1, 2]
+    assert not any(math.isnan(row[f"{KAPPA}_rank"]) or math.isnan(row["rank_sum"]) for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["log", "relative", "absolute"])
+def test_changes_between_finite_and_infinite_values(kind):
+    whole = np.array([2.0, 2.0, np.inf, np.inf])
+    rest = np.array([[1.0, np.inf, 1.0, np.inf]])
+    expected = {"log": math.log(2), "relative": 0.5, "absolute": 1.0}[kind]
+    result = change(whole, rest, kind, None)[0]
+    assert result[:3].tolist() == [expected, -np.inf, np.inf]
+    assert np.isnan(result[3])
+
+
+def test_mean_change_without_evidence_prunes_nothing():
+    changes = np.array([[np.nan, np.nan], [np.inf, 1.0], [np.inf, -np.inf], [1.0, np.nan]])
+    assert mean_change(changes, np.ones((1, 2))).tolist() == [[-np.inf, np.inf, -np.inf, 1.0]]
+    assert ranks(np.array([-np.inf, np.inf, -np.inf, 1.0]), True, "average").tolist() == [3.5, 1, 3.5, 2]
+
+
+def test_the_pruned_share_says_how_sure_a_decision_is():
+    """With noise and no signal, decisions are coin tosses; with signal and little noise they are sure."""
+    options, subjects = small(repeats=40), first_round()
+    generator = random.Random(0)
+    shares = {}
+    for signal in (0.0, 3.0):
+        values = {
+            m: math.exp(generator.gauss(5, 1) - (signal if m.measure == KAPPA else -signal) * (m.subject % 4 == 1))
+            for m in plan(options["measures"], subjects.ids)
+        }
+        _, rows, _ = rank_round(options, subjects, values)
+        for edge in range(6):
+            assert sum(row["pruned_share"] for row in rows if row["edge"] == edge) == pytest.approx(1)
+        shares[signal] = np.mean([row["pruned_share"] for row in rows if row["pruned"]])
+    assert shares[3.0] > 0.99
+    assert shares[0.0] < 0.85
+
+
+def write_shards(folder, measures, subjects, values, shards):
+    paths = []
+    for shard in range(1, shards + 1):
+        part = {m: values[m] for m in plan(measures, subjects.ids, (shard, shards))}
+        paths.append(folder / f"{shards}-{shard}.csv")
+        write_csv(paths[-1], score_columns(subjects), score_rows(measures, subjects, part))
+    return paths
+
+
+def test_shards_split_a_round_and_come_back_in_any_order(tmp_path):
+    measures, subjects = small()["measures"], first_round()
+    values = random_values(measures, subjects, 2)
+    values[Measurement(1, KAPPA, 0)] = math.inf
+    for shards in (1, 2, 5, 25):
+        assert sorted(m for s in range(1, shards + 1) for m in plan(measures, subjects.ids, (s, shards))) == sorted(values)
+        paths = write_shards(tmp_path, measures, subjects, values, shards)
+        assert read_scores(reversed(paths), measures, subjects) == values
+    for shard in ((0, 2), (3, 2)):
+        with pytest.raises(TenasError, match=f"There is no shard {shard[0]} of 2"):
+            plan(measures, subjects.ids, shard)
+
+
+def cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "cut off"),
+        (lambda text: cut(text).rpartition("\n")[0] + "\n", "a shard is missing or cut off"),
+        (lambda text: text + text.splitlines()[1] + "\n", "a shard is there twice"),
+        (lambda text: text.replace("linear_regions,0,", "linear_regions,9,", 1), "no measurement of round 1"),
+        (lambda text: text.replace("skip_connect", "avg_pool_3x3", 1), "another subject than trial 1 of round 1"),
+        (lambda text: text.replace("linear_regions,0,", "linear_regions,0,-", 1), "never negative"),
+        (lambda text: text.replace("linear_regions,0,", "linear_regions,0,nan,", 1).replace("nan,", "nan#", 1), "not|numbers"),
+        (lambda text: text.replace("value", "worth", 1), "expected round,trial"),
+        (lambda text: text.replace(",linear_regions,0", "", 1), "fields, not 10"),
+    ],
+)
+def test_a_damaged_scores_file_is_refused_with_a_sentence(tmp_path, damage, message):
+    measures, subjects = small()["measures"], first_round()
+    (path,) = write_shards(tmp_path, measures, subjects, random_values(measures, subjects, 3), 1)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(TenasError, match=message):
+        read_scores([path], measures, subjects, "round 1")
+
+
+def test_a_mask_of_another_round_is_refused():
+    with pytest.raises(TenasError, match="24 operators to try, but round 2 of this search has 18"):
+        NAS.trials(NAS.full_mask(["none"]), NAS.rounds(["none"])[1])
+
+
+# --- other rounds of operators
+
+
+def test_a_round_may_settle_one_edge():
+    """Only its operators are tried, all but one go, and every other edge is left as it is."""
+    options = small()
+    mask = NAS.full_mask(["none"])
+    round = NAS.operators_round(1, operators_left(mask), 1, ("cell", 3))
+    subjects = Trials(mask, round)
+    assert (round.trials, round.prune) == (4, 3)
+    assert {trial.edge for trial in subjects.trials[1:]} == {3}
+    values = random_values(options["measures"], subjects, 5)
+    _, rows, left = rank_round(options, subjects, values)
+    (kept,) = [row for row in rows if not row["pruned"]]
+    assert kept["rank_sum"] == max(row["rank_sum"] for row in rows)
+    assert left.operators("cell", 3) == (kept["operator"],)
+    assert all(left.operators("cell", edge) == mask.operators("cell", edge) for edge in (0, 1, 2, 4, 5))
+    assert operators_left(left) == after(operators_left(mask), round)
+
+
+def test_edge_by_edge_ends_in_a_genotype():
+    options, mask = small(), NAS.full_mask(["none"])
+    for edge in range(6):
+        round = NAS.operators_round(edge + 1, operators_left(mask), 1, ("cell", edge))
+        subjects = Trials(mask, round)
+        _, _, mask = rank_round(options, subjects, random_values(options["measures"], subjects, edge))
+    assert NAS.genotype(mask)
+
+
+def test_an_edge_that_is_settled_has_nothing_to_try():
+    mask = NAS.full_mask(["none"])
+    round = Round(1, "operators", 3, 4, ("cell", 0))
+    _, _, left = rank_round(small(), subjects := Trials(mask, round), random_values(small()["measures"], subjects, 0))
+    with pytest.raises(TenasError, match="0 operators to try, but round 1 of this search has 4"):
+        NAS.trials(left, round)
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_the_sum_of_logarithms_of_ranks(seed):
+    """A trial that is first by one measure goes before one that is in the middle by both."""
+    options, subjects = small(aggregate="log_rank_sum"), first_round()
+    trials = subjects.trials[1:]
+    columns, rows, _ = rank_round(options, subjects, random_values(options["measures"], subjects, seed))
+    assert "log_rank_sum" in columns
+    assert "rank_sum" not in columns
+    for row in rows:
+        expected = math.log(row[f"{KAPPA}_rank"]) + math.log(row[f"{REGIONS}_rank"])
+        assert row["log_rank_sum"] == pytest.approx(expected, abs=1e-11)
+    for edge in range(6):
+        rivals = [row for row in rows if trials[row["trial"] - 1].edge == edge]
+        first = min(rivals, key=lambda row: (row["log_rank_sum"], row[f"{KAPPA}_rank"], row["trial"]))
+        assert [row["trial"] for row in rivals if row["pruned"]] == [first["trial"]]

@@ -1,0 +1,186 @@
+"""``dvc repro`` does what ``snakemake`` does: the real thing, in a copy of the repository with a tiny configuration."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+from helpers.runs import DEFAULT, call, copy_repository, expected_jobs, modules_of, snakemake, succeed, write_config
+
+from tenas.code import closure
+
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+STAGES = PIPELINE["stages"]
+# Rules of rounds, and of limits, that the default run does not have.
+OTHER_SEARCHES = {"limits", "prune"}
+MEASURES = ("activations", "costs", "ntk", "regions", "synaptic_flow")
+
+
+def allowed_rules(command: str) -> set[str]:
+    return set(re.search(r"--allowed-rules ((?: ?\w+)+)", command)[1].split())
+
+
+def outputs(stage: str) -> set[str]:
+    """The paths that a stage gives DVC, for seed 0 of the default configuration."""
+    found = set()
+    for kind in ("outs", "metrics", "plots"):
+        for entry in STAGES[stage].get(kind, []):
+            name = entry if isinstance(entry, str) else next(iter(entry))
+            found.add(name.replace("${item.seed}", "0").replace("${item.dataset}", "digits"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory, finished_default) -> Path:
+    """A clone in which ``dvc repro`` has run once, after a run of Snakemake has compiled what both measure with."""
+    folder = copy_repository(tmp_path_factory.mktemp("clone"))
+    (folder / "dvc.lock").unlink(missing_ok=True)  # that of the default run
+    write_config(folder, DEFAULT | {"benchmark": {}})
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "a clone"]):
+        succeed(call("git", "-c", "user.name=test", "-c", "user.email=test@localhost", *command, cwd=folder))
+    succeed(dvc(folder, "repro"))
+    return folder
+
+
+def dvc(folder: Path, *arguments: str):
+    return call("dvc", *arguments, cwd=folder, PYTHONPATH=str(folder))
+
+
+def change(folder: Path, **changes: object) -> None:
+    path = folder / "config/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config |= {key: value for key, value in changes.items() if key in config}
+    config["runs"]["digits"] |= {key: value for key, value in changes.items() if key not in config}
+    write_config(folder, config)
+
+
+# --- dvc.yaml against the workflow
+
+
+def test_each_rule_of_a_run_belongs_to_one_stage():
+    """Those that need more of the configuration (claims, a study, searches on a table) are for `snakemake` alone."""
+    fenced = [rule for name, stage in STAGES.items() if name != "gather" for rule in allowed_rules(stage["cmd"])]
+    needed = expected_jobs(DEFAULT, ROOT).keys() - {"all"}
+    assert sorted(fenced) == sorted(needed | OTHER_SEARCHES)
+
+
+@pytest.mark.dvc
+def test_stages_track_every_file_of_the_default_run():
+    """Against the workflow itself: what a dry run of config/config.yaml is going to make."""
+    listed = succeed(snakemake(ROOT, "--dry-run", "--forceall", "--quiet", "rules", "--summary"))
+    made = {line.split("\t")[0] for line in listed.splitlines() if line.startswith(("data/", "results/"))}
+    tracked = set().union(*map(outputs, STAGES))
+    untracked = {name for name in made if not any(name == out or name.startswith(f"{out}/") for out in tracked)}
+    assert untracked == set()
+    assert {out for out in tracked if out.startswith("results/") and not any(m.startswith(out) for m in made)} == set()
+
+
+@pytest.mark.parametrize("name", sorted(STAGES.keys() - {"gather", "settings"}))
+def test_a_stage_depends_on_the_code_that_its_rules_run(name):
+    """On all of it, and on nothing of the package that they do not run."""
+    rules = allowed_rules(STAGES[name]["cmd"]) - OTHER_SEARCHES
+    code = {path.relative_to(ROOT).as_posix() for rule in rules for path in closure(modules_of(rule, MEASURES))}
+    listed = {dep for dep in STAGES[name]["deps"] if dep.startswith("tenas/")}
+    covers = {dep: {path for path in code if path == dep or path.startswith(f"{dep}/")} for dep in listed}
+    assert code - set().union(*covers.values()) == set()
+    assert {dep for dep, covered in covers.items() if not covered} == set()
+
+
+def test_the_number_of_shards_is_no_parameter():
+    for path in ("dvc.yaml", "paper/dvc.yaml"):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert "- shards" not in text
+
+
+@pytest.mark.dvc
+def test_the_papers_runs_are_stages_of_their_own():
+    """One per run and one per data set of their configuration, which fence in every rule that the workflow has for them."""
+    config = yaml.safe_load((ROOT / "config/nas-bench-201.yaml").read_text(encoding="utf-8"))
+    changed = json.loads(succeed(dvc(ROOT, "status", "--json", "paper/dvc.yaml")))
+    stages = {f"prepare@{name}" for name in config["datasets"]} | {f"run@{name}" for name in config["runs"]}
+    assert {name.partition(":")[2] for name in changed} == stages
+    pipeline = yaml.safe_load((ROOT / "paper/dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    commands = [pipeline["prepare"]["do"]["cmd"], *pipeline["run"]["do"]["cmd"]]
+    fenced = set().union(*map(allowed_rules, commands))
+    arguments = ("--dry-run", "--forceall", "--quiet", "rules", "--configfile", "config/nas-bench-201.yaml", "--", "all")
+    planned = succeed(call("snakemake", *arguments, cwd=ROOT))
+    needed = set(re.findall(r"^(\w+) +\d+$", planned, re.MULTILINE)) - {"all", "total", "claims"}
+    # Its short trainings are looked up.
+    assert fenced == needed | {"limits", "training"}
+
+
+def test_analytics_are_off():
+    assert "analytics = false" in (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
+
+
+# --- a clone in which it has run
+
+
+@pytest.mark.dvc
+def test_a_second_repro_runs_nothing(reproduced):
+    output = succeed(dvc(reproduced, "repro"))
+    assert "Running stage" not in output
+    assert "up to date" in output
+    assert "up to date" in succeed(dvc(reproduced, "status", "dvc.yaml"))
+
+
+@pytest.mark.dvc
+def test_nor_does_snakemake_after_it(reproduced):
+    assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
+
+
+@pytest.mark.dvc
+def test_another_number_of_shards_runs_nothing(reproduced):
+    change(reproduced, shards=5)
+    assert "Running stage" not in succeed(dvc(reproduced, "repro"))
+    assert "up to date" in succeed(dvc(reproduced, "status", "dvc.yaml"))
+    assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
+    change(reproduced, shards=2)
+
+
+@pytest.mark.dvc
+def test_the_results_are_those_of_snakemake(reproduced, finished_default):
+    for name in ("genotype.json", "round1/cells.csv", "round3/shortlist.json", "round4/trainings.csv", "retrain/history.csv"):
+        ours, theirs = ((folder / "results/digits/seed0" / name).read_bytes() for folder in (reproduced, finished_default))
+        assert ours == theirs
+
+
+@pytest.mark.dvc
+def test_metrics_and_plots_are_shown(reproduced):
+    metrics = json.loads(succeed(dvc(reproduced, "metrics", "show", "--json")))
+    values = metrics[""]["data"]["results/digits/metrics.json"]["data"]["seed0"]
+    (row,) = csv.DictReader((reproduced / "results/digits/seed0/retrain/history.csv").open())
+    assert values["valid_accuracy"] == pytest.approx(float(row["valid_accuracy"]))
+    assert 0 <= values["test_accuracy"] <= 100
+    assert values["cifar10_test"] > 10  # of the table that comes with the project
+    assert "history.csv" in succeed(dvc(reproduced, "plots", "show", "--json"))
+
+
+@pytest.mark.dvc
+def test_git_sees_no_results(reproduced):
+    assert succeed(call("git", "status", "--porcelain", cwd=reproduced)).split() == ["??", "dvc.lock"]
+
+
+@pytest.mark.dvc
+def test_a_change_runs_the_stages_that_it_touches(reproduced):
+    """A change of the retraining is one of the short trainings too, so of the search."""
+    change(reproduced, retraining=DEFAULT["runs"]["digits"]["retraining"] | {"weight_decay": 0.001})
+    output = succeed(dvc(reproduced, "repro"))
+    ran = set(re.findall(r"Running stage '(\w+)", output))
+    # The drawings of the trainings as well, and the look-up where another cell is found.
+    assert ran - {"plot", "lookup"} == {"settings", "search", "retrain", "export", "gather", "summary"}
+    assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
+
+
+@pytest.mark.dvc
+def test_a_second_seed_is_searched_and_summarised(reproduced):
+    change(reproduced, seeds=[0, 1])
+    output = succeed(dvc(reproduced, "repro"))
+    assert {"search@1", "plot@1", "lookup@1", "retrain@1", "export@1", "gather@1", "summary"} == set(
+        re.findall(r"Running stage '([\w@]+)'", output)
+    )
+    rows = list(csv.DictReader((reproduced / "results/digits/summary.csv").open()))
+    assert [row["seed"] for row in rows] == ["0", "1"]
