@@ -116,6 +116,11 @@ def trials_of(mask: Mask, round: Round, entry: Mapping[str, Any]) -> Trials:
     return Trials(mask, round, entry.get("images") == "own", tuple(entry.get("own_weights", ())))
 
 
+def read_subjects(path: str | os.PathLike[str], space: Space, round: Round, entry: Mapping[str, Any]) -> Subjects:
+    """The subjects of a round: cells of a sample.csv, or trials on a mask.json. ``entry``: the round's settings."""
+    return read_cells(path, space) if round.stage == "cells" else trials_of(space.read_mask(path), round, entry)
+
+
 def plan(measures: Mapping[str, Any], subjects: Sequence[int], shard: tuple[int, int] = (1, 1)) -> list[Measurement]:
     """The measurements of shard i of S, ``shard = (i, S)``: those of every S-th subject.
 

@@ -1,14 +1,15 @@
 """From the scores of a round to a ranking with its errors, and to the next mask (TE-NAS, algorithm 1)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
 
-from tenas.measures.catalogue import get_measure
+from tenas.measures.catalogue import Measure, get_measure
 from tenas.scoring.subjects import Measurement, Trials
 from tenas.search.limits import Limits
+from tenas.search.repeats import bootstrap_counts, standard_error, table_of_repeats
 from tenas.spaces.base import Mask, Trial
 
 RESAMPLES = 1000
@@ -110,50 +111,76 @@ def pruned_within(
     return gone
 
 
+class Evidence(NamedTuple):
+    """Evidence of a measure about the trials of a round.
+
+    ``rest``: values without each trial, ``changes``: what removing it changes, both (trials, repeats). ``means``: of the changes,
+    and ``ranks`` by them, both (1 + RESAMPLES, trials): over all repeats, then over each bootstrap sample.
+    """
+
+    rest: np.ndarray
+    changes: np.ndarray
+    means: np.ndarray
+    ranks: np.ndarray
+
+    def columns(self, name: str) -> list[dict[str, Any]]:
+        """The columns of the ranking for the measure ``name``, by trial."""
+        return [
+            {
+                f"{name}_change": float(self.means[0, trial]),
+                f"{name}_se": standard_error(self.changes[trial]),
+                f"{name}_n": int(np.isfinite(self.changes[trial]).sum()),
+                f"{name}_singular": int(np.isinf(self.rest[trial]).sum()),
+                f"{name}_rank": float(self.ranks[0, trial]),
+            }
+            for trial in range(len(self.changes))
+        ]
+
+
+def weigh(
+    measure: Measure,
+    repeats: int,
+    settings: Mapping[str, Any],
+    subjects: Trials,
+    values: Mapping[Measurement, float],
+    generator: np.random.Generator,
+) -> Evidence:
+    """Compare the supernet with and without each trial by one measure. ``settings``: of the round."""
+    numbers = range(1, len(subjects.tried) + 1)
+    whole = table_of_repeats(values, measure.name, [subjects.whole(number) for number in numbers], repeats)
+    rest = table_of_repeats(values, measure.name, numbers, repeats)
+    worst = -np.inf if measure.lower_is_better else np.inf
+    changes = change(whole, rest, settings["change"], settings["decimals"], worst)
+    means = mean_change(changes, bootstrap_counts(repeats, RESAMPLES, generator), worst)
+    return Evidence(rest, changes, means, ranks(means, measure.lower_is_better, settings["ranks"]))
+
+
 def rank_round(
     settings: Mapping[str, Any], subjects: Trials, values: Mapping[Measurement, float], limits: Limits | None = None
 ) -> tuple[list[str], list[dict[str, Any]], Mask]:
-    """The ranking of a round: its columns, one row per trial, and the mask that its decisions lead to.
+    """Rank the trials of a round and prune. Returns the columns of the ranking, its rows, one per trial, and the next mask.
 
     ``settings``: of the round. For each measure: ``change`` (mean over the repeats), ``se`` (standard error of that mean; empty
     below two finite repeats), ``n`` (repeats that could be compared), ``singular`` (repeats in which the rest was infinite),
     ``rank``. Then ``rank_sum`` (or ``log_rank_sum``), ``pruned``, and ``pruned_share``: how often the trial is pruned when the
-    decision is taken again on resampled repeats (bootstrap, RESAMPLES of them; all trials keep their repeats together, as they
-    share weights and, unless each draws its own, images). A decision is sure when its share is near 1, and a coin toss when it
-    is near 1 over the number of rivals.
+    decision is repeated on bootstrap samples of the repeats (RESAMPLES of them). The trials of a sample have the same repeats,
+    as they share weights and, unless each draws its own, images. A decision is certain at a share near 1, and a coin toss at a
+    share near 1 over the number of rivals.
     """
-    mask, round, trials = subjects.mask, subjects.round, subjects.tried
-    rivals = mask.space.rivals(trials, round)
-    generator = np.random.default_rng(round.number)
+    mask, trials, aggregate = subjects.mask, subjects.tried, settings["aggregate"]
+    rivals = mask.space.rivals(trials, subjects.round)
+    generator = np.random.default_rng(subjects.round.number)
     columns = list(Trials.columns)
     rows = [subjects.keys(number) for number in range(1, len(trials) + 1)]
     decided, resampled = [], []
     for reference, measure_settings in settings["measures"].items():
-        measure, repeats = get_measure(reference), measure_settings["repeats"]
-        name = measure.name
-        numbers = range(1, len(trials) + 1)
-        whole, rest = (
-            np.array([[values[Measurement(t, name, r)] for r in range(repeats)] for t in of])
-            for of in ([subjects.whole(t) for t in numbers], numbers)
-        )
-        worst = -np.inf if measure.lower_is_better else np.inf
-        changes = change(whole, rest, settings["change"], settings["decimals"], worst)
-        samples = np.vstack([np.ones(repeats), generator.multinomial(repeats, np.full(repeats, 1 / repeats), RESAMPLES)])
-        means = mean_change(changes, samples, worst)
-        all_ranks = ranks(means, measure.lower_is_better, settings["ranks"])
-        decided.append(all_ranks[:1])
-        resampled.append(all_ranks[1:])
-        columns += [f"{name}_{part}" for part in ("change", "se", "n", "singular", "rank")]
-        for i, row in enumerate(rows):
-            finite = changes[i][np.isfinite(changes[i])]
-            row |= {
-                f"{name}_change": float(means[0, i]),
-                f"{name}_se": float(finite.std(ddof=1) / len(finite) ** 0.5) if len(finite) > 1 else "",
-                f"{name}_n": len(finite),
-                f"{name}_singular": int(np.isinf(rest[i]).sum()),
-                f"{name}_rank": float(all_ranks[0, i]),
-            }
-    aggregate = settings["aggregate"]
+        measure = get_measure(reference)
+        evidence = weigh(measure, measure_settings["repeats"], settings, subjects, values, generator)
+        decided.append(evidence.ranks[:1])
+        resampled.append(evidence.ranks[1:])
+        columns += [f"{measure.name}_{part}" for part in ("change", "se", "n", "singular", "rank")]
+        for row, of_measure in zip(rows, evidence.columns(measure.name), strict=True):
+            row |= of_measure
     if limits is None:
         gone, again = pruned(decided, rivals, aggregate), pruned(resampled, rivals, aggregate)
     else:

@@ -11,19 +11,28 @@ from tenas.errors import TenasError
 from tenas.files import read_json
 from tenas.measures.catalogue import Measure, get_measure
 from tenas.scoring.subjects import Cell, Cells, Measurement
+from tenas.search.repeats import bootstrap_counts, standard_error, table_of_repeats
 from tenas.spaces.base import Space
 
 RESAMPLES = 1000
 
 
+def on_scale(measure: Measure, values: np.ndarray) -> np.ndarray:
+    """Values on the scale of their mean: logarithms where the measure is never negative.
+
+    Kappa and SynFlow span many powers of ten, and a single repeat would decide a plain mean.
+    """
+    with np.errstate(divide="ignore"):
+        scores: np.ndarray = values if measure.signed else np.log(values)
+    return scores
+
+
 def mean_score(measure: Measure, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Means over the repeats, (samples, cells) from (cells, repeats) and counts (samples, repeats); more is better.
 
-    Of the logarithms where the measure is never negative: kappa and SynFlow span many powers of ten, and one draw would decide.
-    An infinite value in any repeat is the mean's.
+    The values are averaged ``on_scale``. An infinite value in any repeat makes the mean infinite.
     """
-    with np.errstate(divide="ignore"):
-        scores = values if measure.signed else np.log(values)
+    scores = on_scale(measure, values)
     scores = -scores if measure.lower_is_better else scores
     finite = np.isfinite(scores)
     means: np.ndarray = np.round(weights @ np.where(finite, scores, 0.0).T / weights.sum(axis=1, keepdims=True), 12)
@@ -70,10 +79,19 @@ def kept(rank_list: Sequence[np.ndarray], score: np.ndarray, keep: int, each: in
     return [place for place in best.tolist() if place in chosen]
 
 
+def kept_share(rank_list: Sequence[np.ndarray], aggregate: str, keep: int, each: int) -> np.ndarray:
+    """How often each cell is kept, (cells,), by the ranks of the bootstrap samples, (RESAMPLES, cells) for each measure."""
+    share = np.zeros(rank_list[0].shape[1])
+    for sample in range(RESAMPLES):
+        ranks = [of_measure[sample] for of_measure in rank_list]
+        share[kept(ranks, aggregated(ranks, aggregate), keep, each)] += 1 / RESAMPLES
+    return share
+
+
 def rank_cells(
     settings: Mapping[str, Any], cells: Cells, values: Mapping[Measurement, float]
 ) -> tuple[list[str], list[dict[str, Any]], list[Cell]]:
-    """The ranking of a round of cells: its columns, one row per cell in their order, and the cells that are kept, best first.
+    """Rank the cells of a round. Returns the columns of the ranking, its rows, one per cell, and the cells kept, best first.
 
     For each measure: ``score`` (mean over the repeats, of logarithms where it is never negative; more is better), ``se``
     (standard error of that mean; empty below two finite repeats), ``rank``. Then the aggregate, ``place`` by it, ``kept``, and
@@ -86,31 +104,21 @@ def rank_cells(
     for reference, measure_settings in settings["measures"].items():
         measure, repeats = get_measure(reference), measure_settings["repeats"]
         name = measure.name
-        table = np.array([[values[Measurement(cell.number, name, r)] for r in range(repeats)] for cell in cells.cells])
+        table = table_of_repeats(values, name, cells.ids, repeats)
         again = again or repeats > 1
-        samples = np.vstack([np.ones(repeats), generator.multinomial(repeats, np.full(repeats, 1 / repeats), RESAMPLES)])
-        means = mean_score(measure, table, samples)
+        means = mean_score(measure, table, bootstrap_counts(repeats, RESAMPLES, generator))
         ranks = places(means)
         decided.append(ranks[0])
         resampled.append(ranks[1:])
         columns += [f"{name}_{part}" for part in ("score", "se", "rank")]
-        with np.errstate(divide="ignore"):
-            scores = table if measure.signed else np.log(table)
-        for i, row in enumerate(rows):
-            finite = scores[i][np.isfinite(scores[i])]
-            row |= {
-                f"{name}_score": float(means[0, i]),
-                f"{name}_se": float(finite.std(ddof=1) / len(finite) ** 0.5) if len(finite) > 1 else "",
-                f"{name}_rank": float(ranks[0, i]),
-            }
+        errors = map(standard_error, on_scale(measure, table))
+        for row, mean, error, rank in zip(rows, means[0], errors, ranks[0], strict=True):
+            row |= {f"{name}_score": float(mean), f"{name}_se": error, f"{name}_rank": float(rank)}
     aggregate, keep, each = settings["aggregate"], min(settings["keep"], len(rows)), settings["each"]
     score = aggregated(decided, aggregate)
     chosen = kept(decided, score, keep, each)
-    share = np.zeros(len(rows))
-    if again:
-        for sample in range(RESAMPLES):
-            ranks_of = [ranks[sample] for ranks in resampled]
-            share[kept(ranks_of, aggregated(ranks_of, aggregate), keep, each)] += 1 / RESAMPLES
+    # With a single repeat of every measure there is nothing to resample.
+    share = kept_share(resampled, aggregate, keep, each) if again else None
     order = np.lexsort((decided[0], -score))
     by_place = {int(index): place for place, index in enumerate(order, start=1)}
     for i, row in enumerate(rows):
@@ -118,7 +126,7 @@ def rank_cells(
             aggregate: float(score[i]),
             "place": by_place[i],
             "kept": int(i in chosen),
-            "kept_share": round(float(share[i]), 6) if again else "",
+            "kept_share": "" if share is None else round(float(share[i]), 6),
         }
     columns += [aggregate, "place", "kept", "kept_share"]
     return columns, rows, [cells.cells[place] for place in chosen]

@@ -25,23 +25,17 @@ def score(
     Resumes a killed job: finished measurements are kept in a hidden file next to ``out``.
     """
     from tenas.scoring.shard import score_shard
-    from tenas.scoring.subjects import Subjects, read_cells, trials_of
+    from tenas.scoring.subjects import read_subjects
     from tenas.search.made_by import measuring_code
     from tenas.settings.search import find_round, read_settings
     from tenas.spaces import get_space
 
     resolved = read_settings(settings)
     this_round, entry = find_round(resolved, round), resolved["rounds"][round - 1]
-    space = get_space(resolved["space"])
-    if this_round.stage == "cells":
-        measured: Subjects = read_cells(subjects, space)
-    else:
-        measured = trials_of(space.read_mask(subjects), this_round, entry)
     score_shard(
         settings=resolved,
         measures=entry["measures"],
-        subjects=measured,
-        names=(seed, round),
+        subjects=read_subjects(subjects, get_space(resolved["space"]), this_round, entry),
         images=images,
         inputs=[subjects],
         out=out,

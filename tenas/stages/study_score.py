@@ -33,7 +33,6 @@ def study_score(
         settings=study,
         measures=study["measures"],
         subjects=read_cells(cells, get_space(study["space"])),
-        names=(study["seed"],),
         images=images,
         inputs=[cells],
         out=out,
