@@ -214,31 +214,17 @@ def search(
     from tenas.stages.search import search_seed
 
     space = known(space)
-    if threads > 1 and space._token is not None:
-        raise TenasError(
-            f"The space {space.name} was made in this process, and worker processes cannot import it: put it into a file and "
-            "name it path/to/file.py:object, or use one thread."
-        )
-
     if threads > 1:
-        _check_script()
-
-    def resolved(trainings: str | None) -> dict[str, Any]:
-        return search_settings(space, preset, changes, limits=limits, trainings=trainings)
-
-    settings = resolved(trainings)
+        _check_workers(space)
+    settings = search_settings(space, preset, changes, limits=limits, trainings=trainings)
+    if labels is None and trainings is None and _trains(settings):
+        warnings.warn(
+            "Without labels nothing can be trained: the rounds of trainings are left out, the best-ranked cells kept.",
+            stacklevel=2,
+        )
+        settings = search_settings(space, preset, changes, limits=limits, trainings="none")
     if labels is None:
-        if any(round["kind"] == "training" and round["column"] is None for round in settings["rounds"]):
-            if trainings is not None:
-                raise TenasError("Short trainings need labels: give them, or trainings='none' to leave the trainings out.")
-            warnings.warn(
-                "Without labels nothing can be trained: the rounds of trainings are left out, the best-ranked cells kept.",
-                stacklevel=2,
-            )
-            settings = resolved("none")
-        of_a_loss = [name for name in _measures(settings) if get_measure(name).needs_labels]
-        if of_a_loss:
-            raise TenasError(f"The measure {of_a_loss[0]} is one of a loss: it needs labels.")
+        _check_needs_no_labels(settings)
     with nullcontext(out) if out is not None else TemporaryDirectory(prefix="tenas-") as name:
         folder = Path(name)
         prepare_arrays(images, labels, classes, folder / "data")
@@ -261,8 +247,27 @@ def search(
         )
 
 
-def _check_script() -> None:
-    """Raise TenasError where worker processes, which import the script that runs, would run its search once more."""
+def _trains(settings: Mapping[str, Any]) -> bool:
+    """Whether a search trains cells, rather than to look trainings up."""
+    return any(round["kind"] == "training" and round["column"] is None for round in settings["rounds"])
+
+
+def _check_needs_no_labels(settings: Mapping[str, Any]) -> None:
+    if _trains(settings):
+        raise TenasError("Short trainings need labels: give them, or trainings='none' to leave the trainings out.")
+    for round in settings["rounds"]:
+        for name in round.get("measures", {}):
+            if get_measure(name).needs_labels:
+                raise TenasError(f"The measure {name} is loss-based and needs labels.")
+
+
+def _check_workers(space: Space) -> None:
+    """Raise TenasError where worker processes could not import the space, or would import the running script and run it again."""
+    if space._token is not None:
+        raise TenasError(
+            f"The space {space.name} was made in this process, and worker processes cannot import it: put it into a file and "
+            "name it path/to/file.py:object, or use one thread."
+        )
     main = sys.modules.get("__main__")
     script = getattr(main, "__file__", None)
     if script is None or getattr(main, "__spec__", None) is not None or not Path(script).is_file():
@@ -272,10 +277,6 @@ def _check_script() -> None:
             f"Worker processes import the script {script} and would run it again: put its search under "
             "'if __name__ == \"__main__\":', or use one thread."
         )
-
-
-def _measures(settings: Mapping[str, Any]) -> list[str]:
-    return [name for round in settings["rounds"] for name in round.get("measures", {})]
 
 
 def _round(settings: Mapping[str, Any], space: Space, folder: Path, seed: int, number: int) -> SearchRound:

@@ -1,7 +1,7 @@
 """The workflow's configuration, checked as a whole before anything runs. No torch, unless a run has limits to be checked."""
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tenas import layout
@@ -21,10 +21,20 @@ from tenas.spaces import get_space
 FEWEST_CLASSES, SMALLEST_SIDE = 2, 8
 
 
+@contextmanager
+def _part(name: str) -> Iterator[None]:
+    """Begin the message of an error in the block with the part of the configuration that it is about."""
+    try:
+        yield
+    except TenasError as error:
+        raise TenasError(f"{name}: {error}") from error
+
+
 def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
-    """A configuration with defaults filled in and presets resolved: ``runs.<name>.settings`` and ``.retrain_settings``.
-    The entries of ``studies`` are their settings. ``benchmark`` has ``builtin`` for spaces of which it says nothing and of which
-    a table comes with the project.
+    """Check a configuration, fill in defaults and resolve presets.
+
+    Runs gain ``settings`` and ``retrain_settings``; the entries of ``studies`` become their settings. ``benchmark`` gains
+    ``builtin`` for spaces that it does not name and whose table comes with the project.
 
     Raises TenasError for anything that would stop a run later: unknown keys, spaces, data sets, sources, presets, faulty claims,
     limits that no cell meets.
@@ -32,50 +42,56 @@ def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, An
     config = checked(Config, dict(value), where).model_dump()
     config["benchmark"] = dict.fromkeys(CHECKSUMS, BUILTIN) | config["benchmark"]
     for space, index in config["benchmark"].items():
-        try:
+        with _part(f"{where}: 'benchmark'"):
             known = get_space(space)
             if index == BUILTIN:
                 builtin_table(known)
-        except TenasError as error:
-            raise TenasError(f"{where}: 'benchmark': {error}") from error
     for name, dataset in config["datasets"].items():
-        try:
+        with _part(f"{where}: data set {name!r}"):
             check_source(dataset)
-        except TenasError as error:
-            raise TenasError(f"{where}: data set {name!r}: {error}") from error
     for name, run in config["runs"].items():
-        if run["dataset"] not in config["datasets"]:
-            raise TenasError(f"{where}: {one_of(f'data set of the run {name!r}', run['dataset'], config['datasets'])}")
-        try:
-            retraining = None if run["retrain"] is None else retrain_settings(run["retrain"], run["retraining"])
-            run["retrain_settings"] = retraining
-            run["settings"] = search_settings(
-                run["space"],
-                run["preset"],
-                run["search"],
-                retraining=retraining,
-                limits=run["limits"],
-                trainings=run["trainings"],
-                datasets=(run["dataset"], config["datasets"][run["dataset"]]["source"]),
-            )
-            check_limits(name, run["settings"], run["dataset"], config["datasets"][run["dataset"]])
-        except TenasError as error:
-            raise TenasError(f"{where}: run {name!r}: {error}") from error
+        config["runs"][name] = _run(name, run, config["datasets"], where)
     if config["table_search"] is not None and config["benchmark"].get("nas-bench-201") is None:
         raise TenasError(f"{where}: 'table_search' needs an index file under 'benchmark.nas-bench-201'.")
     for name, study in config["studies"].items():
-        if name in config["runs"]:
-            raise TenasError(f"{where}: {name!r} is the name of a run and of a study; their results would share a folder.")
-        if study["dataset"] not in config["datasets"]:
-            raise TenasError(f"{where}: {one_of(f'data set of the study {name!r}', study['dataset'], config['datasets'])}")
-        config["studies"][name] = study_settings(study, f"{where}: study {name!r}")
-        if not config["benchmark"].get(study["space"]):
-            raise TenasError(f"{where}: study {name!r} needs the index of {study['space']} under 'benchmark'.")
+        config["studies"][name] = _study(name, study, config, where)
     if not config["runs"] and not config["studies"]:
         raise TenasError(f"{where}: there is nothing to do: neither 'runs' nor 'studies' has an entry.")
     if config["claims"] is not None:
         read_claims(config["claims"])
     return config
+
+
+def _run(name: str, run: dict[str, Any], datasets: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A run with its ``settings`` and ``retrain_settings``, whose limits some cell meets."""
+    if run["dataset"] not in datasets:
+        raise TenasError(f"{where}: {one_of(f'data set of the run {name!r}', run['dataset'], datasets)}")
+    dataset = datasets[run["dataset"]]
+    with _part(f"{where}: run {name!r}"):
+        retraining = None if run["retrain"] is None else retrain_settings(run["retrain"], run["retraining"])
+        settings = search_settings(
+            run["space"],
+            run["preset"],
+            run["search"],
+            retraining=retraining,
+            limits=run["limits"],
+            trainings=run["trainings"],
+            datasets=(run["dataset"], dataset["source"]),
+        )
+        check_limits(name, settings, run["dataset"], dataset)
+    return run | {"retrain_settings": retraining, "settings": settings}
+
+
+def _study(name: str, study: dict[str, Any], config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings of a study, whose space has a table."""
+    if name in config["runs"]:
+        raise TenasError(f"{where}: {name!r} is the name of a run and of a study; their results would share a folder.")
+    if study["dataset"] not in config["datasets"]:
+        raise TenasError(f"{where}: {one_of(f'data set of the study {name!r}', study['dataset'], config['datasets'])}")
+    settings: dict[str, Any] = study_settings(study, f"{where}: study {name!r}")
+    if not config["benchmark"].get(settings["space"]):
+        raise TenasError(f"{where}: study {name!r} needs the index of {settings['space']} under 'benchmark'.")
+    return settings
 
 
 def images_of(name: str, dataset: Mapping[str, Any]) -> tuple[int, int]:

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from tenas import layout
-from tenas.audit.scores import Scores, look_at_scores
+from tenas.audit.scores import Scores, scores_of_round
 from tenas.audit.step import State, Step
 from tenas.errors import TenasError
 from tenas.measures.catalogue import get_measure
 from tenas.scoring.subjects import Cell, Cells, read_cells
-from tenas.scoring.table import read_scores
 from tenas.search.sample import listed_cells, sample_cells
 from tenas.search.shortlist import rank_cells, shortlist_json
 from tenas.seeds import derive_seed
@@ -24,20 +23,7 @@ def follow_cells(step: Step) -> State | None:
         ledger.hash(ranking)
         return step.after(None)
     sample = step.file(layout.SAMPLE)
-    scores = look_at_scores(
-        case,
-        step.file(layout.SCORES, shard=1).parent,
-        subjects,
-        stage="score",
-        entry=step.entry,
-        facts={"seed": step.seed, "round": step.round.number},
-        subjects_file=sample,
-    )
-    folder = scores.paths[0].parent
-    sound = ledger.sound(sample) and all(map(ledger.sound, scores.paths))
-    values = None
-    with ledger.damage(folder if sound else scores.paths[0], "cannot be ranked"):
-        values = read_scores(scores.paths, step.entry["measures"], subjects, f"round {step.round.number}")
+    scores, values, sound = scores_of_round(step, subjects, sample)
     if values is None:
         ledger.hash(ranking)
         return step.after(None)

@@ -9,11 +9,12 @@ from typing import Any
 from tenas import layout
 from tenas.audit.case import Case
 from tenas.audit.ledger import mapping
+from tenas.audit.step import Step
 from tenas.errors import TenasError
 from tenas.files import read_csv
 from tenas.measures.catalogue import get_measure
-from tenas.scoring.subjects import Measurement, Subjects, Trials, plan
-from tenas.scoring.table import score_columns
+from tenas.scoring.subjects import Cells, Measurement, Subjects, Trials, plan
+from tenas.scoring.table import read_scores, score_columns
 from tenas.search.made_by import measuring_code
 
 
@@ -92,6 +93,27 @@ def look_at_scores(
         if path.name not in known:
             ledger.note(f"{path} is no part of the scores: an earlier or interrupted run has left it.")
     return found
+
+
+def scores_of_round(step: Step, subjects: Subjects, subjects_file: Path) -> tuple[Scores, dict[Measurement, float] | None, bool]:
+    """Look at a round's scores and read them.
+
+    Returns where they are, the values or None where they cannot be ranked, and whether nothing was found against their files.
+    """
+    ledger = step.case.ledger
+    scores = look_at_scores(
+        step.case,
+        step.file(layout.SCORES, shard=1).parent,
+        subjects,
+        stage="score",
+        entry=step.entry,
+        facts={"seed": step.seed, "round": step.round.number},
+        subjects_file=subjects_file,
+    )
+    sound = all(map(ledger.sound, (*([subjects_file] if isinstance(subjects, Cells) else []), *scores.paths)))
+    with ledger.damage(scores.paths[0].parent if sound else scores.paths[0], "cannot be ranked"):
+        return scores, read_scores(scores.paths, step.entry["measures"], subjects, f"round {step.round.number}"), sound
+    return scores, None, sound
 
 
 def _shards(case: Case, folder: Path) -> int:

@@ -9,7 +9,7 @@ from tenas.benchmark.searches import Landscape, neighbours, random_search, regul
 from tenas.search.limits import Limits
 from tenas.seeds import derive_seed
 from tenas.settings.search import schedule
-from tenas.spaces import get_space
+from tenas.spaces import Space, get_space
 from tenas.study.correlate import TESTS
 from tenas.study.sample import operators_of
 
@@ -57,13 +57,7 @@ def baselines(
     """
     space = get_space(settings["space"])
     tests = [name for name in accuracies_of(table) if name.endswith(TESTS)]
-    exclude = set(settings["exclude"])
-    genotypes = [space.parse(arch) for arch in table["arch"]]
-    left = [
-        place
-        for place, genotype in enumerate(genotypes)
-        if exclude.isdisjoint(operators_of(genotype)) and (limits is None or limits.fits(genotype))
-    ]
+    left = _spanned(table, space, set(settings["exclude"]), limits)
     if space.listed_cells != len(table) or len(left) < FEWEST or not tests:
         return []
     rows = table[tests].to_dict("records")
@@ -74,7 +68,7 @@ def baselines(
         most = max(left, key=table[parameters].tolist().__getitem__)
         found.append(standing_of("most parameters", [rows[most]]))
     spread = {name: [rows[place][name] for place in left] for name in tests}
-    without = f" without {', '.join(settings['exclude'])}" if exclude else ""
+    without = f" without {', '.join(settings['exclude'])}" if settings["exclude"] else ""
     found.append(Standing(f"a random cell{without}", {name: (mean(values), pstdev(values)) for name, values in spread.items()}))
     # Rounds of other kinds have no column.
     column, trainings = settings["rounds"][-1].get("column"), schedule(settings)[-1].trials
@@ -86,14 +80,31 @@ def baselines(
     if places := places[:trainings]:
         best = max(places, key=table[column].tolist().__getitem__)
         found.append(standing_of(f"best of {len(places)} seeds of {name}, by the same short trainings", [rows[best]]))
-    short = table[column].to_numpy()[left].tolist()
-    number = {place: n for n, place in enumerate(left)}
-    around = [[number[p] for p in row if p in number] for row in neighbours(list(table["arch"]))[left].tolist()]
-    landscape = Landscape(short, around)
-    for way, looks in (
-        (f"best of {trainings} random cells, by the same short trainings", random_search),
-        (f"regularised evolution, {trainings} of the same short trainings", regularised_evolution),
-    ):
-        chosen = [max(looks(landscape, derive_seed(seed, way), trainings), key=short.__getitem__) for seed in range(searches)]
-        found.append(standing_of(way, [rows[left[place]] for place in chosen]))
+    for way, chosen in _searches(table, left, column, trainings, searches).items():
+        found.append(standing_of(way, [rows[place] for place in chosen]))
     return found
+
+
+def _spanned(table: "pd.DataFrame", space: Space, exclude: set[str], limits: Limits | None) -> list[int]:
+    """Rows of the cells that a search could have found."""
+    return [
+        row
+        for row, genotype in enumerate(map(space.parse, table["arch"]))
+        if exclude.isdisjoint(operators_of(genotype)) and (limits is None or limits.fits(genotype))
+    ]
+
+
+def _searches(table: "pd.DataFrame", left: Sequence[int], column: str, trainings: int, searches: int) -> dict[str, list[int]]:
+    """Rows of the cells found by ``searches`` of each kind among the rows ``left``, with ``trainings`` look-ups in ``column``."""
+    short = table[column].to_numpy()[left].tolist()
+    number = {row: n for n, row in enumerate(left)}
+    around = [[number[n] for n in row if n in number] for row in neighbours(list(table["arch"]))[left].tolist()]
+    landscape = Landscape(short, around)
+    ways = {
+        f"best of {trainings} random cells, by the same short trainings": random_search,
+        f"regularised evolution, {trainings} of the same short trainings": regularised_evolution,
+    }
+    return {
+        way: [left[max(looks(landscape, derive_seed(seed, way), trainings), key=short.__getitem__)] for seed in range(searches)]
+        for way, looks in ways.items()
+    }
