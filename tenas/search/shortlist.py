@@ -1,4 +1,4 @@
-"""From the scores of discrete cells to the best of them: ranks by measure, aggregated, and a list of those that are kept."""
+"""Rank discrete cells by their scores, aggregate the ranks of all measures, keep a shortlist."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -42,16 +42,16 @@ def mean_score(measure: Measure, values: np.ndarray, weights: np.ndarray) -> np.
 
 
 def places(means: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis, 1 for the best; equal cells share their mean rank."""
+    """Rank along the last axis, 1 for the best; ties share their mean rank."""
     found: np.ndarray = rankdata(-means, method="average", axis=-1)
     return found
 
 
 def aggregated(rank_list: Sequence[np.ndarray], aggregate: str) -> np.ndarray:
-    """One score for each cell from its ranks by all measures, more is better.
+    """Aggregate the ranks by all measures to one score per cell; more is better.
 
     ``rank_sum``: minus their sum (TE-NAS). ``log_rank_sum``: sum of log(place / cells), places counted from the worst, which
-    demands that a cell is bad by no measure (AZ-NAS, Lee and Ham, CVPR 2024, equation 10).
+    penalises a bad rank in any measure (AZ-NAS, Lee and Ham, CVPR 2024, equation 10).
     """
     together = np.asarray(rank_list)
     cells = together.shape[-1]
@@ -62,10 +62,10 @@ def aggregated(rank_list: Sequence[np.ndarray], aggregate: str) -> np.ndarray:
 
 
 def kept(rank_list: Sequence[np.ndarray], score: np.ndarray, keep: int, each: int) -> list[int]:
-    """The places of the cells that are kept, best first by ``score``.
+    """Choose the cells to keep. Returns their indices, best first by ``score``.
 
-    The best ``each`` by every measure alone have their seats, as far as there are any, then the best by ``score`` fill the rest.
-    Equal cells go by the first measure, then by their order.
+    The best ``each`` by every single measure are kept first, up to ``keep``; the best by ``score`` fill the rest. Ties are broken
+    by the first measure, then by the order of the cells.
     """
     best = np.lexsort((rank_list[0], -score))
     seats: dict[int, None] = {}
@@ -133,12 +133,12 @@ def rank_cells(
 
 
 def shortlist_json(space: Space, cells: Sequence[Cell]) -> dict[str, Any]:
-    """The state of a search that has come down to a list of cells, best first."""
+    """The state of a search narrowed to a list of cells, best first."""
     return {"space": space.reference, "cells": [cell._asdict() for cell in cells]}
 
 
 def read_shortlist(path: str | os.PathLike[str], space: Space) -> Cells:
-    """The cells of a shortlist, best first. Raises TenasError when it is damaged or of another space."""
+    """Read the cells of a shortlist, best first. Raises TenasError if it is damaged or of another space."""
     value = read_json(path, "shortlist")
     if value.get("space") != space.reference:
         raise TenasError(f"The shortlist {path} is of the space {value.get('space')!r}, not {space.reference}.")
