@@ -1,4 +1,4 @@
-"""The audit of a round that prunes: the ranking once more from the scores, the mask from the ranking."""
+"""Audit a round that prunes: repeat its ranking from the scores, its mask from the ranking."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from tenas.search.prune import rank_round
 
 
 def follow_pruning(step: Step) -> State | None:
-    """Take the decisions of a round of operators or edges again; what follows from them."""
+    """Repeat the decisions of a round of operators or edges. Returns the state after it."""
     case, ledger, ranking, mask = step.case, step.case.ledger, step.file(layout.RANKING), step.file(layout.MASK)
     subjects = trials_of(step.before.mask, step.round, step.entry)
     try:
@@ -37,7 +37,7 @@ def follow_pruning(step: Step) -> State | None:
 
 
 def _tell(step: Step, rows: Sequence[Mapping[str, Any]], scores: Scores, subjects: Trials) -> None:
-    """What a round has pruned, and from which rows of which files."""
+    """Report what a round has pruned, and by which rows of which files."""
     folder = scores.paths[0].parent
     step.tell(f"  round {step.round.number}, {step.round.trials} trials; measurements in {folder}: {scores.counts}")
     for row in rows:
