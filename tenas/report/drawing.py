@@ -1,4 +1,4 @@
-"""A drawing of a genotype as SVG text, with nothing but the standard library."""
+"""Draw a genotype as SVG text, with the standard library alone."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -9,11 +9,11 @@ from tenas.spaces import Genotype, Space
 from tenas.spaces.base import Choice
 
 SPACING, RADIUS, MARGIN, LEVEL = 176, 20, 44, 34
-CHARACTER = 7.4  # width of a letter of an operator's name, as good as SVG lets one know
+CHARACTER = 7.4  # approximate width of a letter of an operator's name
 # After Paul Tol's bright and muted schemes: told apart by the colour-blind, and dark enough for text on white.
 PALETTE = ("#225599", "#bb4411", "#117733", "#aa3377", "#117799", "#7a6a00", "#4a2a8a", "#555555")
 CONCATENATION = 22  # room for the line that collects the nodes of a concatenated output
-ROW = 6  # layers of a chain beside each other
+ROW = 6  # layers of a chain per row
 STYLE = (
     "path{fill:none;stroke-width:1.8}circle,rect.node{fill:#fff;stroke:#222;stroke-width:1.5}text{font-size:13px}"
     ".label,.op,.note{text-anchor:middle}.title{font-weight:bold}.concat{stroke:#999}.ground{fill:#fff}"
@@ -22,9 +22,9 @@ STYLE = (
 
 
 def colours(space: Space) -> dict[str, str]:
-    """A colour for each operator of a space, by its name, or the next one where an earlier operator has that.
+    """Colours of a space's operators: chosen by the hash of the name, or the next free one.
 
-    With more operators than colours some share one; their names stand at the arrows anyway.
+    With more operators than colours some share one; their names are at the arrows anyway.
     """
     found: dict[str, str] = {}
     for operator in space.operators:
@@ -35,12 +35,12 @@ def colours(space: Space) -> dict[str, str]:
 
 
 def _spacing(space: Space) -> float:
-    """From node to node: enough for the longest name of an operator."""
+    """Distance between nodes: enough for the longest name of an operator."""
     return max(SPACING, round(max(map(len, space.operators)) * CHARACTER) + 60)
 
 
 def levels(arcs: Sequence[Choice]) -> dict[Choice, int]:
-    """A height for each arc over a line, from 1: above every shorter arc that it spans or crosses, and no higher."""
+    """Assign each arc over a line the lowest level, from 1, above every shorter arc that it spans or crosses."""
     found: dict[Choice, int] = {}
     for arc in sorted(arcs, key=lambda arc: (arc.target - arc.source, arc.source)):
         under = [found[other] for other in found if other.source < arc.target and arc.source < other.target]
@@ -49,9 +49,9 @@ def levels(arcs: Sequence[Choice]) -> dict[Choice, int]:
 
 
 def _ports(far: Sequence[Choice], space: Space) -> dict[tuple[Choice, int], float]:
-    """How far right of a node's middle an arc leaves (key: arc, its source) or arrives (arc, its target), all on one side.
+    """Horizontal offsets from a node's centre where arcs of one side leave (key: arc, source) or arrive (key: arc, target).
 
-    Arcs leave right of the middle and arrive left of it, in the order in which they do not cross.
+    Arcs leave right of the centre and arrive left of it, in an order without crossings.
     """
     ports = {}
     for node in range(space.nodes):
@@ -64,7 +64,7 @@ def _ports(far: Sequence[Choice], space: Space) -> dict[tuple[Choice, int], floa
 
 
 def _arc(start: tuple[float, float], end: tuple[float, float], top: float) -> str:
-    """A path between two points that goes up (or down) to the height ``top`` and is level there."""
+    """A path between two points that rises (or falls) to the height ``top`` and is level there."""
     (left, foot), (right, tip) = start, end
     steep, round, level = 13, 32, 64
     return (
@@ -170,12 +170,12 @@ def _cell(space: Space, name: str, choices: tuple[Choice, ...], top: float) -> t
 
 
 def _is_chain(space: Space) -> bool:
-    """Whether every node reads the one before it and nothing else."""
+    """Whether the only input of every node is the one before it."""
     return space.inputs == 1 and all(edge.source == edge.target - 1 for edge in space.edges)
 
 
 def _chain(space: Space, choices: tuple[Choice, ...], top: float) -> tuple[list[str], float, float]:
-    """The elements of a chain whose drawing starts at ``top``, its width and its height: layers in rows, from input to output."""
+    """The SVG elements of a chain that starts at ``top``, its width and height: layers in rows, from input to output."""
     colour_of, gap, tall, down = colours(space), 34, 40, 92
     wide = max(len(choice.operator) for choice in choices) * CHARACTER + 26
     step, layers = wide + gap, getattr(space, "layers", [None] * len(choices))
@@ -218,10 +218,10 @@ def _chain(space: Space, choices: tuple[Choice, ...], top: float) -> tuple[list[
 
 
 def draw(genotype: Genotype) -> str:
-    """The cells of a genotype, one below the other: nodes from input to output, an arrow for an edge, its operator on it.
+    """Draw the cells of a genotype, one below the other: nodes from input to output, edges as arrows labelled with operators.
 
-    A cell whose output is the concatenation of several nodes has it drawn as a grey line that collects them. A chain is a row of
-    layers, with their channels (C: the network's) and strides below.
+    An output that concatenates several nodes is a grey line that collects them. A chain is drawn as rows of layers, with their
+    channels (C: the network's) and strides below.
     """
     space = genotype.space
     parts: list[str] = []

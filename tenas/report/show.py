@@ -1,4 +1,4 @@
-"""A run for a reader at a terminal: what it found, round by round, and what stands beside it. No torch."""
+"""Report a run at a terminal: its results round by round, and comparisons. No torch."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ def _found(run_dir: Path, seeds: Iterable[int]) -> Found:
 
 
 def _others(run_dir: Path) -> Iterator[Found]:
-    """Runs that lie beside one. Unfinished, damaged and earlier ones are no matter of this run."""
+    """Runs in the same folder. Unfinished and damaged ones, and those of earlier versions, are skipped."""
     for path in sorted(run_dir.parent.glob(f"*/{layout.SEARCH}")):
         if path.parent != run_dir:
             with suppress(TenasError, KeyError):
@@ -69,9 +69,9 @@ def _seeds(run_dir: Path) -> list[int]:
 
 
 def _beside(run: Found) -> list[str]:
-    """Test accuracies of what was found, of what would have been without trainings, and of what costs as much, by the table.
+    """Test accuracies in the table: of the results, of the results without trainings, and of baselines at equal cost.
 
-    ``run``: with the seeds that have been looked up.
+    ``run``: with the seeds that were looked up.
     """
     table = table_of(run)
     if table is None:
@@ -86,16 +86,16 @@ def _beside(run: Found) -> list[str]:
     lines = [f"{title:<{width + 2}}" + "".join(f"{name:>18}" for name in names)]
     for part in found:
         means = (part.accuracies[name] for name in names)
-        # One cell has no deviation.
+        # A single cell has no standard deviation.
         figures = (f"{value:.2f} ({spread:.2f})" if spread else f"{value:.2f}" for value, spread in means)
         lines.append(f"  {part.name:<{width}}" + "".join(f"{figure:>18}" for figure in figures))
     return lines
 
 
 def show(run_dir: str | os.PathLike[str]) -> str:
-    """A run for a reader at a terminal: each seed's funnel round by round, its genotype and accuracies, and where the rest lies.
+    """Describe a run: each seed's funnel round by round, its genotype and accuracies, and the paths of further results.
 
-    Raises TenasError when no seed of the run has a genotype.
+    Raises TenasError if no seed of the run has a genotype.
     """
     run_dir = Path(run_dir)
     seeds = _seeds(run_dir)
