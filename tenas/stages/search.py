@@ -1,4 +1,4 @@
-"""A whole search in one process, with the results of the workflow."""
+"""Run a whole search in one process, with the results of the workflow."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -30,9 +30,9 @@ def search(
     out: Annotated[Path, "folder of the run"],
     progress: Progress = silent,
 ) -> str:
-    """A whole search in one process, with the results of the workflow.
+    """Run a whole search in one process, with the results of the workflow.
 
-    The same command goes on where it was: what was measured from the same inputs is not measured again.
+    The same command resumes an interrupted search: finished measurements of the same inputs are reused.
     """
     from tenas.files import read_json
     from tenas.search.given import given_data, given_limits
@@ -50,7 +50,7 @@ def search(
 
 
 class _Seed(NamedTuple):
-    """A search of one seed in progress: what all of its rounds need. ``limits``: file of the run's limits, if it has any."""
+    """A search of one seed: what all of its rounds need. ``limits``: file of the run's limits, if it has any."""
 
     settings: dict[str, Any]
     settings_file: Path
@@ -187,5 +187,5 @@ def _train(search: _Seed, round: "Round", before: Path) -> Path:
     return kept
 
 
-# Kind of round -> what takes it from the file of the state before to that of the state after.
+# Kind of round -> function from the file of the state before to that of the state after.
 _ROUNDS = {"operators": _prune, "edges": _prune, "cells": _cells, "training": _train}
