@@ -1,4 +1,4 @@
-"""The workflow's configuration, checked as a whole before anything runs. No torch, unless a run has limits to be checked."""
+"""Check the workflow's configuration as a whole before anything runs. Imports torch only for a run with limits."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,13 +17,13 @@ from tenas.settings.search import search_settings
 from tenas.settings.study import study_settings
 from tenas.spaces import get_space
 
-# Of a data set that has not been looked at: parameters grow with the classes, multiply-adds with the side too.
+# Lower bounds for a data set not prepared yet: parameters grow with the classes, multiply-adds with the side too.
 FEWEST_CLASSES, SMALLEST_SIDE = 2, 8
 
 
 @contextmanager
 def _part(name: str) -> Iterator[None]:
-    """Begin the message of an error in the block with the part of the configuration that it is about."""
+    """Prefix errors in the block with the part of the configuration that they are about."""
     try:
         yield
     except TenasError as error:
@@ -63,7 +63,7 @@ def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, An
 
 
 def _run(name: str, run: dict[str, Any], datasets: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A run with its ``settings`` and ``retrain_settings``, whose limits some cell meets."""
+    """Add ``settings`` and ``retrain_settings`` to a run, and check its limits."""
     if run["dataset"] not in datasets:
         raise TenasError(f"{where}: {one_of(f'data set of the run {name!r}', run['dataset'], datasets)}")
     dataset = datasets[run["dataset"]]
@@ -83,7 +83,7 @@ def _run(name: str, run: dict[str, Any], datasets: Mapping[str, Any], where: str
 
 
 def _study(name: str, study: dict[str, Any], config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The settings of a study, whose space has a table."""
+    """Resolve the settings of a study, and check that its space has a table."""
     if name in config["runs"]:
         raise TenasError(f"{where}: {name!r} is the name of a run and of a study; their results would share a folder.")
     if study["dataset"] not in config["datasets"]:
@@ -95,9 +95,9 @@ def _study(name: str, study: dict[str, Any], config: Mapping[str, Any], where: s
 
 
 def images_of(name: str, dataset: Mapping[str, Any]) -> tuple[int, int]:
-    """Classes and side of a data set, as far as they are known before it is prepared; else the fewest and smallest it can have.
+    """Classes and side of a data set: those of its source or of the prepared images, or else lower bounds.
 
-    ``name``, ``dataset``: of the configuration. What is prepared already counts only if it was prepared from this entry.
+    ``name``, ``dataset``: of the configuration. Prepared images count only if they were prepared from this entry.
     """
     with suppress(TenasError, KeyError, TypeError):
         card = read_json(layout.prepared(layout.CARD).format(dataset=name), "data card")
@@ -108,10 +108,10 @@ def images_of(name: str, dataset: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def check_limits(run: str, settings: Mapping[str, Any], name: str, dataset: Mapping[str, Any]) -> None:
-    """Raise TenasError where no cell can be within the limits of a run's search.
+    """Raise TenasError if no cell can be within the limits of a run's search.
 
-    Where classes or side are not known yet, what is refused here would be refused with any; rule limits checks again, exactly.
-    Nothing is counted again once that rule has taken these settings: jobs on a cluster read the configuration each.
+    With lower bounds of classes and side, what is refused here would be refused with any; rule limits checks again, exactly.
+    Once that rule has accepted these settings, nothing is counted again: every job on a cluster reads the configuration.
     """
     if not settings["limits"]:
         return
