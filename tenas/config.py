@@ -52,7 +52,7 @@ def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, An
     for name, run in config["runs"].items():
         config["runs"][name] = _run(name, run, config["datasets"], where)
     if config["table_search"] is not None and config["benchmark"].get("nas-bench-201") is None:
-        raise TenasError(f"{where}: 'table_search' needs an index file under 'benchmark.nas-bench-201'.")
+        raise TenasError(f"{where}: 'table_search' needs a table under 'benchmark.nas-bench-201'.")
     for name, study in config["studies"].items():
         config["studies"][name] = _study(name, study, config, where)
     if not config["runs"] and not config["studies"]:
@@ -90,7 +90,7 @@ def _study(name: str, study: dict[str, Any], config: Mapping[str, Any], where: s
         raise TenasError(f"{where}: {one_of(f'data set of the study {name!r}', study['dataset'], config['datasets'])}")
     settings: dict[str, Any] = study_settings(study, f"{where}: study {name!r}")
     if not config["benchmark"].get(settings["space"]):
-        raise TenasError(f"{where}: study {name!r} needs the index of {settings['space']} under 'benchmark'.")
+        raise TenasError(f"{where}: study {name!r} needs the table of {settings['space']} under 'benchmark'.")
     return settings
 
 

@@ -26,13 +26,13 @@ def is_reference(name: object) -> bool:
 def _split(reference: str) -> tuple[str, str]:
     module, _, attribute = reference.rpartition(":")
     if not module or not attribute.isidentifier():
-        raise TenasError(f"{reference!r} is no reference; expected package.module:object or path/to/file.py:object.")
+        raise TenasError(f"{reference!r} is not a reference; expected package.module:object or path/to/file.py:object.")
     return module, attribute
 
 
 def _import_file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
-        raise TenasError(f"The {what} is to come from {path}, which is not a file (from the folder {Path.cwd()}).")
+        raise TenasError(f"The {what} is expected in {path}, which is not a file (from the folder {Path.cwd()}).")
     # One module per file, whatever its path: objects keep their identity within a process.
     name = f"{USER_MODULE}{sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     if name in sys.modules:
@@ -109,12 +109,12 @@ def source_file(reference: str) -> Path:
     if module_name.endswith(".py"):
         path = Path(module_name)
         if not path.is_file():
-            raise TenasError(f"{reference!r} names the file {path}, which is not there.")
+            raise TenasError(f"{reference!r} names the file {path}, which does not exist.")
         return path
     try:
         spec = importlib.util.find_spec(module_name)
     except (ImportError, ValueError) as error:
         raise TenasError(f"{reference!r} names the module {module_name}, which cannot be found.") from error
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise TenasError(f"{reference!r} names the module {module_name}, which is no Python file.")
+        raise TenasError(f"{reference!r} names the module {module_name}, which is not a Python file.")
     return Path(spec.origin)

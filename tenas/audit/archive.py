@@ -154,7 +154,7 @@ def _read_list(path: str | PathLike[str], archive: tarfile.TarFile) -> dict[str,
     entry = archive.next()
     stream = archive.extractfile(entry) if entry is not None and entry.isreg() and entry.name == LIST else None
     if stream is None or entry is None or entry.size > MOST_BYTES:
-        raise TenasError(f"The archive {path} does not begin with {LIST}: it is none of `tenas archive`.")
+        raise TenasError(f"The archive {path} does not begin with {LIST}: it was not made by `tenas archive`.")
     try:
         listed = json.loads(stream.read())
     except ValueError as error:
@@ -187,7 +187,7 @@ def _members(path: str | PathLike[str], archive: tarfile.TarFile, files: Mapping
     while (entry := archive.next()) is not None:
         total += entry.size
         if not entry.isreg() or entry.name not in missing or total > MOST_BYTES:
-            raise TenasError(f"The archive {path} has {entry.name!r}, which is no file of its list: nothing of it is used.")
+            raise TenasError(f"The archive {path} has {entry.name!r}, which is not in its list: nothing of it is used.")
         missing.remove(entry.name)
         stream = archive.extractfile(entry)
         content = b"" if stream is None else stream.read()

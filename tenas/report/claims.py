@@ -125,7 +125,7 @@ class _Runs:
         for run in self.runs:
             if run.folder == folder:
                 return run
-        raise TenasError(f"The run {folder} has no {layout.SEARCH}, which says what it is to be set beside: search again.")
+        raise TenasError(f"The run {folder} has no {layout.SEARCH}, by which it is compared: search again.")
 
     def seeds_before_trainings(self, folder: Path, column: str) -> list[dict[str, Any]]:
         """``seeds_of_run`` for the best cells before the short trainings. Raises TenasError if there are none."""
@@ -133,7 +133,7 @@ class _Runs:
         ranked = ranked_first(run)
         if table is None or column not in table or not ranked:
             lacks = f"a table with {column!r}" if ranked else "short trainings at its end"
-            raise TenasError(f"The run {folder} has not {lacks}: a claim about it without trainings cannot be judged.")
+            raise TenasError(f"The run {folder} lacks {lacks}: a claim about it without trainings cannot be judged.")
         values = table.set_index("arch")[column]
         return [{"seed": seed, "arch": arch, "value": float(values[arch])} for seed, arch in ranked.items()]
 
@@ -182,9 +182,7 @@ def _above(claim: Mapping[str, Any], folder: Path, runs: _Runs) -> list[dict[str
         entry = {"than": other.name, "mean": ours["mean"] - mean_of_other, "n": ours["n"], "interval": between}
         found.append(entry | {"verdict": verdict(between, threshold(claim))})
     if not found:
-        raise TenasError(
-            f"The run {folder} was not looked up in a table of its whole space: nothing is known that costs as much."
-        )
+        raise TenasError(f"The run {folder} was not looked up in a table of its whole space: it has no baselines.")
     return found
 
 

@@ -54,7 +54,7 @@ def _read(path: Path, keys: Iterable[str], suffix: str | None, parts: Iterable[s
     of_measures = [f"{measure}{part}" for measure in measures for part in parts]
     missing = [name for name in (*keys, *of_measures) if name not in columns]
     if missing or (suffix is not None and not measures) or not rows:
-        raise TenasError(f"The ranking {path} is not one: it lacks {missing[0] if missing else 'measures or rows'}.")
+        raise TenasError(f"The ranking {path} is incomplete: it lacks {missing[0] if missing else 'measures or rows'}.")
     for line, row in enumerate(rows, start=2):
         try:
             for name in (*of_measures, *numbers):
@@ -241,7 +241,7 @@ def plot_rankings(rankings: Iterable[str | os.PathLike[str]], out: str | os.Path
     rounds = []
     for path in map(Path, rankings):
         if path.name not in KINDS:
-            raise TenasError(f"{path} is no table of a round; their names are {', '.join(KINDS)}.")
+            raise TenasError(f"{path} is not the table of a round; their names are {', '.join(KINDS)}.")
         rounds.append((path.parent.name.replace("round", "round "), *KINDS[path.name](path)))
     heights = [height for _, _, height in rounds]
     width = max(len(panels) for _, panels, _ in rounds)

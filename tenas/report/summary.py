@@ -59,7 +59,7 @@ def _number(path: Path, row: Mapping[str, str], column: str) -> float | None:
     try:
         return float(row[column]) if row[column] else None
     except ValueError as error:
-        raise TenasError(f"The table {path} has {row[column]!r} for {column!r}, which is no number.") from error
+        raise TenasError(f"The table {path} has {row[column]!r} for {column!r}, which is not a number.") from error
 
 
 def training_seconds(run_dir: Path, seed: int, number: int, trainings: int) -> float:

@@ -42,8 +42,8 @@ def read_data(
         splits = load_splits(dataset, settings["side"], middle)
     if needs_test and splits.test is None:
         raise TenasError(
-            "The data set has no test images, and no labels or too few images of a class to hold some out: it cannot be "
-            "retrained on."
+            "The data set has no test images, and no labels or too few images per class to hold some out: it cannot be used "
+            "for retraining."
         )
     if (splits.train.labels < 0).any():
         raise TenasError("The data set's images have no labels: nothing can be trained on them.")
@@ -55,8 +55,8 @@ def read_data(
         )
     if len(keep) // steps_of_epoch(len(keep), settings["batch"]) // processes.world_size < 2:
         raise TenasError(
-            f"'batch' {settings['batch']} leaves a process fewer than two of {len(keep)} images to normalise a step over, "
-            f"with {processes.world_size} process(es): use a larger batch, or fewer processes."
+            f"'batch' {settings['batch']} with {processes.world_size} process(es) leaves fewer than 2 of {len(keep)} images per "
+            "process, too few for batch normalisation: use a larger batch, or fewer processes."
         )
     valid = splits.train.take(held).sized(splits.side, middle) if len(held) else None
     return Data(splits.train.take(keep), valid, splits.test, splits.classes, splits.side)

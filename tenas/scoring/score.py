@@ -244,7 +244,7 @@ def score(
             if attempt == 2:
                 raise TenasError(
                     "A worker process was killed twice, probably for want of memory: use fewer 'threads', or a smaller 'batch'. "
-                    "What was measured is kept."
+                    "Finished measurements are kept."
                 ) from error
     return values
 

@@ -146,7 +146,7 @@ def read_cells(path: str | os.PathLike[str], space: Space) -> Cells:
     cells = []
     for line, row in enumerate(read_table(path, ("cell", "arch"), "cells file"), start=2):
         if not row["cell"].isdecimal():
-            raise TenasError(f"The cells file {path}, line {line}, has {row['cell']!r} in the place of a number.")
+            raise TenasError(f"The cells file {path}, line {line}, has {row['cell']!r} instead of a number.")
         try:
             space.parse(row["arch"])
         except TenasError as error:

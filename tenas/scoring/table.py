@@ -66,7 +66,7 @@ def read_scores(
                 raise TenasError(f"{where} is about another subject than {number} {measurement.subject} of {what}.")
             check_value(by_name[measurement.measure], value, where)
             if measurement in values:
-                raise TenasError(f"{where} gives a measurement that was given before: a shard is there twice.")
+                raise TenasError(f"{where} repeats an earlier measurement: a shard is given twice.")
             values[measurement] = value
     missing = sorted(expected - values.keys())
     if missing:
@@ -85,5 +85,5 @@ def _check_record(path: Path) -> None:
     recorded = read_json(record, "record of scores").get("scores_sha256")
     if recorded is not None and recorded != sha256(path):
         raise TenasError(
-            f"The scores file {path} is not the one that was written: its record has another hash. Measure it again."
+            f"The scores file {path} has changed since it was written: its record has another hash. Measure it again."
         )

@@ -62,8 +62,8 @@ def _entry(data: str) -> dict[str, Any]:
     if is_reference(data) or (data in SOURCES and not SOURCES[data].needs_path):
         return {"source": data}
     raise TenasError(
-        f"There is nothing to search on in {data}: it is no folder of a prepared data set (tenas prepare), no .npz file, no "
-        'folder of images, no source, and no {"source": ..., "path": ...}.'
+        f"There is nothing to search on in {data}: expected the folder of a prepared data set (tenas prepare), an .npz file, a "
+        'folder of images, a source, or {"source": ..., "path": ...}.'
     )
 
 

@@ -172,7 +172,7 @@ def resolve(
             if value >= 0 and all(c.operator not in exclude for cell in space.parse(arch).cells for c in cell)
         }
         if not spanned:
-            raise TenasError(f"The table {limit['table']} has no figure in {limit['column']!r} of any cell of {space.name}.")
+            raise TenasError(f"The table {limit['table']} has no value in {limit['column']!r} for any cell of {space.name}.")
         most = amount(limit["most"], max(spanned.values()), "latency.most")
         if min(spanned.values()) > most:
             raise TenasError(
