@@ -13,7 +13,7 @@ from tenas.device import send
 GREY = (0.299, 0.587, 0.114)
 
 
-class Draws(NamedTuple):
+class AugmentParams(NamedTuple):
     """Random parameters of an augmentation, one row per image.
 
     Drawn for the whole batch, so that those of an image do not depend on the process that trains on it.
@@ -28,16 +28,16 @@ class Draws(NamedTuple):
     colour: np.ndarray
     """float32 (b, 4): factors of brightness, contrast and saturation; shift of the hue (1 is a full turn)"""
 
-    def share(self, part: slice) -> "Draws":
+    def share(self, part: slice) -> "AugmentParams":
         """Rows of one process."""
-        return Draws(*(numbers[part] for numbers in self))
+        return AugmentParams(*(numbers[part] for numbers in self))
 
 
-def draw(count: int, size: tuple[int, int], settings: Mapping[str, Any], generator: np.random.Generator) -> Draws:
+def draw_params(count: int, size: tuple[int, int], settings: Mapping[str, Any], generator: np.random.Generator) -> AugmentParams:
     """Draw the parameters for ``count`` images of ``size`` (height, width). ``settings``: of a retraining."""
     padding, jitter = settings["crop_padding"], settings["colour_jitter"] or {}
     width = np.array([jitter.get(key, 0) for key in ("brightness", "contrast", "saturation", "hue")])
-    return Draws(
+    return AugmentParams(
         shift=generator.integers(-padding, padding + 1, (count, 2)),
         mirrored=generator.random(count) < (0.5 if settings["flip"] else 0),
         hole=generator.integers(size, size=(count, 2)),
@@ -45,15 +45,15 @@ def draw(count: int, size: tuple[int, int], settings: Mapping[str, Any], generat
     )
 
 
-def augment(images: Tensor, draws: Draws, settings: Mapping[str, Any], mean: Tensor, std: Tensor) -> Tensor:
+def augment(images: Tensor, params: AugmentParams, settings: Mapping[str, Any], mean: Tensor, std: Tensor) -> Tensor:
     """Crop, mirror, jitter, standardise and cut out: uint8 (b, h, w, 3) -> float32 (b, 3, h, w)."""
     if settings["crop_padding"] or settings["flip"]:
-        images = crop_and_flip(images, draws.shift, draws.mirrored)
+        images = crop_and_flip(images, params.shift, params.mirrored)
     values = images.float() / 255
     if settings["colour_jitter"]:
-        values = jitter_colours(values, send(draws.colour, values.device))
+        values = jitter_colours(values, send(params.colour, values.device))
     result = standardise(values, mean, std)
-    return cut_out(result, settings["cutout"], draws.hole) if settings["cutout"] else result
+    return cut_out(result, settings["cutout"], params.hole) if settings["cutout"] else result
 
 
 def standardise(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from tenas.networks import Network
-from tenas.retrain.augment import augment, draw, normalise
+from tenas.retrain.augment import augment, draw_params, normalise
 from tenas.retrain.distributed import Processes, distribute
 from tenas.retrain.feed import AUGMENTATION, DROP_PATH, ORDER, Feed, derived_seed
 
@@ -165,8 +165,8 @@ def train_epoch(
             group["lr"] = rates[step]
         size = len(plan[step])
         generator = np.random.default_rng([seed, AUGMENTATION, epoch, step])
-        draws = draw(size, (pixels.shape[1], pixels.shape[2]), settings, generator).share(processes.share(size))
-        inputs = augment(pixels, draws, settings, trainer.mean, trainer.std)
+        params = draw_params(size, (pixels.shape[1], pixels.shape[2]), settings, generator).share(processes.share(size))
+        inputs = augment(pixels, params, settings, trainer.mean, trainer.std)
         if settings["drop_path"]:
             # The network draws its masks, one per operator, from the default generator.
             torch.manual_seed(derived_seed(seed, DROP_PATH, epoch, step, processes.rank))

@@ -21,7 +21,7 @@ def origin_of(facts: Mapping[str, object]) -> str:
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-class Taken(NamedTuple):
+class Result(NamedTuple):
     """A finished measurement: its value, and its cost in seconds."""
 
     measurement: Measurement
@@ -29,16 +29,16 @@ class Taken(NamedTuple):
     cost: float
 
 
-def _line(taken: Taken, seconds: float) -> str:
-    (subject, measure, repeat), value, cost = taken
+def _line(result: Result, seconds: float) -> str:
+    (subject, measure, repeat), value, cost = result
     return f"{subject},{measure},{repeat},{value},{cost:.6f},{seconds}\n"
 
 
-def _parsed(line: str) -> tuple[Taken, float]:
+def _parsed(line: str) -> tuple[Result, float]:
     """Inverse of ``_line``. Counts stay integers, for equal bytes of the scores. Raises ValueError for a damaged line."""
     subject, measure, repeat, value, cost, seconds = line.split(",")
     number = int(value) if value.isdecimal() else float(value)
-    return Taken(Measurement(int(subject), measure, int(repeat)), number, float(cost)), float(seconds)
+    return Result(Measurement(int(subject), measure, int(repeat)), number, float(cost)), float(seconds)
 
 
 class Checkpoint:
@@ -64,25 +64,25 @@ class Checkpoint:
             return
         for line in lines:
             try:
-                taken, seconds = _parsed(line)
+                result, seconds = _parsed(line)
             except ValueError:
                 break
-            self._note(taken)
+            self._note(result)
             self.seconds = seconds
             self._lines.append(f"{line}\n")
 
-    def _note(self, taken: Taken) -> None:
-        self.values[taken.measurement] = taken.value
-        self.costs[taken.measurement] = taken.cost
+    def _note(self, result: Result) -> None:
+        self.values[result.measurement] = result.value
+        self.costs[result.measurement] = result.cost
 
-    def add(self, taken: Taken, seconds: float) -> None:
+    def add(self, result: Result, seconds: float) -> None:
         """Append a measurement. ``seconds``: wall time of the shard so far. It survives the process, but not a power cut."""
         if self._file is None:
             write_text(self.path, "".join(self._lines))
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(_line(taken, seconds))
+        self._file.write(_line(result, seconds))
         self._file.flush()
-        self._note(taken)
+        self._note(result)
 
     def remove(self) -> None:
         """Remove the file, once the scores are written."""

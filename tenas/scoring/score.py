@@ -20,7 +20,7 @@ from tenas.measures.common import collector_paused, collector_spared
 from tenas.measures.threads import one_thread
 from tenas.networks import Network, Supernet, SupernetCells, initialise, redrawn_whole, seeded
 from tenas.networks.costs import operator_costs
-from tenas.scoring.checkpoint import Taken
+from tenas.scoring.checkpoint import Result
 from tenas.scoring.inputs import draw_inputs
 from tenas.scoring.subjects import Cells, Measurement, Subjects
 from tenas.seeds import derive_seed
@@ -73,20 +73,20 @@ class Scorer:
         self.built: dict[bool, Built] = {}
         self.sums: dict[str, Sums | None] = {}
 
-    def __call__(self, measurement: Measurement) -> Taken:
+    def __call__(self, measurement: Measurement) -> Result:
         """Take a measurement. Its cost: seconds of processor time, on a GPU of wall time, without building the network."""
         subject, name, repeat = measurement
         measure, _ = self.measures[name]
         if isinstance(self.task.subjects, Cells) and (costs := self.costs(name)) is not None:
             start = time.process_time()
             figure = costs.of(self.task.subjects.genotype(subject))
-            return Taken(measurement, figure, time.process_time() - start)
+            return Result(measurement, figure, time.process_time() - start)
         inputs, network = self.inputs(name, subject, repeat), self.network(name, subject, repeat)
         clock = time.process_time if self.device == "cpu" else time.perf_counter
         start = clock()
         with seeded(self.seed(name, repeat, "draws")):
             value = measure(network, *inputs)
-        return Taken(measurement, value, clock() - start)
+        return Result(measurement, value, clock() - start)
 
     def costs(self, name: str) -> Sums | None:
         """Costs of operators in the networks of a measure that is a sum over them; None for other measures."""
@@ -201,7 +201,7 @@ def _start_worker(task: Task, images: np.ndarray, card: Mapping[str, Any]) -> No
     _scorer = Scorer(task, images, card, "cpu")
 
 
-def _measure(measurements: Sequence[Measurement]) -> list[Taken]:
+def _measure(measurements: Sequence[Measurement]) -> list[Result]:
     return [_scorer(measurement) for measurement in measurements]
 
 
@@ -213,7 +213,7 @@ def score(
     *,
     threads: int = 1,
     device: str = "cpu",
-    taken: Callable[[Taken], object] = lambda taken: None,
+    taken: Callable[[Result], object] = lambda result: None,
 ) -> dict[Measurement, float]:
     """Take ``measurements``, calling ``taken`` with each result.
 
@@ -223,7 +223,7 @@ def score(
     """
     values: dict[Measurement, float] = {}
 
-    def keep(results: Iterable[Taken]) -> None:
+    def keep(results: Iterable[Result]) -> None:
         for result in results:
             values[result.measurement] = result.value
             taken(result)
@@ -253,7 +253,7 @@ def _in_workers(
     arguments: tuple[Task, np.ndarray, Mapping[str, Any]],
     measurements: Sequence[Measurement],
     threads: int,
-    keep: Callable[[Iterable[Taken]], None],
+    keep: Callable[[Iterable[Result]], None],
 ) -> None:
     """Measure in worker processes. Raises BrokenProcessPool when one of them dies."""
     context = multiprocessing.get_context("spawn")

@@ -12,7 +12,7 @@ from tenas.layout import CARD, LABELS, record_of
 from tenas.measures.catalogue import get_measure
 from tenas.progress import Progress
 from tenas.provenance import Stopwatch, package_versions, processor, provenance, sealed
-from tenas.scoring.checkpoint import Checkpoint, Taken, origin_of
+from tenas.scoring.checkpoint import Checkpoint, Result, origin_of
 from tenas.scoring.subjects import Measurement, Subjects, plan
 from tenas.scoring.table import score_columns, score_rows
 
@@ -83,7 +83,7 @@ def score_shard(
         if resumed:
             advance(resumed)
 
-        def taken(result: Taken) -> None:
+        def taken(result: Result) -> None:
             checkpoint.add(result, stopwatch.seconds())
             advance(1)
 
