@@ -1,4 +1,4 @@
-"""The package from Python: what there is, a measure of a network, a search on images, the network of what was found.
+"""Python API: lists of what exists, measures of networks, searches on images, networks of genotypes.
 
 All of it can be imported from ``tenas`` itself. Torch is imported when something is measured or built, not before.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def list_spaces() -> list[str]:
-    """The names of the search spaces that the package has.
+    """Names of the built-in search spaces.
 
     >>> list_spaces()
     ['nas-bench-201', 'darts']
@@ -42,7 +42,7 @@ def list_spaces() -> list[str]:
 
 
 def list_measures() -> list[str]:
-    """The names of the measures that the package has.
+    """Names of the built-in measures.
 
     >>> "naswot" in list_measures()
     True
@@ -51,7 +51,7 @@ def list_measures() -> list[str]:
 
 
 def list_presets(kind: Literal["search", "retrain"] = "search") -> list[str]:
-    """The names of the presets of searches, or of retrainings: those of ./config, and those that come with the package.
+    """Names of the presets of searches, or of retrainings: those in ./config and the built-in ones.
 
     >>> {"paper", "released"} <= set(list_presets())
     True
@@ -60,7 +60,7 @@ def list_presets(kind: Literal["search", "retrain"] = "search") -> list[str]:
 
 
 def list_sources() -> list[str]:
-    """The names of the sources of images that a data set may have.
+    """Names of the built-in sources of images.
 
     >>> "folder" in list_sources()
     True
@@ -71,12 +71,12 @@ def list_sources() -> list[str]:
 
 
 def measure(name: str | Measure) -> Measure:
-    """A measure of networks at initialisation: a function of (network, images, labels=None) that gives a number.
+    """Get a measure of networks at initialisation (a zero-cost proxy): a function (network, images, labels=None) -> number.
 
     ``name``: one of ``list_measures()``, or ``path/to/file.py:object``. ``network``: any ``torch.nn.Module`` that maps a batch to
-    logits (n, classes). ``images``: a tensor (n, 3, h, w). ``labels``: a tensor (n,) of integers from 0, which measures of a loss
-    need. Such a measure has ``lower_is_better``, ``signed`` and ``needs_labels`` to say what it is.
-    Raises TenasError for an unknown name; so does a call, for labels that are missing and values that are not a number.
+    logits (n, classes). ``images``: a tensor (n, 3, h, w). ``labels``: a tensor (n,) of integers from 0, for loss-based measures.
+    The attributes ``lower_is_better``, ``signed`` and ``needs_labels`` describe the measure.
+    Raises TenasError for an unknown name; calling the measure raises it for missing labels and for a value of NaN.
 
     >>> import torch
     >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
@@ -97,10 +97,10 @@ def build(
     space: str | Space | None = None,
     **more: Any,
 ) -> Network:
-    """The network of a genotype, a ``torch.nn.Module``: images (n, 3, h, w) to logits (n, classes), with PyTorch's own weights.
+    """Build the network of a genotype: a ``torch.nn.Module`` from images (n, 3, h, w) to logits (n, classes), newly initialised.
 
-    ``genotype``: that of a search, the path of a genotype.json, or the text of one; for a text of a space of one's own say the
-    ``space``. ``channels`` and ``cells``: see tenas.networks.Network, which takes ``more`` too (``stem``, ``auxiliary``).
+    ``genotype``: that of a search, the path of a genotype.json, or the text of one; for a text of a user's space give the
+    ``space``. ``channels`` and ``cells``: see tenas.networks.Network, which also takes ``more`` (``stem``, ``auxiliary``).
     Raises TenasError for a text that is no genotype, and for sizes below 1.
 
     >>> cell = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"
@@ -117,11 +117,11 @@ def build(
 
 @dataclass(frozen=True)
 class SearchRound:
-    """A round of a search that has ended.
+    """A finished round of a search.
 
     ``kind``: operators, edges, cells or training. ``table``: one row per trial or cell that competed, with its measures, their
     errors and ranks, and whether it was pruned or kept (docs/method.md). ``kept``: the mask after a round of operators or edges;
-    after one of cells or trainings the texts of the cells that are left, best first. ``settings``: of the round, with every key.
+    after one of cells or trainings the texts of the cells kept, best first. ``settings``: of the round, with all defaults.
     """
 
     number: int
@@ -133,10 +133,10 @@ class SearchRound:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What ``tenas.search`` has found.
+    """Result of ``tenas.search``.
 
-    ``genotype``: the architecture; ``genotype.arch`` is its text. ``rounds``: how it came to that. ``settings``: of the search,
-    resolved. ``folder``: all files of the search, as the workflow writes them; None where no ``out`` was given to keep them.
+    ``genotype``: the architecture found; ``genotype.arch`` is its text. ``rounds``: their rankings and decisions. ``settings``:
+    of the search, resolved. ``folder``: all files of the search, as the workflow writes them; None without ``out``.
     """
 
     genotype: Genotype
@@ -175,30 +175,30 @@ def search(
     table: str | os.PathLike[str] = "builtin",
     out: str | os.PathLike[str] | None = None,
 ) -> SearchResult:
-    """Search a space on images: the rounds of a preset, in this process. Gives what was found, and how.
+    """Search a space on images, by the rounds of a preset, in this process.
 
     Args:
         space: name of a space, ``path/to/file.py:object``, or a space itself.
-        images: uint8 (n, h, w, 3) or float (n, 3, h, w), of numpy or torch; the middle square of oblong ones. Floats from 0 to 1
-            are black to white; of others the smallest value is black and the largest white. Duplicates are left out.
-        labels: (n,) integers from 0. Without them measures of a loss are refused, and so are short trainings; those that the
-            preset asks for are left out, with a warning.
+        images: uint8 (n, h, w, 3) or float (n, 3, h, w), of numpy or torch; oblong ones are cropped to the central square.
+            Floats in [0, 1] are black to white; other ranges are scaled to black and white. Duplicates are left out.
+        labels: (n,) integers from 0. Without them loss-based measures are refused, and so are short trainings; those of the
+            preset are left out, with a warning.
         preset: name of a preset (``list_presets()``), or path of a YAML file.
         seed: of weights, batches and samples; the same seed gives the same result on the same kind of processor.
-        limits: on the network that is trained in the end: ``{"parameters": 0.5e6, "flops": "60%"}``, or ``latency`` with
+        limits: on the finally trained network: ``{"parameters": 0.5e6, "flops": "60%"}``, or ``latency`` with
             ``table``, ``column`` and ``most``.
-        classes: of the images; by default as many as the labels say, without labels 10.
-        threads: worker processes on the CPU. A script that asks for more than one must stand under
+        classes: of the images; by default as many as the labels have, without labels 10.
+        threads: worker processes on the CPU. With more than one, a script must call this under
             ``if __name__ == "__main__":``.
-        device: auto (a GPU where there is one), cpu or cuda.
-        progress: whether to show a bar, or lines in a log.
+        device: auto (a GPU if there is one), cpu or cuda.
+        progress: whether to show a bar, or lines if stderr is no terminal.
         trainings: what a round of trainings does: real, table:COLUMN, none; by default what the preset says.
-        changes: keys of the preset that are different, as in a run's ``search`` in a configuration.
+        changes: changed keys of the preset, as in a run's ``search`` in a configuration.
         table: table of the space, for trainings that are looked up; builtin comes with the project.
-        out: a folder to keep the files in; the same call then goes on where an interrupted one was.
+        out: folder to keep the files in; the same call then resumes an interrupted one.
 
     Raises:
-        TenasError: for images, labels, settings or limits that no search can be done with.
+        TenasError: for unusable images, labels, settings or limits.
 
     >>> import numpy as np
     >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
@@ -214,31 +214,17 @@ def search(
     from tenas.stages.search import search_seed
 
     space = known(space)
-    if threads > 1 and space._token is not None:
-        raise TenasError(
-            f"The space {space.name} was made in this process, and worker processes cannot import it: put it into a file and "
-            "name it path/to/file.py:object, or use one thread."
-        )
-
     if threads > 1:
-        _check_script()
-
-    def resolved(trainings: str | None) -> dict[str, Any]:
-        return search_settings(space, preset, changes, limits=limits, trainings=trainings)
-
-    settings = resolved(trainings)
+        _check_workers(space)
+    settings = search_settings(space, preset, changes, limits=limits, trainings=trainings)
+    if labels is None and trainings is None and _trains(settings):
+        warnings.warn(
+            "Without labels nothing can be trained: the rounds of trainings are left out, the best-ranked cells kept.",
+            stacklevel=2,
+        )
+        settings = search_settings(space, preset, changes, limits=limits, trainings="none")
     if labels is None:
-        if any(round["kind"] == "training" and round["column"] is None for round in settings["rounds"]):
-            if trainings is not None:
-                raise TenasError("Short trainings need labels: give them, or trainings='none' to leave the trainings out.")
-            warnings.warn(
-                "Without labels nothing can be trained: the rounds of trainings are left out, the best-ranked cells kept.",
-                stacklevel=2,
-            )
-            settings = resolved("none")
-        of_a_loss = [name for name in _measures(settings) if get_measure(name).needs_labels]
-        if of_a_loss:
-            raise TenasError(f"The measure {of_a_loss[0]} is one of a loss: it needs labels.")
+        _check_needs_no_labels(settings)
     with nullcontext(out) if out is not None else TemporaryDirectory(prefix="tenas-") as name:
         folder = Path(name)
         prepare_arrays(images, labels, classes, folder / "data")
@@ -261,8 +247,28 @@ def search(
         )
 
 
-def _check_script() -> None:
-    """Raise TenasError where worker processes, which import the script that runs, would run its search once more."""
+def _trains(settings: Mapping[str, Any]) -> bool:
+    """Whether a search trains cells instead of looking trainings up."""
+    return any(round["kind"] == "training" and round["column"] is None for round in settings["rounds"])
+
+
+def _check_needs_no_labels(settings: Mapping[str, Any]) -> None:
+    """Raise TenasError for short trainings and loss-based measures."""
+    if _trains(settings):
+        raise TenasError("Short trainings need labels: give them, or trainings='none' to leave the trainings out.")
+    for round in settings["rounds"]:
+        for name in round.get("measures", {}):
+            if get_measure(name).needs_labels:
+                raise TenasError(f"The measure {name} is loss-based and needs labels.")
+
+
+def _check_workers(space: Space) -> None:
+    """Raise TenasError where worker processes could not import the space, or would import the running script and run it again."""
+    if space._token is not None:
+        raise TenasError(
+            f"The space {space.name} was made in this process, and worker processes cannot import it: put it into a file and "
+            "name it path/to/file.py:object, or use one thread."
+        )
     main = sys.modules.get("__main__")
     script = getattr(main, "__file__", None)
     if script is None or getattr(main, "__spec__", None) is not None or not Path(script).is_file():
@@ -274,12 +280,8 @@ def _check_script() -> None:
         )
 
 
-def _measures(settings: Mapping[str, Any]) -> list[str]:
-    return [name for round in settings["rounds"] for name in round.get("measures", {})]
-
-
 def _round(settings: Mapping[str, Any], space: Space, folder: Path, seed: int, number: int) -> SearchRound:
-    """A round from its files."""
+    """Read a round from its files."""
     import pandas as pd
 
     entry = settings["rounds"][number - 1]

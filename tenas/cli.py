@@ -1,6 +1,6 @@
 """The command line: one subcommand for each stage of the workflow, made from the stage's signature, and ``tenas search``.
 
-Exit status: 0; 2 when something has to be put right, which one sentence on stderr says.
+Exit status: 0; 2 for an error of the user, described by one sentence on stderr.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
@@ -60,7 +60,7 @@ PARSERS: dict[str, tuple[Callable[[str], Any], str | None]] = {
 
 
 def _options(annotation: Any) -> tuple[dict[str, Any], str]:
-    """What argparse is told of a parameter's type, and the help that the type carries."""
+    """Options of argparse for a parameter's type, and the help text of its annotation."""
     text = ""
     if get_origin(annotation) is Annotated:
         inner, *notes = get_args(annotation)
@@ -91,7 +91,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Extend(argparse._ExtendAction):
-    """Values of an option that is given more than once are joined; the default is not among them."""
+    """Join the values of a repeated option, without the default."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if getattr(namespace, self.dest) is self.default:
@@ -121,7 +121,7 @@ def _add(parsers: Any, name: str, stage: Callable[..., Any]) -> None:
 
 
 def stage_function(module: str) -> Callable[..., Any]:
-    """The function of a stage, which has the name of its module."""
+    """The function of a stage, which has the same name as its module."""
     found: Callable[..., Any] = getattr(import_module(f"tenas.stages.{module}"), module)
     return found
 
@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; its exit status."""
+    """Run a subcommand. Returns its exit status."""
     parsed = vars(_parser().parse_args(arguments))
     stage = parsed.pop("stage")
     if "progress" in inspect.signature(stage).parameters:

@@ -1,8 +1,7 @@
-"""Which code a result follows from: the import closure of the module that made it, and its digest. No torch.
+"""The code that a result depends on: import closure of the module that made it, and its digest. No torch.
 
-Imports are read from the source, wherever they stand in it, so nothing has to be imported to know them. Digests are over
-contents: a clone or a touched file has the same one. The workflow passes them to its rules, because Snakemake does not look
-into the package itself.
+Imports are read from the source, including those in functions, without importing anything. Digests are of contents: a clone or a
+touched file has the same one. The workflow passes them to its rules, because Snakemake does not track a package.
 """
 
 import ast
@@ -14,7 +13,7 @@ from pathlib import Path
 from tenas.references import source_file
 
 PACKAGE = Path(__file__).parent
-# What reads, writes, checks and reports, and what only finds other modules, changes no result.
+# Modules that only read, write, check, report or find other modules: they change no result.
 NO_RESULT = frozenset(
     {"__init__.py", "api.py", "cli.py", "code.py", "errors.py", "files.py", "layout.py", "locks.py", "progress.py",
      "provenance.py", "references.py", "settings", "stages/types.py"}
@@ -29,9 +28,9 @@ def _counts(file: Path) -> bool:
 
 
 def _module_file(name: str, importer: Path | None = None) -> Path | None:
-    """The file of a module of this package, or of one that lies with a file of one's own that imports it; None for all others.
+    """The file of a module of this package, or of a user's module imported by a user's file; None for all others.
 
-    Of one's own are modules beside the file, and those of a package in whose folder it lies.
+    Users' modules are those next to the importing file, and those of the package that contains it.
     """
     top, roots = name.partition(".")[0], [PACKAGE.parent]
     if top != PACKAGE.name:
@@ -66,10 +65,10 @@ def _imported(file: Path) -> frozenset[Path]:
 
 
 def closure(modules: Iterable[str]) -> tuple[Path, ...]:
-    """The files that ``modules`` (``tenas.x.y``, or references, see tenas.references) need, themselves among them, sorted.
+    """Files imported by ``modules`` (``tenas.x.y``, or references, see tenas.references), directly or not, and their own, sorted.
 
-    Modules without a say in results (NO_RESULT) are left out. So is what a name finds at run time: a space's networks and a
-    measure's function, which are modules to be named here. Of what is installed nothing counts: its versions are recorded.
+    Modules that change no result (NO_RESULT) are left out. So are modules found by name at run time, such as a space's networks
+    and a measure's function: name them in ``modules``. Installed packages do not count: their versions are recorded.
     """
     waiting, found = [], set()
     for module in modules:
@@ -88,7 +87,7 @@ def _named(file: Path) -> str:
 
 @cache
 def code_digest(*modules: str) -> str:
-    """SHA-256 over the ``closure`` of ``modules``, by name and content; over the whole package without any."""
+    """SHA-256 of the ``closure`` of ``modules``, names and contents; of the whole package without ``modules``."""
     files = closure(modules) if modules else tuple(sorted(PACKAGE.rglob("*.py")))
     digest = sha256()
     for file in sorted(files, key=_named):

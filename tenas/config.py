@@ -1,7 +1,7 @@
-"""The workflow's configuration, checked as a whole before anything runs. No torch, unless a run has limits to be checked."""
+"""Check the workflow's configuration as a whole before anything runs. Imports torch only for a run with limits."""
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tenas import layout
@@ -17,14 +17,24 @@ from tenas.settings.search import search_settings
 from tenas.settings.study import study_settings
 from tenas.spaces import get_space
 
-# Of a data set that has not been looked at: parameters grow with the classes, multiply-adds with the side too.
+# Lower bounds for a data set not prepared yet: parameters grow with the classes, multiply-adds with the side too.
 FEWEST_CLASSES, SMALLEST_SIDE = 2, 8
 
 
+@contextmanager
+def _part(name: str) -> Iterator[None]:
+    """Prefix errors in the block with the part of the configuration that they are about."""
+    try:
+        yield
+    except TenasError as error:
+        raise TenasError(f"{name}: {error}") from error
+
+
 def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
-    """A configuration with defaults filled in and presets resolved: ``runs.<name>.settings`` and ``.retrain_settings``.
-    The entries of ``studies`` are their settings. ``benchmark`` has ``builtin`` for spaces of which it says nothing and of which
-    a table comes with the project.
+    """Check a configuration, fill in defaults and resolve presets.
+
+    Runs gain ``settings`` and ``retrain_settings``; the entries of ``studies`` become their settings. ``benchmark`` gains
+    ``builtin`` for spaces that it does not name and whose table comes with the project.
 
     Raises TenasError for anything that would stop a run later: unknown keys, spaces, data sets, sources, presets, faulty claims,
     limits that no cell meets.
@@ -32,45 +42,19 @@ def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, An
     config = checked(Config, dict(value), where).model_dump()
     config["benchmark"] = dict.fromkeys(CHECKSUMS, BUILTIN) | config["benchmark"]
     for space, index in config["benchmark"].items():
-        try:
+        with _part(f"{where}: 'benchmark'"):
             known = get_space(space)
             if index == BUILTIN:
                 builtin_table(known)
-        except TenasError as error:
-            raise TenasError(f"{where}: 'benchmark': {error}") from error
     for name, dataset in config["datasets"].items():
-        try:
+        with _part(f"{where}: data set {name!r}"):
             check_source(dataset)
-        except TenasError as error:
-            raise TenasError(f"{where}: data set {name!r}: {error}") from error
     for name, run in config["runs"].items():
-        if run["dataset"] not in config["datasets"]:
-            raise TenasError(f"{where}: {one_of(f'data set of the run {name!r}', run['dataset'], config['datasets'])}")
-        try:
-            retraining = None if run["retrain"] is None else retrain_settings(run["retrain"], run["retraining"])
-            run["retrain_settings"] = retraining
-            run["settings"] = search_settings(
-                run["space"],
-                run["preset"],
-                run["search"],
-                retraining=retraining,
-                limits=run["limits"],
-                trainings=run["trainings"],
-                datasets=(run["dataset"], config["datasets"][run["dataset"]]["source"]),
-            )
-            check_limits(name, run["settings"], run["dataset"], config["datasets"][run["dataset"]])
-        except TenasError as error:
-            raise TenasError(f"{where}: run {name!r}: {error}") from error
+        config["runs"][name] = _run(name, run, config["datasets"], where)
     if config["table_search"] is not None and config["benchmark"].get("nas-bench-201") is None:
-        raise TenasError(f"{where}: 'table_search' needs an index file under 'benchmark.nas-bench-201'.")
+        raise TenasError(f"{where}: 'table_search' needs a table under 'benchmark.nas-bench-201'.")
     for name, study in config["studies"].items():
-        if name in config["runs"]:
-            raise TenasError(f"{where}: {name!r} is the name of a run and of a study; their results would share a folder.")
-        if study["dataset"] not in config["datasets"]:
-            raise TenasError(f"{where}: {one_of(f'data set of the study {name!r}', study['dataset'], config['datasets'])}")
-        config["studies"][name] = study_settings(study, f"{where}: study {name!r}")
-        if not config["benchmark"].get(study["space"]):
-            raise TenasError(f"{where}: study {name!r} needs the index of {study['space']} under 'benchmark'.")
+        config["studies"][name] = _study(name, study, config, where)
     if not config["runs"] and not config["studies"]:
         raise TenasError(f"{where}: there is nothing to do: neither 'runs' nor 'studies' has an entry.")
     if config["claims"] is not None:
@@ -78,10 +62,42 @@ def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, An
     return config
 
 
-def images_of(name: str, dataset: Mapping[str, Any]) -> tuple[int, int]:
-    """Classes and side of a data set, as far as they are known before it is prepared; else the fewest and smallest it can have.
+def _run(name: str, run: dict[str, Any], datasets: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Add ``settings`` and ``retrain_settings`` to a run, and check its limits."""
+    if run["dataset"] not in datasets:
+        raise TenasError(f"{where}: {one_of(f'data set of the run {name!r}', run['dataset'], datasets)}")
+    dataset = datasets[run["dataset"]]
+    with _part(f"{where}: run {name!r}"):
+        retraining = None if run["retrain"] is None else retrain_settings(run["retrain"], run["retraining"])
+        settings = search_settings(
+            run["space"],
+            run["preset"],
+            run["search"],
+            retraining=retraining,
+            limits=run["limits"],
+            trainings=run["trainings"],
+            datasets=(run["dataset"], dataset["source"]),
+        )
+        check_limits(name, settings, run["dataset"], dataset)
+    return run | {"retrain_settings": retraining, "settings": settings}
 
-    ``name``, ``dataset``: of the configuration. What is prepared already counts only if it was prepared from this entry.
+
+def _study(name: str, study: dict[str, Any], config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Resolve the settings of a study, and check that its space has a table."""
+    if name in config["runs"]:
+        raise TenasError(f"{where}: {name!r} is the name of a run and of a study; their results would share a folder.")
+    if study["dataset"] not in config["datasets"]:
+        raise TenasError(f"{where}: {one_of(f'data set of the study {name!r}', study['dataset'], config['datasets'])}")
+    settings: dict[str, Any] = study_settings(study, f"{where}: study {name!r}")
+    if not config["benchmark"].get(settings["space"]):
+        raise TenasError(f"{where}: study {name!r} needs the table of {settings['space']} under 'benchmark'.")
+    return settings
+
+
+def images_of(name: str, dataset: Mapping[str, Any]) -> tuple[int, int]:
+    """Classes and side of a data set: those of its source or of the prepared images, or else lower bounds.
+
+    ``name``, ``dataset``: of the configuration. Prepared images count only if they were prepared from this entry.
     """
     with suppress(TenasError, KeyError, TypeError):
         card = read_json(layout.prepared(layout.CARD).format(dataset=name), "data card")
@@ -92,10 +108,10 @@ def images_of(name: str, dataset: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def check_limits(run: str, settings: Mapping[str, Any], name: str, dataset: Mapping[str, Any]) -> None:
-    """Raise TenasError where no cell can be within the limits of a run's search.
+    """Raise TenasError if no cell can be within the limits of a run's search.
 
-    Where classes or side are not known yet, what is refused here would be refused with any; rule limits checks again, exactly.
-    Nothing is counted again once that rule has taken these settings: jobs on a cluster read the configuration each.
+    With lower bounds of classes and side, what is refused here would be refused with any; rule limits checks again, exactly.
+    Once that rule has accepted these settings, nothing is counted again: every job on a cluster reads the configuration.
     """
     if not settings["limits"]:
         return

@@ -1,12 +1,12 @@
-"""The one exception whose message is meant for the user."""
+"""The exception whose message is meant for the user."""
 
 from collections.abc import Iterable
 
 
 class TenasError(Exception):
-    """Something that the user can put right. The message is a whole sentence; the command line prints it and exits with 2."""
+    """An error that the user can fix. The message is a complete sentence; the command line prints it and exits with 2."""
 
 
 def one_of(what: str, name: object, allowed: Iterable[str]) -> TenasError:
-    """The error for a name that is not among the known ones, e.g. ``one_of("space", "nas", ["darts"])``."""
+    """Make the error for an unknown name, e.g. ``one_of("space", "nas", ["darts"])``."""
     return TenasError(f"Unknown {what} {name!r}; known: {', '.join(map(str, allowed))}.")

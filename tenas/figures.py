@@ -1,4 +1,4 @@
-"""Figures as SVG files: one style, and equal bytes for equal contents. No torch."""
+"""Save figures as SVG files in one style, with equal bytes for equal contents. No torch."""
 
 import os
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from tenas.files import whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DECIMALS = 6  # of a position, in parts of the figure's width and height
+DECIMALS = 6  # of positions, relative to the figure's width and height
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """What figures of this package look like, while they are drawn and saved."""
+    """Apply the style of this package while figures are drawn and saved."""
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "tenas", "font.size": 8, "svg.fonttype": "none"}):
@@ -23,10 +23,10 @@ def style() -> Iterator[None]:
 
 
 def save_svg(figure: "Figure", out: str | os.PathLike[str]) -> None:
-    """Write a figure to an SVG file, whole or not at all.
+    """Write a figure to an SVG file, atomically.
 
-    The constrained layout is settled first and its positions rounded: its solver ends a rounding error apart from one process to
-    the next, and names within the file are hashes of positions.
+    The constrained layout is computed first and its positions rounded: the solver's results differ between processes by rounding
+    errors, and names in the file are hashes of positions.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

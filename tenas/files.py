@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written under a temporary name beside their place, then renamed."""
+"""Read and write files atomically: written under a temporary name in the same folder, then renamed."""
 
 import csv
 import hashlib
@@ -16,9 +16,9 @@ from tenas.errors import TenasError
 
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path in the folder of ``path``; rename it to ``path`` when the block ends well, remove it when not.
+    """Yield a temporary path in the folder of ``path``; rename it to ``path`` at the end of the block, remove it after an error.
 
-    The temporary name keeps the suffix of ``path``, for writers that look at it.
+    The temporary name keeps the suffix of ``path``, for writers that depend on it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files that only their owner can read; results are shared in a group's folder.
+        # mkstemp makes files private to their owner; results may be shared by a group.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -55,7 +55,7 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
-    """Read a JSON object; ``what`` names it in the error, e.g. "mask"."""
+    """Read a JSON object. ``what``: its name in messages, e.g. "mask"."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -68,7 +68,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
 
 
 def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """CSV text with ``\\n`` line ends. Floats are written as their shortest exact form, so equal numbers are equal bytes."""
+    """Format CSV text with ``\\n`` line ends. Floats have their shortest exact form, so equal numbers are equal bytes."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -81,7 +81,7 @@ def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterab
 
 
 def _read_lines(path: str | os.PathLike[str], what: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV that is whole, each row with a field a column."""
+    """Read header and rows of a complete CSV file, each row with one field per column."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -98,7 +98,7 @@ def _read_lines(path: str | os.PathLike[str], what: str) -> tuple[list[str], lis
 
 
 def read_csv(path: str | os.PathLike[str], columns: Sequence[str], what: str) -> list[dict[str, str]]:
-    """Read a CSV that must have exactly ``columns``, and a field a column in each row; ``what`` names it in the error."""
+    """Read a CSV file with exactly ``columns``, and one field per column in each row. ``what``: its name in messages."""
     header, lines = _read_lines(path, what)
     if header != list(columns):
         raise TenasError(f"The {what} {path} has the columns {','.join(header)}; expected {','.join(columns)}.")
@@ -106,7 +106,7 @@ def read_csv(path: str | os.PathLike[str], columns: Sequence[str], what: str) ->
 
 
 def read_table(path: str | os.PathLike[str], needed: Sequence[str], what: str) -> list[dict[str, str]]:
-    """``read_csv`` for a table that may have more columns than those that are ``needed``."""
+    """``read_csv`` for a table that may have more columns than the ``needed`` ones."""
     header, lines = _read_lines(path, what)
     missing = [name for name in needed if name not in header]
     if missing:
@@ -121,5 +121,5 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def sha256_of(text: str) -> str:
-    """Hex digest of the file that ``write_text`` makes of a text."""
+    """Hex digest of the file that ``write_text`` writes."""
     return hashlib.sha256(text.encode()).hexdigest()

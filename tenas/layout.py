@@ -1,6 +1,6 @@
-"""Where every file of a run lies: the only owner of paths. Patterns are Snakemake's, relative to the run's folder.
+"""Paths of all files of a run, defined nowhere else: Snakemake's patterns, relative to the run's folder.
 
-``path(SCORES, run_folder, seed=0, round=1, shard=2)`` fills one in; ``results(SCORES)`` is the pattern for the workflow.
+``path(SCORES, run_folder, seed=0, round=1, shard=2)`` fills in a pattern; ``results(SCORES)`` is the pattern for the workflow.
 """
 
 import os
@@ -55,12 +55,12 @@ IMAGES, LABELS, CARD, PREVIEW = "images.npy", "labels.npy", "card.json", "previe
 
 
 def path(pattern: str, folder: str | os.PathLike[str] = ".", **wildcards: int | str) -> Path:
-    """The file of a pattern below the folder of its run. Raises KeyError for a wildcard without a value."""
+    """Fill in a pattern, below the folder of its run. Raises KeyError for a wildcard without a value."""
     return Path(folder) / pattern.format(**wildcards)
 
 
 def results(pattern: str, wildcard: str = "run") -> str:
-    """The pattern of the workflow, from the working directory: its run is a wildcard, as ``study`` is for a study."""
+    """The workflow's pattern, relative to the working directory, with a wildcard for the run (``study`` for a study)."""
     return f"results/{{{wildcard}}}/{pattern}"
 
 
@@ -70,5 +70,5 @@ def prepared(name: str) -> str:
 
 
 def record_of(scores: str | os.PathLike[str]) -> Path:
-    """The record beside a file of scores."""
+    """The record next to a file of scores."""
     return Path(scores).with_suffix(".json")

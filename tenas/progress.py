@@ -1,4 +1,4 @@
-"""What a command says while it works and at its end: how far it is, as a bar or as lines of a log, and its result."""
+"""Output of a command: its progress, as a bar or as lines of a log, and its result."""
 
 import os
 import sys
@@ -6,21 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 Advance = Callable[[int], object]
-# Called with how much there is to do, what it is, and the name of a unit.
+# (total, description, name of a unit) -> context of the function that counts finished units.
 Progress = Callable[..., AbstractContextManager[Advance]]
 
 
 @contextmanager
 def silent(total: int, what: str, unit: str = "measurements") -> Iterator[Advance]:
-    """Nothing is shown."""
+    """Show nothing."""
     yield lambda more: None
 
 
 @contextmanager
 def shown(total: int, what: str, unit: str = "measurements") -> Iterator[Advance]:
-    """Give the function that counts what is done.
+    """Show a bar on a terminal, elsewhere a line per tenth of the total.
 
-    Nothing is shown before the first is done, so that an error in the input stands alone.
+    Nothing is shown before the first unit is done, so that an error in the input stands alone.
     """
     bar, done = None, 0
 
@@ -45,9 +45,9 @@ def shown(total: int, what: str, unit: str = "measurements") -> Iterator[Advance
 
 
 def say(text: str) -> None:
-    """Print a result for a reader who may have gone away, as that of ``tenas audit ... | head`` does."""
+    """Print a result to a pipe that may have been closed, as in ``tenas audit ... | head``."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # What is still in the buffer would be tried once more when Python ends.
+        # Python would write the rest of the buffer once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

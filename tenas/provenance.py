@@ -1,4 +1,4 @@
-"""What made a result: written beside every result, so that it can be audited."""
+"""Provenance of a result, written next to it for audits."""
 
 import json
 import os
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "dvc", "nas-
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages a result can depend on; one that is not installed is left out."""
+    """Versions of the installed packages that a result can depend on."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -32,7 +32,7 @@ def package_versions() -> dict[str, str]:
 
 @cache
 def processor_model() -> str:
-    """The processor's model, by Linux's name for it; elsewhere its architecture."""
+    """Model of the processor as named by Linux; on other systems its architecture."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -41,9 +41,9 @@ def processor_model() -> str:
 
 
 def processor(device: str = "cpu") -> dict[str, str]:
-    """The kind of processor, which a number's last digits follow from (docs/measures.md): its model, under ``processor``.
+    """The kind of processor, on which the last digits of numbers depend (docs/measures.md): its model, under ``processor``.
 
-    Where torch is loaded also the ``instructions`` that it uses (AVX2, AVX512, ...) and, for ``cuda``, the ``gpu``.
+    If torch is loaded, also the ``instructions`` that it uses (AVX2, AVX512, ...) and, for ``cuda``, the ``gpu``.
     """
     found = {"processor": processor_model()}
     if torch := sys.modules.get("torch"):
@@ -54,19 +54,19 @@ def processor(device: str = "cpu") -> dict[str, str]:
 
 
 def input_name(path: str | os.PathLike[str]) -> str:
-    """What a record calls an input: its path as given; a file of the package by its place there, which is the same everywhere."""
+    """Name of an input in a record: its path as given; for a file of the package, the path within it, the same everywhere."""
     path = Path(path)
     return (Path(PACKAGE.name) / path.relative_to(PACKAGE)).as_posix() if path.is_relative_to(PACKAGE) else str(path)
 
 
 def input_path(name: str) -> Path:
-    """The file that a record calls so (``input_name``)."""
+    """The file with a name in a record: inverse of ``input_name``."""
     path = Path(name)
     return PACKAGE.parent / path if not path.exists() and path.parts[:1] == (PACKAGE.name,) else path
 
 
 class Stopwatch:
-    """Wall time since it was made, in seconds, and ``earlier`` seconds of other processes that worked on the same result."""
+    """Wall time since its creation, in seconds, plus ``earlier`` seconds of previous processes on the same result."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -86,7 +86,7 @@ def provenance(
 ) -> dict[str, Any]:
     """A JSON-ready record: settings, code and package versions, machine and device, wall time and the hash of every input.
 
-    ``inputs``: paths, or path -> hash of what was read, for files that may have been replaced since.
+    ``inputs``: paths, or path -> hash of the content read, for files that may have been replaced since.
     """
     return {
         "settings": dict(settings),
@@ -101,10 +101,10 @@ def provenance(
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with its own hash as its last key, ``record_sha256``: for a file whose hash no other file holds."""
+    """Add a record's own hash as its last key, ``record_sha256``: for a file whose hash no other file records."""
     return {**record, "record_sha256": sha256_of(json.dumps(record))}
 
 
 def is_sealed(record: Mapping[str, Any]) -> bool:
-    """Whether a record has its own hash, and it is the right one."""
+    """Whether a record has its own hash, and it is correct."""
     return dict(record) == sealed({key: value for key, value in record.items() if key != "record_sha256"})

@@ -1,7 +1,7 @@
-"""Objects of one's own by reference: ``package.module:object`` or ``path/to/file.py:object``. No torch.
+"""Users' objects by reference: ``package.module:object`` or ``path/to/file.py:object``. No torch.
 
-Wherever a space, a measure or a data source is named, such a reference may stand. Only the text travels: worker processes,
-cluster jobs and the audit import the object themselves, and the file's content is part of the code digest.
+A reference can replace any name of a space, a measure or a data source. Only the text is passed on: worker processes, cluster
+jobs and the audit import the object themselves, and the content of the file is part of the code digest.
 """
 
 import importlib
@@ -14,26 +14,26 @@ from types import ModuleType
 
 from tenas.errors import TenasError
 
-# The names of modules that were imported by the path of their file begin with it.
+# Prefix of the names of modules imported by the path of their file.
 USER_MODULE = "tenas_user_"
 
 
 def is_reference(name: object) -> bool:
-    """Whether ``name`` is a reference and not the name of something that the package ships."""
+    """Whether ``name`` is a reference and not a built-in name."""
     return isinstance(name, str) and ":" in name
 
 
 def _split(reference: str) -> tuple[str, str]:
     module, _, attribute = reference.rpartition(":")
     if not module or not attribute.isidentifier():
-        raise TenasError(f"{reference!r} is no reference; expected package.module:object or path/to/file.py:object.")
+        raise TenasError(f"{reference!r} is not a reference; expected package.module:object or path/to/file.py:object.")
     return module, attribute
 
 
 def _import_file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
-        raise TenasError(f"The {what} is to come from {path}, which is not a file (from the folder {Path.cwd()}).")
-    # The same file is the same module, whatever path leads to it: objects keep their identity within a process.
+        raise TenasError(f"The {what} is expected in {path}, which is not a file (from the folder {Path.cwd()}).")
+    # One module per file, whatever its path: objects keep their identity within a process.
     name = f"{USER_MODULE}{sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -42,7 +42,7 @@ def _import_file(path: Path, what: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    # Its neighbours can be imported as from a script of that folder, by what is imported when a function is called too.
+    # Files in the same folder can be imported as from a script, also by imports within functions.
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     try:
@@ -58,24 +58,24 @@ def _import_file(path: Path, what: str) -> ModuleType:
 
 
 def load_module(name: str, what: str) -> ModuleType:
-    """A module by its name, or by the path of its file; ``what`` says in an error what it was to be.
+    """Import a module by its name, or by the path of its file. ``what``: what it is for, in messages.
 
-    Raises TenasError when it is missing, or its import fails.
+    Raises TenasError if it is missing or its import fails.
     """
     try:
         return _import_file(Path(name), what) if name.endswith(".py") else importlib.import_module(name)
     except TenasError:
         raise
     except (Exception, SystemExit) as error:
-        # A script that ends the process when it is imported must not end this one.
+        # SystemExit too: a script that exits on import must not end this process.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise TenasError(f"The {what} {name!r} cannot be imported ({reason}).") from error
 
 
 def load_object(reference: str, what: str) -> object:
-    """The object that ``reference`` names; ``what`` says in an error what it was to be, e.g. "space".
+    """Import the object of a reference. ``what``: what it is for, in messages, e.g. "space".
 
-    Raises TenasError when the file, the module or the object is missing, or its import fails.
+    Raises TenasError if the file, the module or the object is missing, or if the import fails.
     """
     module_name, attribute = _split(reference)
     module = load_module(module_name, what)
@@ -86,9 +86,9 @@ def load_object(reference: str, what: str) -> object:
 
 
 def reference_of(thing: object) -> str | None:
-    """A reference to an object that a module holds, so that another process can import it; None where none does.
+    """Find a reference by which another process can import an object; None if no module has it.
 
-    What a script or a notebook has made itself (``__main__``) has none: to import it would run the script again.
+    Objects of the running script or notebook (``__main__``) have none: importing them would run it again.
     """
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
@@ -104,17 +104,17 @@ def reference_of(thing: object) -> str | None:
 
 
 def source_file(reference: str) -> Path:
-    """The file of a reference or of a module's name, for digests. Raises TenasError where there is none."""
+    """The file of a reference or of a module, for digests. Raises TenasError if there is none."""
     module_name = _split(reference)[0] if is_reference(reference) else reference
     if module_name.endswith(".py"):
         path = Path(module_name)
         if not path.is_file():
-            raise TenasError(f"{reference!r} names the file {path}, which is not there.")
+            raise TenasError(f"{reference!r} names the file {path}, which does not exist.")
         return path
     try:
         spec = importlib.util.find_spec(module_name)
     except (ImportError, ValueError) as error:
         raise TenasError(f"{reference!r} names the module {module_name}, which cannot be found.") from error
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise TenasError(f"{reference!r} names the module {module_name}, which is no Python file.")
+        raise TenasError(f"{reference!r} names the module {module_name}, which is not a Python file.")
     return Path(spec.origin)

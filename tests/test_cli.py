@@ -140,7 +140,7 @@ def test_scores_that_were_edited_are_not_pruned_by(capsys, tmp_path, found):
         capsys, "prune", "--settings", found / "search.json", "--mask", seed / "round0/mask.json", "--round", 1,
         "--scores", tmp_path / "1.csv", "--ranking", tmp_path / "ranking.csv", "--out", tmp_path / "mask.json",
     )  # fmt: skip
-    assert "is not the one that was written: its record has another hash" in message
+    assert "has changed since it was written: its record has another hash" in message
     assert files(tmp_path) == ["1.csv", "1.json"]
 
 

@@ -317,7 +317,7 @@ def test_a_reference_to_something_else_is_refused_with_a_sentence(tmp_path, monk
         "own.py:SPCE": r"'own\.py:SPCE' does not exist: own\.py has .*SPACE",
         "own.py:NOTHING": "is a int, not a space",
         "broken.py:SPACE": r"cannot be imported .*nothing_of_that_name",
-        "own.py:": "is no reference",
+        "own.py:": "is not a reference",
     }.items():
         with pytest.raises(TenasError, match=message):
             get_space(name)

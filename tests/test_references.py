@@ -155,7 +155,7 @@ def test_a_file_that_was_mended_is_imported_again(tmp_path):
 
 @pytest.mark.parametrize("reference", ["own.py:", ":SPACE", "own.py:a.b", "own.py:not one", "own.py:1a", "a:b:c d"])
 def test_what_is_no_reference_is_a_sentence(reference):
-    with pytest.raises(TenasError, match=r"is no reference; expected package\.module:object or path/to/file\.py:object"):
+    with pytest.raises(TenasError, match=r"is not a reference; expected package\.module:object or path/to/file\.py:object"):
         load_object(reference, "space")
 
 
@@ -164,9 +164,9 @@ def test_a_module_that_is_not_there_is_a_sentence():
         load_object("no.such.module:SPACE", "space")
     for name, message in (
         ("no.such.module:SPACE", "cannot be found"),
-        ("no_such_module:SPACE", "is no Python file"),
-        ("no/file.py:SPACE", "which is not there"),
-        ("math:pi", "which is no Python file"),
+        ("no_such_module:SPACE", "is not a Python file"),
+        ("no/file.py:SPACE", "which does not exist"),
+        ("math:pi", "which is not a Python file"),
     ):
         with pytest.raises(TenasError, match=message):
             source_file(name)
@@ -210,4 +210,4 @@ def test_the_command_line_takes_references_from_its_own_folder(own):
         [*command, json.dumps(given), "--out", "s.json"], cwd=own.parent, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("tenas: The space is to come from other.py, which is not a file")
+    assert done.stderr.startswith("tenas: The space is expected in other.py, which is not a file")

@@ -1,4 +1,4 @@
-"""From a genotype back to the images: every decision taken again from its measurements, every recorded hash checked. No torch."""
+"""Audit a run: repeat every decision from its measurements, check every recorded hash. No torch."""
 
 from tenas.audit.stage import Audit, audit, in_words
 

@@ -1,7 +1,7 @@
-"""Runs in one file that an audit reads: their settings, scores, decisions and records, without images and networks.
+"""Archive runs in one file for an audit: settings, scores, decisions and records, without images and networks.
 
-A .tar.xz whose first member, ``archive.json``, lists the SHA-256 of every other one; and of every file that was left out, as it
-was when the archive was packed, so that a record that has its hash can still be held against it.
+A .tar.xz whose first member, ``archive.json``, lists the SHA-256 of every other member and of every file left out, as of the
+time of packing, so that recorded hashes of those can still be checked.
 """
 
 import hashlib
@@ -26,16 +26,16 @@ from tenas.provenance import is_sealed, sealed
 
 LIST = "archive.json"
 FORMAT = 1
-# Text that decisions follow from. Drawings are made again by an audit; networks and images are large.
+# Text that decisions depend on. An audit redraws drawings; networks and images are too large.
 KEPT = {".csv", ".json"}
-# What trainings resume from is no result.
+# Checkpoints of trainings are no results.
 NO_RESULT = {"checkpoint.pt"}
-# An archive of text that claims to be larger is none of ours.
+# Larger ones are refused: archives of text stay far below.
 MOST_BYTES = 8 * 2**30
 
 
 class Archive(NamedTuple):
-    """An unpacked archive: the list, the folder of each run by its name, and the files that are not in it with their hashes."""
+    """An unpacked archive: its list, the folder of each run by name, and the hashes of the files left out."""
 
     listed: dict[str, Any]
     runs: dict[str, Path]
@@ -44,14 +44,14 @@ class Archive(NamedTuple):
 
 
 def commit_of_code() -> dict[str, Any] | None:
-    """The commit that the code is of, and whether a tracked file differs from it; None where the code lies in no repository."""
+    """The commit of the code, and whether tracked files differ from it; None outside of a repository."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(PACKAGE.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # A package installed below somebody's repository is not of that one's commits.
+        # The package may be installed in a folder of another repository.
         if Path(git("rev-parse", "--show-toplevel")).resolve() != PACKAGE.parent.resolve():
             return None
         return {
@@ -63,7 +63,7 @@ def commit_of_code() -> dict[str, Any] | None:
 
 
 def images_folder(run: Path) -> Path:
-    """The prepared images of a run or a study, where its records say. Raises TenasError if they are not there."""
+    """Folder of the prepared images of a run or a study, from its records. Raises TenasError if they are missing."""
     for record in sorted(run.glob("**/scores/*.json")):
         for name in mapping(read_json(record, "record of scores").get("inputs")):
             if Path(name).name == layout.IMAGES:
@@ -75,10 +75,10 @@ def images_folder(run: Path) -> Path:
 
 
 def pack(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> dict[str, Any]:
-    """Write runs and studies to one file, the same bytes for the same files, commit and version of liblzma; return its list.
+    """Pack runs and studies in one file. Returns its list. Equal files, commit and version of liblzma give equal bytes.
 
-    Raises TenasError for a folder that is no run or study, for two of one name, and where the images are missing, whose hashes
-    the list has.
+    Raises TenasError for a folder that is no run or study, for two of the same name, and for missing images, whose hashes the
+    list has.
     """
     kept: dict[str, Path] = {}
     left_out: dict[str, str] = {}
@@ -98,7 +98,7 @@ def pack(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> dict[
             else:
                 left_out[member] = sha256(path)
         images = images_folder(run)
-        # By their contents: data sets of several folders may have one name, and one may have been copied.
+        # Named by content: data sets of several folders may have the same name, and one may be a copy.
         data = found[name] = f"data/{sha256(images / layout.CARD)[:16]}"
         kept[f"{data}/{layout.CARD}"] = images / layout.CARD
         for file in (layout.IMAGES, layout.LABELS):
@@ -121,7 +121,7 @@ def pack(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> dict[
 
 
 def _add(archive: tarfile.TarFile, member: str, content: bytes) -> None:
-    """A member without time, owner or mode of its own."""
+    """Add a member with fixed time, owner and mode."""
     entry = tarfile.TarInfo(member)
     entry.size, entry.mode = len(content), 0o644
     archive.addfile(entry, io.BytesIO(content))
@@ -129,10 +129,10 @@ def _add(archive: tarfile.TarFile, member: str, content: bytes) -> None:
 
 @contextmanager
 def unpacked(path: str | PathLike[str]) -> Iterator[Archive]:
-    """An archive in a temporary folder, while the block lasts.
+    """Unpack an archive in a temporary folder for the duration of the block.
 
-    Nothing is written but plain files below that folder that the list names, each with the hash that it has there. Raises
-    TenasError for anything else: links, devices, other paths, members that the list lacks or that are missing, other contents.
+    Writes only plain files below that folder, named in the list and with the hash given there. Raises TenasError for anything
+    else: links, devices, other paths, unlisted or missing members, other contents.
     """
     with tempfile.TemporaryDirectory(prefix="tenas-") as name:
         folder = Path(name)
@@ -154,7 +154,7 @@ def _read_list(path: str | PathLike[str], archive: tarfile.TarFile) -> dict[str,
     entry = archive.next()
     stream = archive.extractfile(entry) if entry is not None and entry.isreg() and entry.name == LIST else None
     if stream is None or entry is None or entry.size > MOST_BYTES:
-        raise TenasError(f"The archive {path} does not begin with {LIST}: it is none of `tenas archive`.")
+        raise TenasError(f"The archive {path} does not begin with {LIST}: it was not made by `tenas archive`.")
     try:
         listed = json.loads(stream.read())
     except ValueError as error:
@@ -174,7 +174,7 @@ def _read_list(path: str | PathLike[str], archive: tarfile.TarFile) -> dict[str,
 
 
 def _is_safe(member: object) -> bool:
-    """Whether a member's name is a path below the folder of runs or of data, written the one way that it can be."""
+    """Whether the name of a member is a normalised path below the folder of runs or of data."""
     if not isinstance(member, str) or "\\" in member or "\0" in member:
         return False
     pure = PurePosixPath(member)
@@ -182,12 +182,12 @@ def _is_safe(member: object) -> bool:
 
 
 def _members(path: str | PathLike[str], archive: tarfile.TarFile, files: Mapping[str, Any]) -> Iterable[tuple[str, bytes]]:
-    """Name and content of each member after the list. Raises TenasError unless they are just what it says."""
+    """Name and content of each member after the list. Raises TenasError for any difference from it."""
     missing, total = set(files), 0
     while (entry := archive.next()) is not None:
         total += entry.size
         if not entry.isreg() or entry.name not in missing or total > MOST_BYTES:
-            raise TenasError(f"The archive {path} has {entry.name!r}, which is no file of its list: nothing of it is used.")
+            raise TenasError(f"The archive {path} has {entry.name!r}, which is not in its list: nothing of it is used.")
         missing.remove(entry.name)
         stream = archive.extractfile(entry)
         content = b"" if stream is None else stream.read()

@@ -1,4 +1,4 @@
-"""What the parts of an audit share: the settings, the images, and checks that every record goes through."""
+"""State shared by the parts of an audit: settings, images, and the checks common to all records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass
 class Case:
-    """A run or a study under audit. ``written``: its settings as they stand in the file, ``settings``: with every key."""
+    """A run or a study under audit. ``written``: its settings as in the file; ``settings``: the same with defaults filled in."""
 
     folder: Path
     settings_file: Path
@@ -39,15 +39,15 @@ class Case:
     # --- settings
 
     def same_settings(self, path: Path, recorded: object) -> None:
-        """A record's settings are those of the run."""
-        # Keys that a later version has filled in are not in what an earlier one recorded.
+        """Check that the settings of a record are those of the run; faults are reported by ``close``."""
+        # Records of an earlier version lack the keys that a later one fills in.
         if recorded in (self.settings, self.written):
             self._same += 1
         else:
             self._others.setdefault(json.dumps(recorded), []).append(path)
 
     def close(self) -> None:
-        """Say whose settings are the odd ones: those of single files, or the run's own."""
+        """Report which settings are the odd ones: those of single records, or the run's own."""
         if not self._same and len(self._others) == 1:
             ((_, paths),) = self._others.items()
             self.ledger.fault(self.settings_file, f"has other settings than {listed(paths)} say they were made with")
@@ -68,10 +68,10 @@ class Case:
         otherwise: str,
         entry: Mapping[str, Any] = NOTHING,
     ) -> None:
-        """A JSON file must be ``decided``, byte by byte, with a true record of what it follows from.
+        """Check that a JSON file is ``decided``, byte by byte, with a true provenance.
 
-        ``inputs``: files in the order in which their hashes are recorded; None for one that is not looked at. ``entry``: the
-        round, where the stage ranks by its measures.
+        ``inputs``: files in the order of their recorded hashes; None for one that cannot be checked. ``entry``: settings of the
+        round, if the stage ranks by its measures.
         """
         value = self.ledger.json(path, what)
         if not value:
@@ -91,7 +91,7 @@ class Case:
         inputs: Sequence[Path | None],
         entry: Mapping[str, Any] = NOTHING,
     ) -> bool:
-        """What a decision says that it follows from is true. Whether that holds for all of it, and of the present code."""
+        """Check the provenance of a decision. Returns whether all of it was confirmed, and by the present code."""
         code = ranking_code(stage, self.settings, entry)
         self.same_settings(path, made_by.get("settings"))
         self.ledger.code(path, "decisions", made_by.get("code_sha256"), code)
@@ -111,10 +111,10 @@ class Case:
         )
 
     def inputs(self, path: Path, recorded: object, places: Mapping[str, Path | None], *, exact: bool = False) -> None:
-        """The hashes that a record of provenance has of its inputs, by their paths.
+        """Check the recorded hashes of inputs, by their paths.
 
-        ``places``: where files of a name must lie; None for one that is not here. Others are looked for where the record says.
-        ``exact``: there must be all of ``places`` and no others.
+        ``places``: expected files by name; None for a missing one. Others are looked for where the record says. ``exact``: the
+        recorded names must be exactly those of ``places``.
         """
         hashes = {str(name): digest for name, digest in mapping(recorded).items()}
         names = {Path(name).name for name in hashes}
@@ -128,9 +128,9 @@ class Case:
                 self.ledger.note(f"{name}, which {path} was made from, is not here: its hash was not looked at.")
 
     def result(self, path: Path, what: str, arch: str | None, kind: str, code: str) -> dict[str, Any]:
-        """A sealed record of something that was made of a genotype, and the files beside it whose hashes it has.
+        """Check a sealed record of a result of a genotype, and the files next to it whose hashes it has.
 
-        ``kind``: of files, for a note where another version of the code than ``code`` has made it.
+        ``kind``: of files, for a note on results of another version of the code than ``code``.
         """
         value = self.ledger.json(path, what)
         if not value:
@@ -146,7 +146,7 @@ class Case:
     # --- tables
 
     def find_table(self, digest: object, named: Iterable[str | Path] = ()) -> Path | None:
-        """The table of the space whose hash is recorded: the one that was given, one that records name, or the built-in one."""
+        """Find the table with the recorded hash: the given one, one that records name, or the built-in one."""
         places = [] if self.table is None else [index_path(self.table, self.space)]
         places += [input_path(str(name)) for name in named]
         places += [builtin_table(self.space)] if has_builtin(self.space) else []
@@ -159,11 +159,11 @@ class Case:
     # --- images
 
     def prepared(self, name: str) -> Path | None:
-        """A file of the prepared images; None where it is not known where they are."""
+        """A file of the prepared images; None if their folder is unknown."""
         return None if self.data is None else self.data / name
 
     def images(self, records: Iterable[Path]) -> None:
-        """The images are those of their card. ``records``: those of scores, which say where they were."""
+        """Check the images against their card. ``records``: of scores, which name their folder."""
         if self.data is None:
             self.data = self._recorded_data(records)
         if self.data is None:

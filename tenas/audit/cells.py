@@ -1,43 +1,29 @@
-"""The audit of a round of cells: the sample drawn again, the ranking from the scores, the shortlist from the ranking."""
+"""Audit a round of cells: repeat its sample, its ranking from the scores, its shortlist from the ranking."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tenas import layout
-from tenas.audit.scores import Scores, look_at_scores
+from tenas.audit.scores import Scores, scores_of_round
 from tenas.audit.step import State, Step
 from tenas.errors import TenasError
 from tenas.measures.catalogue import get_measure
 from tenas.scoring.subjects import Cell, Cells, read_cells
-from tenas.scoring.table import read_scores
 from tenas.search.sample import listed_cells, sample_cells
 from tenas.search.shortlist import rank_cells, shortlist_json
 from tenas.seeds import derive_seed
 
 
 def follow_cells(step: Step) -> State | None:
-    """Take the decisions of a round of cells again; what follows from them."""
+    """Repeat the decisions of a round of cells. Returns the state after it."""
     case, ledger, ranking = step.case, step.case.ledger, step.file(layout.CELLS)
     subjects = _sample(step)
     if subjects is None:
         ledger.hash(ranking)
         return step.after(None)
     sample = step.file(layout.SAMPLE)
-    scores = look_at_scores(
-        case,
-        step.file(layout.SCORES, shard=1).parent,
-        subjects,
-        stage="score",
-        entry=step.entry,
-        facts={"seed": step.seed, "round": step.round.number},
-        subjects_file=sample,
-    )
-    folder = scores.paths[0].parent
-    sound = ledger.sound(sample) and all(map(ledger.sound, scores.paths))
-    values = None
-    with ledger.damage(folder if sound else scores.paths[0], "cannot be ranked"):
-        values = read_scores(scores.paths, step.entry["measures"], subjects, f"round {step.round.number}")
+    scores, values, sound = scores_of_round(step, subjects, sample)
     if values is None:
         ledger.hash(ranking)
         return step.after(None)
@@ -52,7 +38,7 @@ def follow_cells(step: Step) -> State | None:
 
 
 def _sample(step: Step) -> Cells | None:
-    """The cells that the round has to measure, drawn again; those of its file where that is another, or cannot be."""
+    """Repeat the sample of a round; the cells of its file if the two differ or the sample cannot be repeated."""
     ledger, path = step.case.ledger, step.file(layout.SAMPLE)
     drawn = None
     try:
@@ -88,7 +74,7 @@ def _drawn(step: Step) -> Cells:
 
 
 def _tell(step: Step, rows: Sequence[Mapping[str, Any]], kept: Sequence[Cell], scores: Scores) -> None:
-    """Which cells a round has kept, and from which rows of which files."""
+    """Report which cells a round has kept, and by which rows of which files."""
     folder = scores.paths[0].parent
     where = f"measurements in {folder}: {scores.counts}"
     step.tell(f"  round {step.round.number}, {len(rows)} cells, of which it keeps {len(kept)}; {where}")

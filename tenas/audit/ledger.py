@@ -1,4 +1,4 @@
-"""What an audit keeps account of: the files that it has read, what is wrong with them, which code and machines made them."""
+"""Ledger of an audit: files read, their faults, the code and the machines that made them."""
 
 import csv
 import json
@@ -13,12 +13,12 @@ from tenas.errors import TenasError
 from tenas.files import format_csv, json_text, read_json, sha256
 from tenas.provenance import is_sealed
 
-# Numbers that differ by less were rounded by another processor: logarithms and sums of products have other last bits there.
+# Smaller differences are rounding: the last bits of logarithms and sums of products depend on the processor.
 ROUNDING = 1e-9
 
 
 class Ledger:
-    """Files that were read, their hashes, and the faults that were found, each at the file that it is about."""
+    """Files read, their hashes, and the faults found, by file."""
 
     def __init__(self) -> None:
         self.files: dict[Path, str | None] = {}  # with their SHA-256; None for one that is not there
@@ -34,11 +34,11 @@ class Ledger:
 
     @property
     def count(self) -> int:
-        """How many files were read."""
+        """Number of files read."""
         return sum(digest is not None for digest in self.files.values())
 
     def fault(self, path: Path, what: str) -> None:
-        """``what`` completes a sentence that starts with the path."""
+        """Record a fault. ``what`` completes a sentence that begins with the path."""
         if what not in (found := self.faults.setdefault(path, [])):
             found.append(what.rstrip("."))
 
@@ -48,7 +48,7 @@ class Ledger:
 
     @contextmanager
     def damage(self, path: Path, what: str = "is damaged") -> Iterator[None]:
-        """Make a fault of whatever a file's content leads to when it is not what a stage writes."""
+        """Turn errors in the block into a fault of the file whose content causes them."""
         try:
             yield
         except TenasError as error:
@@ -57,7 +57,7 @@ class Ledger:
             self.fault(path, f"{what}: it holds something other than expected ({' '.join(str(error).split())})")
 
     def hash(self, path: Path) -> str | None:
-        """The SHA-256 of a file, or that which an archive has instead of it; None, and a fault, when it is not there."""
+        """SHA-256 of a file, from the archive's list if it was left out; None, and a fault, if it is missing."""
         if path in self.listed:
             self.by_list.add(path)
             return self.listed[path]
@@ -70,7 +70,7 @@ class Ledger:
         return self.files[path]
 
     def json(self, path: Path, what: str) -> dict[str, Any]:
-        """A JSON file as a stage writes it; empty, and a fault, when it is missing, damaged or laid out by another hand."""
+        """Read a JSON file as written by a stage; empty, and a fault, if it is missing or damaged. Another layout is a fault."""
         if self.hash(path) is None:
             return {}
         try:
@@ -83,7 +83,7 @@ class Ledger:
         return value
 
     def table(self, path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], otherwise: str) -> None:
-        """A CSV file has these rows, byte by byte; last digits may be those of another processor, which is a note."""
+        """Check that a CSV file has these rows, byte by byte; differences in the last digits are a note."""
         if self.hash(path) is None:
             return
         expected, found = format_csv(columns, rows), path.read_bytes()
@@ -96,48 +96,48 @@ class Ledger:
             self.fault(path, otherwise)
 
     def recorded(self, path: Path, digest: object, by: Path) -> None:
-        """``by`` has ``digest`` for the hash of ``path``."""
+        """Note that ``by`` records ``digest`` as the hash of ``path``; judged by ``close``."""
         found = self.hash(path)
         if found is not None:
             (self._like if found == digest else self._unlike).setdefault(path, []).append(by)
 
     def certain(self, path: Path) -> None:
-        """A file has been made again, byte by byte: a record that has another hash of it is wrong."""
+        """Mark a file as reproduced byte by byte: a record with another hash of it is wrong."""
         self._certain.add(path)
 
     def sealed(self, path: Path, record: Mapping[str, Any]) -> None:
-        """A record has its own hash."""
+        """Check the hash of a record over itself."""
         if not is_sealed(record):
             self.fault(path, "is not the record that was written: its own hash differs")
 
     def equal(self, path: Path, key: str, found: object, expected: object) -> None:
-        """A key of a record has the value that it must have."""
+        """Check a value of a record."""
         if found != expected or type(found) is not type(expected):
             self.fault(path, f"has {_short(found)} for {key!r}, where {_short(expected)} belongs")
 
     def code(self, path: Path, kind: str, digest: object, present: str) -> None:
-        """The code that made a file. Another version than the present one is no fault."""
+        """Note the code that made a file. Another version than the present one is no fault."""
         if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             self.fault(path, "does not say by which code it was made")
         elif digest != present:
             self.codes[kind, digest] += 1
 
     def processor(self, machine: Mapping[str, Any]) -> None:
-        """Count the kind of processor that a record of scores names; on a GPU, the GPU's. Early records name none."""
+        """Count the kinds of processors (GPUs) in records of scores. Early records name none."""
         parts = ("gpu",) if machine.get("gpu") else ("processor", "instructions")
         named = ", ".join(str(machine[part]) for part in parts if machine.get(part))
         if named:
             self.processors[named] += 1
 
     def sound(self, path: Path) -> bool:
-        """Whether nothing was found against a file so far."""
+        """Whether a file has no fault so far."""
         return path not in self.faults and path not in self._unlike
 
     def close(self) -> None:
-        """Make faults of the hashes that differ, and notes of what is none.
+        """Turn differing hashes into faults; report other versions of code and kinds of processors in notes.
 
-        When a file was changed, its records disagree with it; when a record was changed, it disagrees with the file and with
-        the other records. Where they are as many, both are named. A file that was made again byte by byte is right.
+        A changed file disagrees with all of its records; a changed record with the file and with the other records. The majority
+        is right, and a draw blames both. A file reproduced byte by byte is right.
         """
         for path, records in self._unlike.items():
             right = len(self._like.get(path, []))
@@ -156,17 +156,17 @@ class Ledger:
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """A part of a record that has to be a mapping; an empty one where it isn't."""
+    """A part of a record as a mapping; empty if it is none."""
     return value if isinstance(value, Mapping) else {}
 
 
 def listed(paths: Sequence[Path]) -> str:
-    """The first three of some files, for a sentence."""
+    """The first three of some files, for a message."""
     return ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
 
 
 def alike(found: object, expected: object) -> bool:
-    """Whether two JSON values are equal, but for the rounding of numbers. What only one of two mappings has is not compared."""
+    """Whether two JSON values are equal up to rounding. Keys of only one of two mappings are ignored."""
     if isinstance(found, Mapping) and isinstance(expected, Mapping):
         return all(alike(found[key], expected[key]) for key in found.keys() & expected.keys())
     if isinstance(found, list) and isinstance(expected, list):

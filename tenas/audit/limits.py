@@ -1,6 +1,6 @@
-"""The audit of a run's limits: its numbers must follow from each other, from the settings and from the table of latencies.
+"""Audit the limits of a run: consistent with each other, with the settings and with the table of latencies.
 
-What operators cost is not counted again, for that takes torch; the record's own hash covers it.
+Costs of operators are not counted again, as that takes torch; the record's own hash covers them.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from tenas.search.limits import UNITS, Limits, from_json, resolve
 
 
 def look_at_limits(case: Case) -> Limits | None:
-    """The limits of a run, as far as they can be read; None where it has none."""
+    """Check and return the limits of a run; None if it has none, or if they cannot be read."""
     path, limits = layout.path(layout.LIMITS, case.folder), case.settings["limits"]
     if not limits:
         if path.exists():
@@ -53,7 +53,7 @@ def look_at_limits(case: Case) -> Limits | None:
 
 
 def _network(case: Case, value: dict[str, Any]) -> dict[str, Any]:
-    """The network that the limits are about: the settings', with classes and side of the images."""
+    """The network that the limits apply to: that of the settings, with classes and side of the images."""
     network = dict(case.settings["network"])
     side = network.pop("side", None)
     card_file = case.prepared(layout.CARD)

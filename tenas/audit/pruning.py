@@ -1,20 +1,19 @@
-"""The audit of a round that prunes: the ranking once more from the scores, the mask from the ranking."""
+"""Audit a round that prunes: repeat its ranking from the scores, its mask from the ranking."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tenas import layout
-from tenas.audit.scores import Scores, look_at_scores
+from tenas.audit.scores import Scores, scores_of_round
 from tenas.audit.step import State, Step
 from tenas.errors import TenasError
 from tenas.measures.catalogue import get_measure
 from tenas.scoring.subjects import Trials, trials_of
-from tenas.scoring.table import read_scores
 from tenas.search.prune import rank_round
 
 
 def follow_pruning(step: Step) -> State | None:
-    """Take the decisions of a round of operators or edges again; what follows from them."""
+    """Repeat the decisions of a round of operators or edges. Returns the state after it."""
     case, ledger, ranking, mask = step.case, step.case.ledger, step.file(layout.RANKING), step.file(layout.MASK)
     subjects = trials_of(step.before.mask, step.round, step.entry)
     try:
@@ -23,20 +22,7 @@ def follow_pruning(step: Step) -> State | None:
         ledger.fault(step.before.path, f"does not go with the round after it: {error}")
         ledger.hash(ranking)
         return step.after(None)
-    scores = look_at_scores(
-        case,
-        step.file(layout.SCORES, shard=1).parent,
-        subjects,
-        stage="score",
-        entry=step.entry,
-        facts={"seed": step.seed, "round": step.round.number},
-        subjects_file=step.before.path,
-    )
-    folder = scores.paths[0].parent
-    sound = all(map(ledger.sound, scores.paths))
-    values = None
-    with ledger.damage(scores.paths[0] if not sound else folder, "cannot be ranked"):
-        values = read_scores(scores.paths, step.entry["measures"], subjects, f"round {step.round.number}")
+    scores, values, sound = scores_of_round(step, subjects, step.before.path)
     if values is None:
         ledger.hash(ranking)
         return step.after(None)
@@ -51,7 +37,7 @@ def follow_pruning(step: Step) -> State | None:
 
 
 def _tell(step: Step, rows: Sequence[Mapping[str, Any]], scores: Scores, subjects: Trials) -> None:
-    """What a round has pruned, and from which rows of which files."""
+    """Report what a round has pruned, and by which rows of which files."""
     folder = scores.paths[0].parent
     step.tell(f"  round {step.round.number}, {step.round.trials} trials; measurements in {folder}: {scores.counts}")
     for row in rows:

@@ -1,4 +1,4 @@
-"""The audit of what a search has led to: genotype, drawing, look-up, retraining, export, and the table over the seeds."""
+"""Audit the results of a search: genotype, drawing, look-up, retraining, export, summary."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ from tenas.spaces import Genotype, Mask
 
 
 def look_at_genotype(case: Case, seed: int, state: State) -> Genotype | None:
-    """The genotype, and its drawing, are what the last state leaves."""
+    """Check that the genotype is the one left by the last state, and the results made from it."""
     path, genotype = layout.path(layout.GENOTYPE, case.folder, seed=seed), None
     with case.ledger.damage(state.path, "leaves no genotype"):
         value = state.value
@@ -43,7 +43,7 @@ def look_at_genotype(case: Case, seed: int, state: State) -> Genotype | None:
 
 
 def _look_up(case: Case, path: Path, genotype: Genotype) -> None:
-    """The look-up is of this genotype and has what the table says, where the table is here."""
+    """Check that the look-up is of this genotype, and repeat it if the table is here."""
     if not path.exists() or not (value := case.ledger.json(path, "look-up")):
         return
     case.ledger.equal(path, "arch", value.get("arch"), genotype.arch)
@@ -95,7 +95,7 @@ def _export(case: Case, seed: int, genotype: Genotype) -> None:
 
 
 def look_at_summary(case: Case, seeds: Iterable[int]) -> None:
-    """The table over the seeds, and the metrics, have what the seeds' files have, in every column that both versions know."""
+    """Check summary and metrics against the files of the seeds."""
     path, metrics = (layout.path(name, case.folder) for name in (layout.SUMMARY, layout.METRICS))
     if not path.exists() or case.ledger.hash(path) is None:
         return
@@ -106,7 +106,7 @@ def look_at_summary(case: Case, seeds: Iterable[int]) -> None:
         case.ledger.fault(path, f"does not go with the seeds' files: {' '.join(str(error).split())}")
         return
     for row, other in zip(rows, _as_read(columns, again), strict=True):
-        # A column that this version does not have was made by a later one, and one that is missing by an earlier.
+        # Other versions may have other columns: those that only this version has are not compared.
         for key in row.keys() - other.keys():
             case.ledger.fault(path, f"has a column {key!r} that no file of the seeds has anything for")
         for key in row.keys() & other.keys():
@@ -122,5 +122,5 @@ def look_at_summary(case: Case, seeds: Iterable[int]) -> None:
 
 
 def _as_read(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
-    """Rows as they are read back from the CSV that they are written to."""
+    """Rows as read back from their CSV file."""
     return csv.DictReader(io.StringIO(format_csv(columns, rows)))

@@ -1,4 +1,4 @@
-"""The audit of a run: each of its seeds followed round by round from the supernet to the genotype."""
+"""Audit a run: follow each seed round by round from the supernet to the genotype."""
 
 import re
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def seeds_of(run: Path) -> list[int]:
 
 
 def open_run(run: Path, ledger: Ledger, data: Path | None, table: Path | None) -> Case | None:
-    """The run's settings and images; None, and a fault, where there are no settings to take decisions again with.
+    """Read settings and images of a run; None, and a fault, without settings, which every decision needs.
 
     Raises TenasError for a run of an earlier version.
     """
@@ -48,7 +48,7 @@ def open_run(run: Path, ledger: Ledger, data: Path | None, table: Path | None) -
 
 
 def audit_run(case: Case) -> None:
-    """Look at every file of a run; what is found is in the case's ledger and trail."""
+    """Check every file of a run. The results are in the ledger and the trail of the case."""
     seeds, limits = seeds_of(case.folder), look_at_limits(case)
     for seed in seeds:
         case.trail += ["", f"seed {seed}"]
@@ -57,7 +57,7 @@ def audit_run(case: Case) -> None:
 
 
 def _seed(case: Case, seed: int, limits: Limits | None) -> None:
-    """From the first mask to the genotype, and what was made of that."""
+    """Follow a seed from the first mask to the genotype, and check the results made from that."""
     rounds = schedule(case.settings)
     mask, path = case.space.full_mask(case.settings["exclude"]), layout.path(layout.MASK, case.folder, seed=seed, round=0)
     case.decision(path, "mask", "mask", mask.to_json(), [], "is not the supernet that the settings start from")
@@ -65,7 +65,7 @@ def _seed(case: Case, seed: int, limits: Limits | None) -> None:
     for round in rounds:
         after = FOLLOW[round.stage](Step(case, seed, round, state, limits))
         if after is None:
-            # What comes after it can't be followed, but is not to be taken for audited either.
+            # Later rounds cannot be checked: read the genotype, so that a missing one is a fault.
             case.trail.append(f"  round {round.number} cannot be followed")
             case.ledger.hash(layout.path(layout.GENOTYPE, case.folder, seed=seed))
             return

@@ -1,4 +1,4 @@
-"""The audit of a folder of scores, of a round of a search or of a study: its shards, their rows, their records."""
+"""Audit a folder of scores, of a round of a search or of a study: its shards, their rows, their records."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,23 +9,24 @@ from typing import Any
 from tenas import layout
 from tenas.audit.case import Case
 from tenas.audit.ledger import mapping
+from tenas.audit.step import Step
 from tenas.errors import TenasError
 from tenas.files import read_csv
 from tenas.measures.catalogue import get_measure
-from tenas.scoring.subjects import Measurement, Subjects, Trials, plan
-from tenas.scoring.table import score_columns
+from tenas.scoring.subjects import Cells, Measurement, Subjects, Trials, plan
+from tenas.scoring.table import read_scores, score_columns
 from tenas.search.made_by import measuring_code
 
 
 @dataclass
 class Scores:
-    """The shards' files, and where the rows of each subject are: file and line, the header being line 1."""
+    """Files of the shards, and the rows of each subject as (file, line); the header is line 1."""
 
     paths: list[Path] = field(default_factory=list)
     rows: dict[int, list[tuple[Path, int]]] = field(default_factory=dict)
 
     def places(self, subject: int) -> str:
-        """Where a subject's rows are, such as ``1.csv:14-17``."""
+        """Rows of a subject, such as ``1.csv:14-17``."""
         lines: dict[Path, list[list[int]]] = {}
         for path, line in self.rows.get(subject, []):
             ranges = lines.setdefault(path, [])
@@ -37,7 +38,7 @@ class Scores:
 
     @property
     def counts(self) -> str:
-        """How many rows each file has, for a reader."""
+        """Number of rows in each file, for the trail."""
         found = dict.fromkeys(self.paths, 0)
         for places in self.rows.values():
             for path, _ in places:
@@ -55,10 +56,10 @@ def look_at_scores(
     facts: Mapping[str, int],
     subjects_file: Path,
 ) -> Scores:
-    """Look at each shard's scores and record; faults are in the ledger.
+    """Check scores and record of each shard; faults are in the ledger.
 
-    ``stage``, ``entry``: what was measured, and by which stage. ``facts``: what the records have to say besides.
-    ``subjects_file``: the mask or the list of cells that was measured.
+    ``stage``: the one that measured; ``entry``: settings of the round or study. ``facts``: further values that the records must
+    have. ``subjects_file``: the measured mask or list of cells.
     """
     ledger, measures = case.ledger, entry["measures"]
     shards = _shards(case, folder)
@@ -94,8 +95,29 @@ def look_at_scores(
     return found
 
 
+def scores_of_round(step: Step, subjects: Subjects, subjects_file: Path) -> tuple[Scores, dict[Measurement, float] | None, bool]:
+    """Check and read the scores of a round.
+
+    Returns their rows by subject, their values (None if they cannot be ranked), and whether their files have no faults.
+    """
+    ledger = step.case.ledger
+    scores = look_at_scores(
+        step.case,
+        step.file(layout.SCORES, shard=1).parent,
+        subjects,
+        stage="score",
+        entry=step.entry,
+        facts={"seed": step.seed, "round": step.round.number},
+        subjects_file=subjects_file,
+    )
+    sound = all(map(ledger.sound, (*([subjects_file] if isinstance(subjects, Cells) else []), *scores.paths)))
+    with ledger.damage(scores.paths[0].parent if sound else scores.paths[0], "cannot be ranked"):
+        return scores, read_scores(scores.paths, step.entry["measures"], subjects, f"round {step.round.number}"), sound
+    return scores, None, sound
+
+
 def _shards(case: Case, folder: Path) -> int:
-    """Into how many shards measurements were split, by the first record that says so."""
+    """Number of shards, from the first record that names it."""
     for record in sorted(folder.glob("*.json"), key=lambda path: (len(path.name), path.name)):
         said = re.fullmatch(r"\d{1,6}/([1-9]\d{0,5})", str(case.ledger.json(record, "record of scores").get("shard")))
         if said:
@@ -112,7 +134,7 @@ def _rows(
     expected: Sequence[Measurement],
     found: Scores,
 ) -> None:
-    """A scores file has the rows of its shard, in their order."""
+    """Check that a scores file has the rows of its shard, in their order."""
     ledger = case.ledger
     if ledger.hash(path) is None:
         return
@@ -139,7 +161,7 @@ def _rows(
 
 
 def _costs(case: Case, path: Path, record: Mapping[str, Any], expected: Sequence[Measurement]) -> None:
-    """The record has the cost of every measurement."""
+    """Check that the record has the cost of every measurement."""
     counts: dict[str, int] = {}
     for measurement in expected:
         counts[measurement.measure] = counts.get(measurement.measure, 0) + 1

@@ -1,4 +1,4 @@
-"""The audit of a run or a study: reads all of its files, writes none."""
+"""Audit a run or a study: read all of its files, write none."""
 
 import os
 import warnings
@@ -15,9 +15,10 @@ from tenas.errors import TenasError
 
 
 class Audit(NamedTuple):
-    """``trail``: lines for a reader, decision by decision. ``faults``: file -> what is wrong with it, in its own words.
+    """Result of an audit.
 
-    ``notes``: what is no fault, but should be known. ``files``: how many were read.
+    ``trail``: lines for a reader, decision by decision. ``faults``: file -> what is wrong with it. ``notes``: what is no fault,
+    but worth knowing. ``files``: number of files read.
     """
 
     trail: list[str]
@@ -31,13 +32,13 @@ def audit(
 ) -> Audit:
     """Follow each genotype of a run back to the images; or the correlations of a study.
 
-    Takes every decision again and compares bytes; looks at every hash, seed, round, shard and setting that is recorded.
-    ``run``: a folder, or an archive of ``tenas archive``, of which every run is followed.
-    ``data``: folder of the prepared images, ``table``: the space's table, where either was read; by default where the records
-    say, from the working directory; of an archive, the hashes that it has of the images.
+    Repeats every decision and compares bytes; checks every recorded hash, seed, round, shard and setting.
+    ``run``: a folder, or an archive of ``tenas archive``, whose runs are all followed.
+    ``data``: folder of the prepared images; ``table``: the space's table. Default: the paths in the records, relative to the
+    working directory; for an archive, its hashes of the images.
 
-    Raises TenasError only when there is nothing to audit, or the run is of an earlier version. It finds what was edited by
-    hand, not a forgery: whoever changes a measurement and all that follows from it leaves no trace here.
+    Raises TenasError only if there is nothing to audit, or if the run is of an earlier version. An audit finds edits by hand, not
+    forgeries: a measurement changed together with all that follows from it leaves no trace.
     """
     given = (None if data is None else Path(data), None if table is None else Path(table))
     if Path(run).is_file():
@@ -54,11 +55,11 @@ def _of_folder(folder: Path, ledger: Ledger, *given: Path | None) -> Audit:
     else:
         raise TenasError(f"There is nothing to audit in {folder}: it has no folder of a seed, and it is no study.")
     if case is None:
-        # Without settings no decision can be taken again.
+        # Without settings no decision can be repeated.
         ledger.close()
         return Audit([], ledger.notes, ledger.faults, ledger.count)
     with warnings.catch_warnings():
-        # That a table lacks cells was said when it was read first.
+        # The warning of an incomplete table was given when it was read first.
         warnings.simplefilter("ignore", IncompleteTableWarning)
         (audit_study if case.settings_file.name == layout.STUDY else audit_run)(case)
     case.close()
@@ -66,7 +67,7 @@ def _of_folder(folder: Path, ledger: Ledger, *given: Path | None) -> Audit:
 
 
 def _of_archive(path: Path, archive: Archive, data: Path | None, table: Path | None) -> Audit:
-    """Each of its runs, with paths as they are in the archive."""
+    """Audit each run of an archive, with paths relative to it."""
     commit = archive.listed["commit"]
     by = "no known commit" if commit is None else f"commit {commit['sha1']}" + (", changed" if commit["changed"] else "")
     trail, files = [f"archive {path}, packed by code of {by}"], 0

@@ -1,4 +1,4 @@
-"""A round under audit: where its files are, what was left before it, and what is left after it as the files have it."""
+"""A round under audit: its files, the state before it, and the state after it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,26 +13,26 @@ from tenas.spaces import Mask, Round
 
 
 class State(NamedTuple):
-    """What is left of a search, and the file that has it."""
+    """State of a search between rounds, and its file."""
 
     value: Mask | Cells
     path: Path
 
     @property
     def mask(self) -> Mask:
-        """The mask that rounds of operators and edges leave, and the search starts from."""
+        """The mask: initial state, and state after rounds of operators and edges."""
         assert isinstance(self.value, Mask)
         return self.value
 
     @property
     def cells(self) -> Cells:
-        """The list that rounds of cells and trainings leave."""
+        """The list of cells: state after rounds of cells and trainings."""
         assert isinstance(self.value, Cells)
         return self.value
 
 
 class Step(NamedTuple):
-    """A round of a seed's search. ``limits``: of the run, None where it has none."""
+    """A round of the search of one seed. ``limits``: of the run, None if it has none."""
 
     case: Case
     seed: int
@@ -55,8 +55,10 @@ class Step(NamedTuple):
         return [] if self.limits is None else [layout.path(layout.LIMITS, self.case.folder)]
 
     def after(self, value: Mask | Cells | None, *, sound: bool = True) -> State | None:
-        """What follows from the decision. After faulty measurements what was written is the likelier one: what comes next is
-        then judged by itself. None when there is neither."""
+        """State after the round: ``value``, the repeated decision, or the written one if measurements are faulty.
+
+        The written state lets later rounds be judged by themselves. None if there is neither.
+        """
         path = self.file(layout.STATE[self.round.stage])
         if not sound or value is None:
             value = self._written(path) or value

@@ -1,4 +1,4 @@
-"""The audit of a study: its sample drawn again, its scores and records, its correlations but for their intervals."""
+"""Audit a study: its sample, scores, records, and correlations except for their intervals."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tenas.study.sample import sample_table
 
 
 def open_study(folder: Path, ledger: Ledger, data: Path | None, table: Path | None) -> Case | None:
-    """The study's settings and images; None, and a fault, where it has no settings."""
+    """Read settings and images of a study; None, and a fault, without settings."""
     path = layout.path(layout.STUDY, folder)
     written = ledger.json(path, "study settings")
     try:
@@ -33,7 +33,7 @@ def open_study(folder: Path, ledger: Ledger, data: Path | None, table: Path | No
 
 
 def audit_study(case: Case) -> None:
-    """Look at every file of a study; what is found is in the case's ledger and trail."""
+    """Check every file of a study. The results are in the ledger and the trail of the case."""
     table, cells = _table(case), layout.path(layout.STUDY_CELLS, case.folder)
     subjects = _cells(case, cells, table)
     if subjects is None:
@@ -52,7 +52,7 @@ def audit_study(case: Case) -> None:
 
 
 def _table(case: Case) -> Path | None:
-    """The space's table, by the hash that the correlations have of it; None where it is not here."""
+    """Find the space's table by its hash in the record of the correlations; None if it is not here."""
     record_file = layout.path(layout.CORRELATIONS_RECORD, case.folder)
     if not record_file.exists():
         return case.table
@@ -66,7 +66,7 @@ def _table(case: Case) -> Path | None:
 
 
 def _cells(case: Case, path: Path, table: Path | None) -> Cells | None:
-    """The study's cells, drawn again where the table is here; those of the file where they are others."""
+    """Check the cells of a study by drawing them again, if the table is here. Returns those of the file."""
     if table is not None:
         try:
             drawn = sample_table(case.settings, table)
@@ -83,7 +83,7 @@ def _cells(case: Case, path: Path, table: Path | None) -> Cells | None:
 
 
 def _correlations(case: Case, cells: Cells, scores: Scores, table: Path | None) -> None:
-    """The record is true, and the correlations are those of the scores. Intervals are not resampled: their hash is compared."""
+    """Check the correlations against the scores, and their record. Intervals are not resampled: only their hash is checked."""
     record_file, path = (layout.path(name, case.folder) for name in (layout.CORRELATIONS_RECORD, layout.CORRELATIONS))
     if not record_file.exists():
         return

@@ -1,4 +1,4 @@
-"""The audit of a round of trainings: the finalists once more from the metrics of each training, or from the space's table."""
+"""Audit a round of trainings: rank the finalists again, by the metrics of each training or by the space's table."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from tenas.search.shortlist import shortlist_json
 
 
 def follow_training(step: Step) -> State | None:
-    """Take the decision of a round of trainings again; what follows from it."""
+    """Repeat the decision of a round of trainings. Returns the state after it."""
     case, ledger, ranking = step.case, step.case.ledger, step.file(layout.TRAININGS)
     cells = step.before.cells.cells
     inputs: list[Path | None] = [step.before.path, ranking]
@@ -41,7 +41,7 @@ def follow_training(step: Step) -> State | None:
 
 
 def _training(step: Step, place: int, cells: Sequence[Cell]) -> Path:
-    """Look at a training's record: of this cell, seed, round and protocol, with the history that it has the hash of."""
+    """Check the record of a training: cell, seed, round, protocol, and the hash of its history."""
     case, ledger = step.case, step.case.ledger
     path = step.file(layout.TRAINING_METRICS, place=place)
     arch = cells[place - 1].arch if place <= len(cells) else None
@@ -76,13 +76,13 @@ def _results(step: Step, files: Sequence[Path], cells: Sequence[Cell]) -> list[d
     first = next((file for file in files if not step.case.ledger.sound(file)), step.file(layout.TRAININGS))
     with step.case.ledger.damage(first, "does not lead to a ranking"):
         results = trained(files, cells)
-        # A value that is no number would come up in the sorting.
+        # A value that is no number would fail in the sorting.
         return [{key: value if key != "valid_accuracy" else float(value) for key, value in r.items()} for r in results]
     return None
 
 
 def _table(step: Step) -> Path | None:
-    """The table that was looked up, by the hash that the decision has of it; None where it is not here."""
+    """Find the table that was looked up by its hash in the decision; None if it is not here."""
     path = step.file(layout.FINALISTS)
     recorded = mapping(mapping(step.case.ledger.json(path, "list of finalists").get("made_by")).get("inputs"))
     known = (step.before.path.name, step.file(layout.TRAININGS).name)
@@ -112,7 +112,7 @@ def _looked_up(step: Step, table: Path | None, cells: Sequence[Cell]) -> list[di
 
 
 def _tell(step: Step, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Which cells a round has kept, and from which training."""
+    """Report which cells a round has kept, and by which training."""
     kept = sorted((row for row in rows if row["kept"]), key=lambda row: row["place"])
     where = step.file(layout.TRAINING, place=1).parent if step.entry["column"] is None else f"column {step.entry['column']}"
     step.tell(f"  round {step.round.number}, {len(rows)} trainings, of which it keeps {len(kept)}; {where}")

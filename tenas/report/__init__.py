@@ -1,4 +1,4 @@
-"""What a run has found: a table over its seeds, a text for the terminal, a figure of its rankings. No torch."""
+"""Report a run: summary over its seeds, text for the terminal, figure of its rankings. No torch."""
 
 from tenas.report.rankings import plot_rankings
 from tenas.report.show import show

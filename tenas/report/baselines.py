@@ -1,4 +1,4 @@
-"""What a search has to stand against at the same cost: chance and counting, in the cells that it could have found. No torch."""
+"""Baselines of a search at equal cost, among the cells it could have found: random and largest cells, tabular searches."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, pstdev, stdev
@@ -9,7 +9,7 @@ from tenas.benchmark.searches import Landscape, neighbours, random_search, regul
 from tenas.search.limits import Limits
 from tenas.seeds import derive_seed
 from tenas.settings.search import schedule
-from tenas.spaces import get_space
+from tenas.spaces import Space, get_space
 from tenas.study.correlate import TESTS
 from tenas.study.sample import operators_of
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SEARCHES = 500
-# Fewer cells than that are no landscape to search in.
+# Fewest cells for a meaningful search.
 FEWEST = 100
 
 
 class Standing(NamedTuple):
-    """A way to find a cell, and how good it is: ``accuracies`` by name are (mean, standard deviation) in %.
+    """Accuracy of a way to find a cell: ``accuracies`` by name are (mean, standard deviation) in %.
 
-    ``number``: of the searches that they are over; None where all cells are, so that the mean is exact.
+    ``number``: of searches averaged over; None for an exact mean over all cells.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Standing(NamedTuple):
 
 
 def standing_of(name: str, found: Sequence[Mapping[str, float]]) -> Standing:
-    """Of the accuracies of what several searches have found."""
+    """Mean and standard deviation of the accuracies found by several searches."""
     columns = {column: [row[column] for row in found] for column in found[0]}
     spread = {c: (mean(values), stdev(values) if len(values) > 1 else 0.0) for c, values in columns.items()}
     return Standing(name, spread, len(found))
@@ -47,36 +47,30 @@ def baselines(
     others: tuple[str, Sequence[str]] | None = None,
     searches: int = SEARCHES,
 ) -> list[Standing]:
-    """Standings among the cells of a table that a search could have found: without its excluded operators, within its limits.
+    """Baselines among the cells of a table that a search could have found: without its excluded operators, within its limits.
 
-    ``table``: of ``tenas.benchmark.index.read_index``. The cell with the most parameters; a random cell; and where the search
-    looks short trainings up, as many short trainings of random cells, and as many steps of regularised evolution (Real et al.,
-    AAAI 2019), ``searches`` of each. ``others``: a name and the texts of what other searches have found: their mean, or the best
-    of them by the same short trainings, at most as many as the search takes. None of it where the table lacks cells of the
-    space, or too few are left.
+    ``table``: of ``tenas.benchmark.index.read_index``. The baselines: the cell with the most parameters; a random cell; and, if
+    the search looks short trainings up, random search and regularised evolution (Real et al., AAAI 2019) with the same number of
+    short trainings, ``searches`` of each. ``others``: name and texts of the cells found by other searches, for their mean, or for
+    the best of them by the same short trainings, at most as many as the search takes. Empty if the table lacks cells of the
+    space, or if too few are left.
     """
     space = get_space(settings["space"])
     tests = [name for name in accuracies_of(table) if name.endswith(TESTS)]
-    exclude = set(settings["exclude"])
-    genotypes = [space.parse(arch) for arch in table["arch"]]
-    left = [
-        place
-        for place, genotype in enumerate(genotypes)
-        if exclude.isdisjoint(operators_of(genotype)) and (limits is None or limits.fits(genotype))
-    ]
+    left = _spanned(table, space, set(settings["exclude"]), limits)
     if space.listed_cells != len(table) or len(left) < FEWEST or not tests:
         return []
     rows = table[tests].to_dict("records")
     found = []
     parameters = next((name for name in costs_of(table) if name.startswith("params_")), None)
     if parameters is not None:
-        # Isomorphic cells have equally many: the first of them in the table's order.
+        # Isomorphic cells tie: the first in the table.
         most = max(left, key=table[parameters].tolist().__getitem__)
         found.append(standing_of("most parameters", [rows[most]]))
     spread = {name: [rows[place][name] for place in left] for name in tests}
-    without = f" without {', '.join(settings['exclude'])}" if exclude else ""
+    without = f" without {', '.join(settings['exclude'])}" if settings["exclude"] else ""
     found.append(Standing(f"a random cell{without}", {name: (mean(values), pstdev(values)) for name, values in spread.items()}))
-    # Rounds of other kinds have no column.
+    # Only rounds of trainings have a column.
     column, trainings = settings["rounds"][-1].get("column"), schedule(settings)[-1].trials
     name, archs = others or ("", ())
     place_of = dict(zip(table["arch"], range(len(table)), strict=True))
@@ -86,14 +80,31 @@ def baselines(
     if places := places[:trainings]:
         best = max(places, key=table[column].tolist().__getitem__)
         found.append(standing_of(f"best of {len(places)} seeds of {name}, by the same short trainings", [rows[best]]))
-    short = table[column].to_numpy()[left].tolist()
-    number = {place: n for n, place in enumerate(left)}
-    around = [[number[p] for p in row if p in number] for row in neighbours(list(table["arch"]))[left].tolist()]
-    landscape = Landscape(short, around)
-    for way, looks in (
-        (f"best of {trainings} random cells, by the same short trainings", random_search),
-        (f"regularised evolution, {trainings} of the same short trainings", regularised_evolution),
-    ):
-        chosen = [max(looks(landscape, derive_seed(seed, way), trainings), key=short.__getitem__) for seed in range(searches)]
-        found.append(standing_of(way, [rows[left[place]] for place in chosen]))
+    for way, chosen in _searches(table, left, column, trainings, searches).items():
+        found.append(standing_of(way, [rows[place] for place in chosen]))
     return found
+
+
+def _spanned(table: "pd.DataFrame", space: Space, exclude: set[str], limits: Limits | None) -> list[int]:
+    """Rows of the cells that a search could have found."""
+    return [
+        row
+        for row, genotype in enumerate(map(space.parse, table["arch"]))
+        if exclude.isdisjoint(operators_of(genotype)) and (limits is None or limits.fits(genotype))
+    ]
+
+
+def _searches(table: "pd.DataFrame", left: Sequence[int], column: str, trainings: int, searches: int) -> dict[str, list[int]]:
+    """Rows of the cells found by ``searches`` of each kind among the rows ``left``, with ``trainings`` look-ups in ``column``."""
+    short = table[column].to_numpy()[left].tolist()
+    number = {row: n for n, row in enumerate(left)}
+    around = [[number[n] for n in row if n in number] for row in neighbours(list(table["arch"]))[left].tolist()]
+    landscape = Landscape(short, around)
+    ways = {
+        f"best of {trainings} random cells, by the same short trainings": random_search,
+        f"regularised evolution, {trainings} of the same short trainings": regularised_evolution,
+    }
+    return {
+        way: [left[max(looks(landscape, derive_seed(seed, way), trainings), key=short.__getitem__)] for seed in range(searches)]
+        for way, looks in ways.items()
+    }

@@ -1,4 +1,4 @@
-"""What stands beside a run by the table of its space: the run without its trainings, and what costs as much. No torch."""
+"""Comparisons of a run in the table of its space: the run without its trainings, and baselines at equal cost. No torch."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,12 +17,12 @@ from tenas.study.correlate import TESTS
 if TYPE_CHECKING:
     import pandas as pd
 
-# The preset of the authors' settings: what any search is set beside.
+# The preset of the authors' settings, with which any search is compared.
 RELEASED = "released"
 
 
 class Found(NamedTuple):
-    """What a run has found: its folder, its settings (of ``read_settings``), and the text of each seed's cell."""
+    """The result of a run: its folder, its settings (of ``read_settings``), and the text of each seed's cell."""
 
     folder: Path
     settings: Mapping[str, Any]
@@ -34,13 +34,13 @@ class Found(NamedTuple):
 
 
 def ranked_round(settings: Mapping[str, Any]) -> int | None:
-    """The last round of cells before the trainings that end a search: its first cell is what would be found without them."""
+    """The last round of cells before the final trainings, whose first cell is the result without them; None if there is none."""
     kinds = [entry["kind"] for entry in settings["rounds"]]
     return len(kinds) - kinds[::-1].index("cells") if kinds[-1] == "training" and "cells" in kinds else None
 
 
 def ranked_first(run: Found) -> dict[int, str]:
-    """The cell of each seed that would have been found without the trainings; empty where the search ends without any."""
+    """The result of each seed without the final trainings; empty for a search without them."""
     round, space = ranked_round(run.settings), get_space(run.settings["space"])
     if round is None:
         return {}
@@ -49,12 +49,12 @@ def ranked_first(run: Found) -> dict[int, str]:
 
 
 def without_trainings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a search up to its trainings."""
+    """The settings of a search without its trainings."""
     return {**settings, "rounds": [entry for entry in settings["rounds"] if entry["kind"] != "training"]}
 
 
 def table_of(run: Found) -> "pd.DataFrame | None":
-    """The table in which the cells of all seeds were looked up; None where there is none, or more than one."""
+    """The table in which the cells of all seeds were looked up; None if there is none, or more than one."""
     paths = [layout.path(layout.LOOKUP, run.folder, seed=seed) for seed in run.archs]
     indices = {read_json(path, "benchmark look-up").get("index") for path in paths}
     index = indices.pop() if len(indices) == 1 else None
@@ -62,7 +62,7 @@ def table_of(run: Found) -> "pd.DataFrame | None":
 
 
 def images_of(run: Found) -> str | None:
-    """The hash of the images that a run's first measurements were made on; None where no record says it."""
+    """Hash of the images of a run's first measurements; None if no record has it."""
     seed = min(run.archs)
     record = layout.path(layout.SCORES_RECORD, run.folder, seed=seed, round=1, shard=1)
     inputs = read_json(record, "record of scores").get("inputs") if record.exists() else None
@@ -70,12 +70,12 @@ def images_of(run: Found) -> str | None:
 
 
 def is_released(settings: Mapping[str, Any]) -> bool:
-    """Whether a search has the authors' settings, all of them."""
+    """Whether all settings of a search are the authors'."""
     return bool(settings["preset"] == RELEASED and settings["rounds"] == search_settings(settings["space"], RELEASED)["rounds"])
 
 
 def released_beside(run: Found, others: Iterable[Found]) -> Found | None:
-    """The first of other runs that searched in the same space, limits and images with the authors' settings."""
+    """The first of ``others`` with the authors' settings, and with the space, limits and images of ``run``."""
     images = None
     for other in others:
         same = all(other.settings[key] == run.settings[key] for key in ("space", "limits"))
@@ -87,9 +87,9 @@ def released_beside(run: Found, others: Iterable[Found]) -> Found | None:
 
 
 def standings_of_run(run: Found, table: "pd.DataFrame", name: str) -> list[Standing]:
-    """Of a run, under ``name``, and of the same seeds without their trainings where it ends with some.
+    """Standings of a run, under ``name``, and of the same seeds without their final trainings, if it has any.
 
-    By the test accuracies that the table has of all of these cells; nothing where there are none.
+    Accuracies are the test accuracies that the table has for all of these cells; empty if there are none.
     """
     ranked = ranked_first(run)
     rows = table.set_index("arch")[[column for column in accuracies_of(table) if column.endswith(TESTS)]]
@@ -102,9 +102,9 @@ def standings_of_run(run: Found, table: "pd.DataFrame", name: str) -> list[Stand
 
 
 def baselines_of_run(run: Found, table: "pd.DataFrame", others: Iterable[Found] = (), *, trained: bool = True) -> list[Standing]:
-    """What costs as much as a run (``baselines``), with the searches of the authors' settings that are among ``others``.
+    """Baselines of a run at equal cost, with the search of the authors' settings that is among ``others``.
 
-    ``trained``: whether its short trainings count as a cost; else all stands beside the run without them.
+    ``trained``: whether the run's short trainings are part of its cost; otherwise the baselines of the run without them.
     """
     path = layout.path(layout.LIMITS, run.folder)
     released = released_beside(run, others)

@@ -1,4 +1,4 @@
-"""Claims beside this project's runs and what costs as much: means, intervals over the seeds, verdicts that follow from them."""
+"""Judge claims by runs and their baselines: means, intervals over the seeds, verdicts."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,25 +20,25 @@ from tenas.settings.claims import Claims
 from tenas.settings.search import read_settings
 
 CONFIDENCE = 0.95
-# Whose claims, as the page calls them.
+# Headings of the page, by the author of the claims.
 WHOSE = {"paper": "The paper's claims", "tenas": "Ours"}
 
 
 def read_claims(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """The claims of a file, by name, checked. Raises TenasError where they are faulty."""
+    """Read and check the claims of a file, by name. Raises TenasError for faulty ones."""
     claims = checked(Claims, read_yaml(path, "file of claims"), str(path))
     found: dict[str, dict[str, Any]] = claims.model_dump(exclude_none=True)["claims"]
     return found
 
 
 def runs_of(claims: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The runs and studies whose results the claims ask for, each once, in their order."""
+    """The runs and studies named by the claims, each once, in their order."""
     named = [run for claim in claims.values() for run in (claim.get("runs") or chain(*claim["better"]))]
     return list(dict.fromkeys(named))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's interval of a mean over seeds, at CONFIDENCE; None below two of them, which have no spread."""
+    """Student's interval of a mean over seeds, at CONFIDENCE; None for a single seed."""
     from scipy.stats import t
 
     if len(values) < 2:
@@ -48,7 +48,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def difference_interval(first: tuple[float, float, int], second: tuple[float, float, int]) -> tuple[float, float]:
-    """Welch's interval, at CONFIDENCE, of the difference of two means. Each is (mean, standard deviation, number).
+    """Welch's interval, at CONFIDENCE, of the difference of two means, each given as (mean, standard deviation, number).
 
     The degrees of freedom are Satterthwaite's. Source: Welch 1947, Biometrika 34.
     """
@@ -65,10 +65,10 @@ def difference_interval(first: tuple[float, float, int], second: tuple[float, fl
 
 
 def threshold(claim: Mapping[str, Any]) -> float:
-    """What a mean must reach for the claim to hold: the published figure less its own standard error.
+    """Smallest mean for which a claim holds: the published figure less its standard error.
 
-    Where no spread is published, it is less the claim's tolerance, if it has one. A claim that one run is better than
-    another, or than what costs as much, needs a difference above zero.
+    If no spread is published, the published figure less the claim's tolerance, if it has one. For a claim that one run is better
+    than another, or than baselines, a difference of zero.
     """
     if "better" in claim or "above" in claim:
         return 0.0
@@ -77,9 +77,9 @@ def threshold(claim: Mapping[str, Any]) -> float:
 
 
 def verdict(found: Sequence[float] | None, least: float) -> str:
-    """What an interval says of a claim that needs ``least``: ``holds`` when it lies above, ``does not hold`` when it lies below.
+    """Verdict on a claim that needs ``least``: ``holds`` if the interval is above, ``does not hold`` if it is below.
 
-    ``undecided`` when it is on both sides, or when there is none.
+    ``undecided`` if it contains ``least``, or if there is no interval.
     """
     if found is None or found[0] < least <= found[1]:
         return "undecided"
@@ -87,7 +87,7 @@ def verdict(found: Sequence[float] | None, least: float) -> str:
 
 
 def seeds_of_run(folder: Path, column: str) -> list[dict[str, Any]]:
-    """Genotype and accuracy of each seed of a run, from its summary. Raises TenasError when a seed lacks the accuracy."""
+    """Read genotype and accuracy of each seed of a run from its summary. Raises TenasError if a seed lacks the accuracy."""
     rows = read_table(folder / "summary.csv", ("seed", "arch"), "summary")
     try:
         return [{"seed": int(row["seed"]), "arch": row["arch"], "value": float(row[column])} for row in rows]
@@ -96,7 +96,7 @@ def seeds_of_run(folder: Path, column: str) -> list[dict[str, Any]]:
 
 
 def statistics(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation, number and interval of the mean, as they stand in claims.json."""
+    """Mean, standard deviation, number and interval of the mean, as in claims.json."""
     found = interval(values)
     return {
         "mean": mean(values),
@@ -107,11 +107,10 @@ def statistics(values: Sequence[float]) -> dict[str, Any]:
 
 
 class _Runs:
-    """The runs that are there, and what the table of their space says of each: read once, however many claims are about it."""
+    """The existing runs and their comparisons in the table of their space, each read or computed once for all claims."""
 
     def __init__(self, results: Path, tested: Iterable[str]) -> None:
         self.runs = [self._read(results / run) for run in tested if (results / run / layout.SEARCH).exists()]
-        # Each is read or computed once, however many claims and accuracies it stands beside.
         self._table = cache(lambda folder: table_of(self.found(folder)))
         self.standings = cache(self._standings)
         self.baselines = cache(self._baselines)
@@ -122,29 +121,29 @@ class _Runs:
         return Found(folder, read_settings(layout.path(layout.SEARCH, folder)), {int(row["seed"]): row["arch"] for row in rows})
 
     def found(self, folder: Path) -> Found:
-        """A run. Raises TenasError where its folder has no settings."""
+        """The run of a folder. Raises TenasError if the folder has no settings."""
         for run in self.runs:
             if run.folder == folder:
                 return run
-        raise TenasError(f"The run {folder} has no {layout.SEARCH}, which says what it is to be set beside: search again.")
+        raise TenasError(f"The run {folder} has no {layout.SEARCH}, by which it is compared: search again.")
 
     def seeds_before_trainings(self, folder: Path, column: str) -> list[dict[str, Any]]:
-        """``seeds_of_run`` of the cells that stood first before the short trainings. Raises TenasError where there are none."""
+        """``seeds_of_run`` for the best cells before the short trainings. Raises TenasError if there are none."""
         run, table = self.found(folder), self._table(folder)
         ranked = ranked_first(run)
         if table is None or column not in table or not ranked:
             lacks = f"a table with {column!r}" if ranked else "short trainings at its end"
-            raise TenasError(f"The run {folder} has not {lacks}: a claim about it without trainings cannot be judged.")
+            raise TenasError(f"The run {folder} lacks {lacks}: a claim about it without trainings cannot be judged.")
         values = table.set_index("arch")[column]
         return [{"seed": seed, "arch": arch, "value": float(values[arch])} for seed, arch in ranked.items()]
 
     def _standings(self, folder: Path) -> list[Standing]:
-        """The run itself, and without its trainings; empty where no table has been looked up."""
+        """Standings of the run itself, and without its trainings; empty without a table."""
         table = self._table(folder)
         return [] if table is None else standings_of_run(self.found(folder), table, f"run {folder.name}")
 
     def _baselines(self, folder: Path, *, trained: bool) -> list[Standing]:
-        """What costs as much as the run, ``trained`` or without its trainings; empty where no table has been looked up."""
+        """Baselines of the run, ``trained`` or without its trainings; empty without a table."""
         table = self._table(folder)
         return [] if table is None else baselines_of_run(self.found(folder), table, self.runs, trained=trained)
 
@@ -165,9 +164,9 @@ def _accuracy(claim: Mapping[str, Any], folder: Path, runs: _Runs) -> dict[str, 
 
 
 def _above(claim: Mapping[str, Any], folder: Path, runs: _Runs) -> list[dict[str, Any]]:
-    """A result for each of the ways that cost as much: the difference of the means, by Welch's interval.
+    """Compare a run with each baseline: difference of the means, with Welch's interval.
 
-    What is one figure, such as the cell with the most parameters, or a mean over all cells, has no spread: Student's then.
+    A single figure, such as the cell with the most parameters, or an exact mean has no spread: Student's interval then.
     """
     ours = statistics([seed["value"] for seed in _seeds(claim, folder, runs)])
     found = []
@@ -183,9 +182,7 @@ def _above(claim: Mapping[str, Any], folder: Path, runs: _Runs) -> list[dict[str
         entry = {"than": other.name, "mean": ours["mean"] - mean_of_other, "n": ours["n"], "interval": between}
         found.append(entry | {"verdict": verdict(between, threshold(claim))})
     if not found:
-        raise TenasError(
-            f"The run {folder} was not looked up in a table of its whole space: nothing is known that costs as much."
-        )
+        raise TenasError(f"The run {folder} was not looked up in a table of its whole space: it has no baselines.")
     return found
 
 
@@ -219,11 +216,11 @@ def _correlation(claim: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def judge(path: str | os.PathLike[str], results: str | os.PathLike[str], tested: Iterable[str]) -> dict[str, Any]:
-    """Every claim of the file ``path`` beside the runs that test it: what claims.json holds.
+    """Judge every claim of the file ``path`` by the runs that test it. Returns the value of claims.json.
 
-    ``results``: the folder of runs. ``tested``: those of the claims' runs that are to be there; the others are reported as
-    not tested, so that a figure that nobody has checked is never taken for one that was.
-    Raises TenasError when a result that is to be there isn't, or lacks the accuracy.
+    ``results``: folder of the runs. ``tested``: the runs expected there; others are reported as not tested, so that an unchecked
+    figure is never taken for a checked one.
+    Raises TenasError for a missing expected result, or one without the accuracy.
     """
     stopwatch = Stopwatch()
     claims, results, tested = read_claims(path), Path(results), set(tested)
@@ -258,14 +255,14 @@ def judge(path: str | os.PathLike[str], results: str | os.PathLike[str], tested:
 def _beside(
     claims: Mapping[str, Mapping[str, Any]], results: Path, tested: set[str], runs: _Runs
 ) -> dict[str, list[dict[str, Any]]]:
-    """Of each accuracy that claims name: the runs that are there, without their trainings too, and what costs as much as each."""
+    """For each accuracy named by claims: the existing runs, with and without their trainings, and their baselines."""
     found: dict[str, list[dict[str, Any]]] = {}
     for accuracy in dict.fromkeys(claim["accuracy"] for claim in claims.values() if "accuracy" in claim):
         about = {name: claim for name, claim in claims.items() if claim.get("accuracy") == accuracy}
         folders = [results / run for run in runs_of(about) if run in tested and (results / run / layout.SEARCH).exists()]
         standings = [one for folder in folders for one in runs.standings(folder)]
         standings += [one for folder in folders for one in runs.baselines(folder, trained=True)]
-        # Runs of the same cost have the same beside them.
+        # Runs of equal cost have the same baselines.
         rows = dict.fromkeys((one.name, one.number, *one.accuracies[accuracy]) for one in standings if accuracy in one.accuracies)
         if rows:
             found[accuracy] = [dict(zip(("name", "n", "mean", "sd"), row, strict=True)) for row in rows]
@@ -307,7 +304,7 @@ def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str
 
 
 def _beside_page(beside: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """The runs and what costs as much, a table for each accuracy."""
+    """The runs and their baselines, one table per accuracy."""
     if not beside:
         return []
     lines = [
@@ -331,7 +328,7 @@ def _beside_page(beside: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]
 
 
 def page(judged: Mapping[str, Any]) -> str:
-    """The claims as Markdown: the table of verdicts, how a verdict comes about, and every seed behind the means."""
+    """The claims as Markdown: tables of verdicts, how verdicts are reached, and the seeds behind the means."""
     columns = ["claim", "claimed", "run", "found: mean (sd)", "n", "95 % interval", "found - claimed (Welch)", "verdict"]
     lines = ["<!-- Made by `tenas claims`; not to be edited. -->", ""]
     for whose, title in WHOSE.items():

@@ -1,17 +1,19 @@
-"""A drawing of a genotype as SVG text, with nothing but the standard library."""
+"""Draw a genotype as SVG text, with the standard library alone."""
 
 from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
+from typing import NamedTuple
 
 from tenas.spaces import Genotype, Space
 from tenas.spaces.base import Choice
 
 SPACING, RADIUS, MARGIN, LEVEL = 176, 20, 44, 34
-CHARACTER = 7.4  # width of a letter of an operator's name, as good as SVG lets one know
+CHARACTER = 7.4  # approximate width of a letter of an operator's name
 # After Paul Tol's bright and muted schemes: told apart by the colour-blind, and dark enough for text on white.
 PALETTE = ("#225599", "#bb4411", "#117733", "#aa3377", "#117799", "#7a6a00", "#4a2a8a", "#555555")
-ROW = 6  # layers of a chain beside each other
+CONCATENATION = 22  # room for the line that collects the nodes of a concatenated output
+ROW = 6  # layers of a chain per row
 STYLE = (
     "path{fill:none;stroke-width:1.8}circle,rect.node{fill:#fff;stroke:#222;stroke-width:1.5}text{font-size:13px}"
     ".label,.op,.note{text-anchor:middle}.title{font-weight:bold}.concat{stroke:#999}.ground{fill:#fff}"
@@ -20,9 +22,9 @@ STYLE = (
 
 
 def colours(space: Space) -> dict[str, str]:
-    """A colour for each operator of a space, by its name, or the next one where an earlier operator has that.
+    """Colours of a space's operators: chosen by the hash of the name, or the next free one.
 
-    With more operators than colours some share one; their names stand at the arrows anyway.
+    With more operators than colours some share one; their names are at the arrows anyway.
     """
     found: dict[str, str] = {}
     for operator in space.operators:
@@ -33,12 +35,12 @@ def colours(space: Space) -> dict[str, str]:
 
 
 def _spacing(space: Space) -> float:
-    """From node to node: enough for the longest name of an operator."""
+    """Distance between nodes: enough for the longest name of an operator."""
     return max(SPACING, round(max(map(len, space.operators)) * CHARACTER) + 60)
 
 
 def levels(arcs: Sequence[Choice]) -> dict[Choice, int]:
-    """A height for each arc over a line, from 1: above every shorter arc that it spans or crosses, and no higher."""
+    """Assign each arc over a line the lowest level, from 1, above every shorter arc that it spans or crosses."""
     found: dict[Choice, int] = {}
     for arc in sorted(arcs, key=lambda arc: (arc.target - arc.source, arc.source)):
         under = [found[other] for other in found if other.source < arc.target and arc.source < other.target]
@@ -47,9 +49,9 @@ def levels(arcs: Sequence[Choice]) -> dict[Choice, int]:
 
 
 def _ports(far: Sequence[Choice], space: Space) -> dict[tuple[Choice, int], float]:
-    """How far right of a node's middle an arc leaves (key: arc, its source) or arrives (arc, its target), all on one side.
+    """Horizontal offsets from a node's centre where arcs of one side leave (key: arc, source) or arrive (key: arc, target).
 
-    Arcs leave right of the middle and arrive left of it, in the order in which they do not cross.
+    Arcs leave right of the centre and arrive left of it, in an order without crossings.
     """
     ports = {}
     for node in range(space.nodes):
@@ -62,7 +64,7 @@ def _ports(far: Sequence[Choice], space: Space) -> dict[tuple[Choice, int], floa
 
 
 def _arc(start: tuple[float, float], end: tuple[float, float], top: float) -> str:
-    """A path between two points that goes up (or down) to the height ``top`` and is level there."""
+    """A path between two points that rises (or falls) to the height ``top`` and is level there."""
     (left, foot), (right, tip) = start, end
     steep, round, level = 13, 32, 64
     return (
@@ -71,82 +73,109 @@ def _arc(start: tuple[float, float], end: tuple[float, float], top: float) -> st
     )
 
 
-def _cell(space: Space, name: str, choices: tuple[Choice, ...], top: float) -> tuple[list[str], float]:
-    """The elements of one cell whose drawing starts at ``top``, and its height."""
-    # Edges between neighbours are straight. Longer ones go round the nodes between, those from odd nodes below.
+class _Frame(NamedTuple):
+    """Where the parts of a cell lie: its nodes on a horizontal line, edges between neighbours straight, longer ones around.
+
+    Edges from even nodes go above the line, those from odd nodes below. ``x``: of the nodes' centres; ``middle``: height of the
+    line. ``levels``: of the long edges, counted from the line; ``ports``: see ``_ports``. ``fall``: room that the long
+    edges take below the line.
+    """
+
+    space: Space
+    x: list[float]
+    middle: float
+    levels: dict[Choice, int]
+    ports: dict[tuple[Choice, int], float]
+    fall: float
+
+    def is_round(self, node: int) -> bool:
+        """Whether a node is within the cell; its inputs and its output are square."""
+        return self.space.inputs <= node < self.space.nodes - (not self.space.output)
+
+
+def _frame(space: Space, choices: Sequence[Choice], top: float) -> _Frame:
+    """Lay a cell out whose first long edge may reach up to ``top``."""
     far = [choice for choice in choices if choice.target - choice.source > 1]
-    sides = [[choice for choice in far if choice.source % 2 == odd] for odd in (0, 1)]
-    above, below = map(levels, sides)
-    ports = _ports(sides[0], space) | _ports(sides[1], space)
-    rise, fall = (RADIUS + LEVEL * max(side.values(), default=0) for side in (above, below))
-    title = 30 if len(space.cell_types) > 1 else 0
-    middle = top + title + rise + 12
+    above, below = ([choice for choice in far if choice.source % 2 == odd] for odd in (0, 1))
+    upper, lower = levels(above), levels(below)
+    rise, fall = (RADIUS + LEVEL * max(side.values(), default=0) for side in (upper, lower))
     x = [MARGIN + _spacing(space) * node for node in range(space.nodes + bool(space.output))]
-    parts, labels = [], []
-    colour_of = colours(space)
+    return _Frame(space, x, top + rise + 12, upper | lower, _ports(above, space) | _ports(below, space), fall)
 
-    def is_round(node: int) -> bool:
-        """Nodes within the cell; its inputs and its output are square."""
-        return space.inputs <= node < space.nodes - (not space.output)
 
+def _concatenation(frame: _Frame) -> list[str]:
+    """A line under everything that collects the nodes of the output and ends there."""
+    x, middle, (first, *others) = frame.x, frame.middle, frame.space.output
+    bus = middle + frame.fall + CONCATENATION
+    return [
+        f'<path d="M{x[first]} {middle + RADIUS:.0f} V{bus - 8:.0f} q0 8 8 8 H{x[-1] - 8} q8 0 8 -8 '
+        f'V{middle + RADIUS + 7:.0f}" class="concat" marker-end="url(#arrow)"/>',
+        *(f'<path d="M{x[node]} {middle + RADIUS:.0f} V{bus:.0f}" class="concat"/>' for node in others),
+    ]
+
+
+def _edge(frame: _Frame, choice: Choice, colour: str) -> tuple[str, list[str]]:
+    """The arrow of an edge, and the label with its operator, which is drawn over all arrows."""
+    middle, start, end = frame.middle, frame.x[choice.source], frame.x[choice.target]
+    span = choice.target - choice.source
+    centre, label = (start + end) / 2, middle
+    if span == 1:
+        path = f"M{start + RADIUS} {middle:.0f} H{end - RADIUS - 7}"
+    else:
+        up = -1 if choice.source % 2 else 1
+        label = middle - up * (RADIUS + LEVEL * frame.levels[choice])
+        leave, arrive = frame.ports[choice, choice.source], frame.ports[choice, choice.target]
+        foot, tip = (
+            (RADIUS**2 - port**2) ** 0.5 if frame.is_round(node) else RADIUS
+            for node, port in ((choice.source, leave), (choice.target, arrive))
+        )
+        path = _arc((start + leave, middle - up * foot), (end + arrive, middle - up * (tip + 7)), label)
+        # Off the lines that go up and down at a node.
+        centre -= 0 if span % 2 else 0.4 * _spacing(frame.space)
+    dash = ' stroke-dasharray="5 4"' if choice.operator == "none" else ""
+    width = CHARACTER * len(choice.operator) + 8
+    return f'<path d="{path}" stroke="{colour}"{dash} marker-end="url(#arrow)"/>', [
+        f'<rect x="{centre - width / 2:.1f}" y="{label - 8:.1f}" width="{width:.1f}" height="16" class="ground"/>',
+        f'<text x="{centre:.1f}" y="{label + 4.5:.1f}" fill="{colour}" class="op">{escape(choice.operator)}</text>',
+    ]
+
+
+def _node(frame: _Frame, node: int) -> list[str]:
+    """A node and its name."""
+    at, middle, inputs = frame.x[node], frame.middle, frame.space.inputs
+    if frame.is_round(node):
+        shape, text = f'<circle cx="{at}" cy="{middle:.0f}" r="{RADIUS}"/>', str(node)
+    else:
+        left, upper, side = at - RADIUS, middle - RADIUS, 2 * RADIUS
+        shape = f'<rect class="node" x="{left}" y="{upper:.0f}" width="{side}" height="{side}" rx="5"/>'
+        text = f"in {node}" if node < inputs and inputs > 1 else "out" if node else "in"
+    return [shape, f'<text x="{at}" y="{middle + 4.5:.1f}" class="label">{text}</text>']
+
+
+def _cell(space: Space, name: str, choices: tuple[Choice, ...], top: float) -> tuple[list[str], float]:
+    """The SVG elements of one cell whose drawing starts at ``top``, and its height."""
+    parts: list[str] = []
+    title = 30 if len(space.cell_types) > 1 else 0
     if title:
         parts.append(f'<text x="{MARGIN - RADIUS}" y="{top + 16:.0f}" class="title">{escape(name)} cell</text>')
+    frame, colour_of = _frame(space, choices, top + title), colours(space)
     if space.output:
-        # The concatenation: a line under everything that collects the nodes and ends in the output.
-        bus = middle + fall + 22
-        parts.append(
-            f'<path d="M{x[space.output[0]]} {middle + RADIUS:.0f} V{bus - 8:.0f} q0 8 8 8 H{x[-1] - 8} q8 0 8 -8 '
-            f'V{middle + RADIUS + 7:.0f}" class="concat" marker-end="url(#arrow)"/>'
-        )
-        parts += [f'<path d="M{x[node]} {middle + RADIUS:.0f} V{bus:.0f}" class="concat"/>' for node in space.output[1:]]
-        fall += 22
-    for choice in choices:
-        colour = colour_of[choice.operator]
-        start, end = x[choice.source], x[choice.target]
-        span = choice.target - choice.source
-        dash = ' stroke-dasharray="5 4"' if choice.operator == "none" else ""
-        centre, label = (start + end) / 2, middle
-        if span == 1:
-            path = f"M{start + RADIUS} {middle:.0f} H{end - RADIUS - 7}"
-        else:
-            up = 1 if choice in above else -1
-            label = middle - up * (RADIUS + LEVEL * (above | below)[choice])
-            leave, arrive = ports[choice, choice.source], ports[choice, choice.target]
-            foot, tip = (
-                (RADIUS**2 - port**2) ** 0.5 if is_round(node) else RADIUS
-                for node, port in ((choice.source, leave), (choice.target, arrive))
-            )
-            path = _arc((start + leave, middle - up * foot), (end + arrive, middle - up * (tip + 7)), label)
-            # Off the lines that go up and down at a node.
-            centre -= 0 if span % 2 else 0.4 * _spacing(space)
-        parts.append(f'<path d="{path}" stroke="{colour}"{dash} marker-end="url(#arrow)"/>')
-        width = CHARACTER * len(choice.operator) + 8
-        labels += [
-            f'<rect x="{centre - width / 2:.1f}" y="{label - 8:.1f}" width="{width:.1f}" height="16" class="ground"/>',
-            f'<text x="{centre:.1f}" y="{label + 4.5:.1f}" fill="{colour}" class="op">{escape(choice.operator)}</text>',
-        ]
-    for node, at in enumerate(x):
-        inner = is_round(node)
-        text = str(node) if inner else ("out" if node else "in")
-        if node < space.inputs and space.inputs > 1:
-            text = f"in {node}"
-        left, upper, side = at - RADIUS, middle - RADIUS, 2 * RADIUS
-        shape = (
-            f'<circle cx="{at}" cy="{middle:.0f}" r="{RADIUS}"/>'
-            if inner
-            else f'<rect class="node" x="{left}" y="{upper:.0f}" width="{side}" height="{side}" rx="5"/>'
-        )
-        parts += [shape, f'<text x="{at}" y="{middle + 4.5:.1f}" class="label">{text}</text>']
-    return parts + labels, middle + fall + 24 - top
+        parts += _concatenation(frame)
+    edges = [_edge(frame, choice, colour_of[choice.operator]) for choice in choices]
+    parts += [arrow for arrow, _ in edges]
+    parts += [element for node in range(len(frame.x)) for element in _node(frame, node)]
+    parts += [element for _, label in edges for element in label]
+    bottom = frame.middle + (frame.fall + (CONCATENATION if space.output else 0))
+    return parts, bottom + 24 - top
 
 
 def _is_chain(space: Space) -> bool:
-    """Whether every node reads the one before it and nothing else."""
+    """Whether the only input of every node is the one before it."""
     return space.inputs == 1 and all(edge.source == edge.target - 1 for edge in space.edges)
 
 
 def _chain(space: Space, choices: tuple[Choice, ...], top: float) -> tuple[list[str], float, float]:
-    """The elements of a chain whose drawing starts at ``top``, its width and its height: layers in rows, from input to output."""
+    """The SVG elements of a chain that starts at ``top``, its width and height: layers in rows, from input to output."""
     colour_of, gap, tall, down = colours(space), 34, 40, 92
     wide = max(len(choice.operator) for choice in choices) * CHARACTER + 26
     step, layers = wide + gap, getattr(space, "layers", [None] * len(choices))
@@ -189,10 +218,10 @@ def _chain(space: Space, choices: tuple[Choice, ...], top: float) -> tuple[list[
 
 
 def draw(genotype: Genotype) -> str:
-    """The cells of a genotype, one below the other: nodes from input to output, an arrow for an edge, its operator on it.
+    """Draw the cells of a genotype, one below the other: nodes from input to output, edges as arrows labelled with operators.
 
-    A cell whose output is the concatenation of several nodes has it drawn as a grey line that collects them. A chain is a row of
-    layers, with their channels (C: the network's) and strides below.
+    An output that concatenates several nodes is a grey line that collects them. A chain is drawn as rows of layers, with their
+    channels (C: the network's) and strides below.
     """
     space = genotype.space
     parts: list[str] = []

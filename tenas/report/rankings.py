@@ -1,4 +1,4 @@
-"""A figure of a search, one row of panels per round: what was pruned or kept, and for which measurements."""
+"""Plot the rankings of a search, one row of panels per round: what was pruned or kept, by which measurements."""
 
 import csv
 import math
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 # Paul Tol's bright scheme, told apart by the colour-blind; markers differ too.
 PRUNED, KEPT, OUT = "#ee6677", "#4477aa", "#999999"
-# Above so many cells they are drawn as pixels: thousands of them would make megabytes of SVG.
+# With more cells, they are rasterised: thousands of vectors would make megabytes of SVG.
 MOST_VECTORS = 400
-# Above so many kept cells their places are not written beside them.
+# With more kept cells, their places are not written.
 MOST_LABELS = 20
-# Above so many cells ranks are drawn on logarithmic axes: the best of them matter, and would lie in one corner.
+# With more cells, axes of ranks are logarithmic: the best cells matter, and would be crowded in a corner.
 MOST_LINEAR = 30
 
 
 class Table(NamedTuple):
-    """A round's table: its file, its rows, and the measures that its columns are of."""
+    """Table of a round: its file, its rows, and the measures in its columns."""
 
     path: Path
     rows: list[dict[str, str]]
@@ -33,16 +33,16 @@ class Table(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A panel of the figure: its title, and what draws it on matplotlib's axes."""
+    """A panel of the figure: its title, and the function that draws it on matplotlib's axes."""
 
     title: str
     draw: Callable[["Axes"], None]
 
 
 def _read(path: Path, keys: Iterable[str], suffix: str | None, parts: Iterable[str], numbers: Iterable[str] = ()) -> Table:
-    """A table with the columns ``keys`` and, for each measure (a column with ``suffix``), those with ``parts``.
+    """Read a table with the columns ``keys`` and, for each measure (a column ending in ``suffix``), those ending in ``parts``.
 
-    Raises TenasError when it lacks one, or has something other than numbers in a measure's columns or in ``numbers``.
+    Raises TenasError for a missing column, and for other than numbers in a measure's columns or in ``numbers``.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -54,11 +54,11 @@ def _read(path: Path, keys: Iterable[str], suffix: str | None, parts: Iterable[s
     of_measures = [f"{measure}{part}" for measure in measures for part in parts]
     missing = [name for name in (*keys, *of_measures) if name not in columns]
     if missing or (suffix is not None and not measures) or not rows:
-        raise TenasError(f"The ranking {path} is not one: it lacks {missing[0] if missing else 'measures or rows'}.")
+        raise TenasError(f"The ranking {path} is incomplete: it lacks {missing[0] if missing else 'measures or rows'}.")
     for line, row in enumerate(rows, start=2):
         try:
             for name in (*of_measures, *numbers):
-                # Where there is a single repeat, there is no error.
+                # A single repeat has no standard error.
                 float(row[name] or (0 if name.endswith("_se") else row[name]))
         except (TypeError, ValueError) as error:
             raise TenasError(f"The ranking {path} is damaged in line {line}: {error}.") from error
@@ -85,7 +85,7 @@ def _draw_changes(axes: "Axes", measure: str, rows: list[dict[str, str]], *, lab
     edges = [(row["cell"], row["edge"]) for row in rows]
     shaded = False
     for place, row in enumerate(rows):
-        # Every second edge has a grey ground.
+        # Every second edge has a grey background.
         shaded = shaded if place and edges[place] == edges[place - 1] else not shaded
         if shaded:
             axes.axhspan(place - 0.5, place + 0.5, color="#f2f2f2", zorder=0, linewidth=0)
@@ -114,8 +114,7 @@ def _draw_changes(axes: "Axes", measure: str, rows: list[dict[str, str]], *, lab
 
 
 def _cells(path: Path) -> tuple[list[Panel], float]:
-    """With two measures, their ranks against each other; with more, the place by all against the rank by each; with one, its
-    score against its place."""
+    """With one measure, score against place; with two, their ranks against each other; with more, place against each rank."""
     table = _read(path, ("cell", "place", "kept"), "_rank", ("_score", "_se", "_rank"), ("place",))
     if len(table.measures) == 1:
         (measure,) = table.measures
@@ -134,7 +133,7 @@ def _cells(path: Path) -> tuple[list[Panel], float]:
 
 
 def _draw_ranks(axes: "Axes", rows: list[dict[str, str]], x: str, y: str, labels: tuple[str, str]) -> None:
-    """Cells by two of their ranks, the best in the lower left corner; kept cells have their places beside them."""
+    """Cells by two of their ranks, the best in the lower left corner; kept cells are labelled with their places."""
     from matplotlib.ticker import MaxNLocator
 
     out, kept = ([row for row in rows if row["kept"] == kept] for kept in ("0", "1"))
@@ -169,7 +168,7 @@ def _write_places(axes: "Axes", kept: list[dict[str, str]], x: str, y: str) -> N
 
 
 def _draw_scores(axes: "Axes", measure: str, rows: list[dict[str, str]]) -> None:
-    """Each cell's mean score with its standard error, best first. Infinite ones are drawn as arrows at the panel's edge."""
+    """Mean score of each cell with its standard error, best first. Infinite scores are arrows at the edge of the panel."""
     for row in rows:
         kept = row["kept"] == "1"
         place, score = float(row["place"]), float(row[f"{measure}_score"])
@@ -226,23 +225,23 @@ KINDS = {
 
 
 def plot_rankings(rankings: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
-    """Draw the tables of a seed's rounds into the SVG file ``out``, one row of panels per round.
+    """Plot the tables of a seed's rounds in the SVG file ``out``, one row of panels per round.
 
     ``rankings``: the files ``round<r>/ranking.csv``, ``cells.csv`` or ``trainings.csv``, in the order of the rounds.
 
-    Rounds that prune have one panel per measure: for each trial the mean change that taking the operator away made, with its
-    standard error; a red x where it was pruned. Trials of an edge stand together. A change that is infinite (a kernel that
-    turned singular, or ceased to be) is an arrow at the panel's side. Rounds of cells set ranks against each other, and number
-    the kept cells by their places. A round of trainings has its finalists by validation accuracy. Equal tables give equal bytes.
+    Rounds that prune have one panel per measure: the mean change by removing each operator, with its standard error; a red x if
+    it was pruned. Trials of an edge are grouped. An infinite change (a kernel that became singular, or ceased to be) is an arrow
+    at the side of the panel. Rounds of cells plot ranks against each other, and label the kept cells with their places. Rounds of
+    trainings plot validation accuracies. Equal tables give equal bytes.
 
-    Raises TenasError when a table is missing or damaged.
+    Raises TenasError for a missing or damaged table.
     """
     from matplotlib.figure import Figure
 
     rounds = []
     for path in map(Path, rankings):
         if path.name not in KINDS:
-            raise TenasError(f"{path} is no table of a round; their names are {', '.join(KINDS)}.")
+            raise TenasError(f"{path} is not the table of a round; their names are {', '.join(KINDS)}.")
         rounds.append((path.parent.name.replace("round", "round "), *KINDS[path.name](path)))
     heights = [height for _, _, height in rounds]
     width = max(len(panels) for _, panels, _ in rounds)

@@ -1,4 +1,4 @@
-"""A run for a reader at a terminal: what it found, round by round, and what stands beside it. No torch."""
+"""Report a run at a terminal: its results round by round, and comparisons. No torch."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,14 +15,37 @@ from tenas.report.summary import RoundSummary, of_search, results_of_seed, summa
 from tenas.settings.search import read_settings
 
 
-def _told(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -> list[str]:
-    """The funnel, one line per round."""
+def _search_lines(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -> list[str]:
+    """The funnel, one line per round, and the time that it took."""
     lines = [f"  {'round':<7}{'kind':<11}{'subjects':>8}{'kept':>7}{'seconds':>9}  best"]
     for part in rounds:
         best = f"{'' if part.accuracy is None else f'{part.accuracy:.2f} %  '}{part.best or ''}"
         looked_up = part.kind == "training" and settings["rounds"][part.number - 1]["column"] is not None
         seconds = "table" if looked_up else f"{part.seconds:,.0f}"
         lines.append(f"  {part.number:<7}{part.kind:<11}{part.subjects:>8,}{part.kept:>7,}{seconds:>9}  {best}".rstrip())
+    spent = of_search(rounds)
+    trained = f", {spent['training_seconds']:.0f} s of short trainings" if spent.get("training_seconds") else ""
+    return [*lines, f"  search     {spent['search_seconds']:.0f} s of scoring{trained}"]
+
+
+def _accuracy_lines(benchmark: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    """A seed's accuracy after its retraining, if it has one, and those of the table."""
+    lines = []
+    if metrics:
+        # A protocol without a validation part takes the last epoch.
+        chosen = "" if metrics["valid_accuracy"] is None else f" ({metrics['valid_accuracy']:.2f} % in validation)"
+        lines.append(
+            f"  retrained  {metrics['test_accuracy']:.2f} % of the test images, epoch {metrics['best_epoch']} of "
+            f"{metrics['epochs']}{chosen}, {metrics['parameters']:,} parameters"
+        )
+    if "reason" in benchmark:
+        lines.append(f"  benchmark  {benchmark['reason']}")
+    for name, standing in benchmark.get("accuracies", {}).items():
+        if standing is not None and name.endswith(("_test", "accuracy")):
+            lines.append(
+                f"  benchmark  {name} {standing['accuracy']:.2f} %, rank {standing['rank']:,} of "
+                f"{benchmark['cells']:,}, {standing['regret']:.2f} below the best"
+            )
     return lines
 
 
@@ -32,7 +55,7 @@ def _found(run_dir: Path, seeds: Iterable[int]) -> Found:
 
 
 def _others(run_dir: Path) -> Iterator[Found]:
-    """Runs that lie beside one. Unfinished, damaged and earlier ones are no matter of this run."""
+    """Runs in the same folder. Unfinished and damaged ones, and those of earlier versions, are skipped."""
     for path in sorted(run_dir.parent.glob(f"*/{layout.SEARCH}")):
         if path.parent != run_dir:
             with suppress(TenasError, KeyError):
@@ -46,9 +69,9 @@ def _seeds(run_dir: Path) -> list[int]:
 
 
 def _beside(run: Found) -> list[str]:
-    """Test accuracies of what was found, of what would have been without trainings, and of what costs as much, by the table.
+    """Test accuracies in the table: of the results, of the results without trainings, and of baselines at equal cost.
 
-    ``run``: with the seeds that have been looked up.
+    ``run``: with the seeds that were looked up.
     """
     table = table_of(run)
     if table is None:
@@ -63,16 +86,16 @@ def _beside(run: Found) -> list[str]:
     lines = [f"{title:<{width + 2}}" + "".join(f"{name:>18}" for name in names)]
     for part in found:
         means = (part.accuracies[name] for name in names)
-        # One cell has no deviation.
+        # A single cell has no standard deviation.
         figures = (f"{value:.2f} ({spread:.2f})" if spread else f"{value:.2f}" for value, spread in means)
         lines.append(f"  {part.name:<{width}}" + "".join(f"{figure:>18}" for figure in figures))
     return lines
 
 
 def show(run_dir: str | os.PathLike[str]) -> str:
-    """A run for a reader at a terminal: each seed's funnel round by round, its genotype and accuracies, and where the rest lies.
+    """Describe a run: each seed's funnel round by round, its genotype and accuracies, and the paths of further results.
 
-    Raises TenasError when no seed of the run has a genotype.
+    Raises TenasError if no seed of the run has a genotype.
     """
     run_dir = Path(run_dir)
     seeds = _seeds(run_dir)
@@ -86,33 +109,16 @@ def show(run_dir: str | os.PathLike[str]) -> str:
         genotype, benchmark, metrics = results_of_seed(run_dir, seed)
         if benchmark.get("accuracies"):
             looked_up[seed] = genotype["arch"]
-        rounds = summarise_rounds(run_dir, seed, settings)
-        spent = of_search(rounds)
-        trained = f", {spent['training_seconds']:.0f} s of short trainings" if spent.get("training_seconds") else ""
+        if metrics:
+            tested.append(metrics["test_accuracy"])
         lines += [
             "",
             f"seed {seed}",
-            *_told(rounds, settings),
-            f"  search     {spent['search_seconds']:.0f} s of scoring{trained}",
+            *_search_lines(summarise_rounds(run_dir, seed, settings), settings),
             f"  genotype   {genotype['arch']}",
+            *_accuracy_lines(benchmark, metrics),
+            f"  drawing    {layout.path(layout.DRAWING, run_dir, seed=seed)}",
         ]
-        if metrics:
-            tested.append(metrics["test_accuracy"])
-            # A protocol without a validation part takes the last epoch.
-            chosen = "" if metrics["valid_accuracy"] is None else f" ({metrics['valid_accuracy']:.2f} % in validation)"
-            lines.append(
-                f"  retrained  {metrics['test_accuracy']:.2f} % of the test images, epoch {metrics['best_epoch']} of "
-                f"{metrics['epochs']}{chosen}, {metrics['parameters']:,} parameters"
-            )
-        if "reason" in benchmark:
-            lines.append(f"  benchmark  {benchmark['reason']}")
-        for name, standing in benchmark.get("accuracies", {}).items():
-            if standing is not None and name.endswith(("_test", "accuracy")):
-                lines.append(
-                    f"  benchmark  {name} {standing['accuracy']:.2f} %, rank {standing['rank']:,} of "
-                    f"{benchmark['cells']:,}, {standing['regret']:.2f} below the best"
-                )
-        lines.append(f"  drawing    {layout.path(layout.DRAWING, run_dir, seed=seed)}")
     if len(tested) > 1:
         lines += ["", f"retrained, {len(tested)} seeds: {mean(tested):.2f} ({stdev(tested):.2f}) %"]
     if looked_up:

@@ -1,4 +1,4 @@
-"""The results of a run's seeds, gathered from their files."""
+"""Gather the results of a run's seeds from their files."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,15 +12,15 @@ from tenas.files import read_json, read_table
 from tenas.settings.search import read_settings
 
 COLUMNS = ("seed", "arch", "search_seconds", "pruned_share", "parameters", "best_epoch", "valid_accuracy", "test_accuracy")
-# Of a search with rounds of cells or of trainings, after pruned_share.
+# Further columns of a search with rounds of cells or trainings, after pruned_share.
 FUNNEL = {"cells": ("kept_share",), "training": ("training_seconds", "finalist_accuracy")}
 
 
 class RoundSummary(NamedTuple):
-    """What a round came to. ``subjects``: what it measured or trained, and ``kept`` of them.
+    """Result of a round. ``subjects``: number of subjects measured or trained; ``kept``: number kept.
 
-    ``shares``: of its decisions, how often each is taken again on resampled repeats. ``seconds``: of its jobs, one after another.
-    ``best``: the text of the cell that stands first, for rounds of cells and trainings; with ``accuracy``, in %, for the latter.
+    ``shares``: for each decision, how often it is repeated on bootstrap samples. ``seconds``: total of its jobs. ``best``: text
+    of the first cell, for rounds of cells and trainings; ``accuracy``: its validation accuracy in %, for the latter.
     """
 
     number: int
@@ -40,10 +40,10 @@ def _seconds(path: Path, value: object) -> float:
 
 
 def scoring_seconds(folder: Path) -> float:
-    """Wall time of the jobs that filled a folder of scores, summed over its shards.
+    """Total wall time of the scoring jobs of a folder of scores.
 
-    Which shards belong to it is what the first one says: an earlier search with more of them may have left some. Raises
-    TenasError where a record is missing or damaged.
+    The number of shards is read from the first record: an earlier search may have left further ones. Raises TenasError for a
+    missing or damaged record.
     """
     first = folder / "1.json"
     shard = str(read_json(first, "record of scores").get("shard"))
@@ -55,28 +55,28 @@ def scoring_seconds(folder: Path) -> float:
 
 
 def _number(path: Path, row: Mapping[str, str], column: str) -> float | None:
-    """A number of a table; None where the field is empty."""
+    """A number of a table; None for an empty field."""
     try:
         return float(row[column]) if row[column] else None
     except ValueError as error:
-        raise TenasError(f"The table {path} has {row[column]!r} for {column!r}, which is no number.") from error
+        raise TenasError(f"The table {path} has {row[column]!r} for {column!r}, which is not a number.") from error
 
 
 def training_seconds(run_dir: Path, seed: int, number: int, trainings: int) -> float:
-    """Time of a round's short trainings, one after another. Raises TenasError where the metrics of one are missing or damaged."""
+    """Total time of a round's short trainings. Raises TenasError for missing or damaged metrics."""
     places = [{"seed": seed, "round": number, "place": place} for place in range(1, trainings + 1)]
     paths = [layout.path(layout.TRAINING_METRICS, run_dir, **place) for place in places]
     return sum(_seconds(path, read_json(path, "training's metrics").get("training_seconds")) for path in paths)
 
 
 def summarise_round(run_dir: Path, seed: int, number: int, entry: Mapping[str, Any]) -> RoundSummary:
-    """Read the table and the records of a round; ``entry``: its settings. Raises TenasError where one is missing or damaged."""
+    """Summarise a round from its table and records. ``entry``: its settings. Raises TenasError for missing or damaged files."""
     kind = entry["kind"]
     path = layout.path(layout.TABLE[kind], run_dir, seed=seed, round=number)
     if kind == "training":
         rows = read_table(path, ("arch", "valid_accuracy", "place", "kept"), "ranking")
         shares: list[float] = []
-        # Trainings that were looked up took no time.
+        # Looking trainings up takes no time.
         seconds = training_seconds(run_dir, seed, number, len(rows)) if entry["column"] is None else 0.0
     else:
         decision, share = ("kept", "kept_share") if kind == "cells" else ("pruned", "pruned_share")
@@ -102,7 +102,7 @@ def summarise_rounds(run_dir: str | os.PathLike[str], seed: int, settings: Mappi
 
 
 def of_search(rounds: Sequence[RoundSummary]) -> dict[str, float | None]:
-    """The columns of a search: its seconds, and how sure it was."""
+    """The columns of summary.csv about the search: its seconds, and how certain its decisions were."""
 
     def share(kinds: tuple[str, ...]) -> float | None:
         shares = [value for part in rounds if part.kind in kinds for value in part.shares]
@@ -123,14 +123,14 @@ def of_search(rounds: Sequence[RoundSummary]) -> dict[str, float | None]:
 
 
 def results_of_seed(run_dir: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Genotype, look-up and metrics of a seed; the latter two are empty where the run has none."""
+    """Genotype, look-up and metrics of a seed; the latter two are empty if the run has none."""
     genotype_file = layout.path(layout.GENOTYPE, run_dir, seed=seed)
     genotype = read_json(genotype_file, "genotype")
     found: list[dict[str, Any]] = []
     for pattern, what in ((layout.LOOKUP, "benchmark look-up"), (layout.RETRAIN_METRICS, "retraining's metrics")):
         path = layout.path(pattern, run_dir, seed=seed)
         result = read_json(path, what) if path.exists() else {}
-        # An accuracy of another cell beside this one would be the worst kind of wrong: one that looks right.
+        # The accuracy of another cell next to this one would be wrong, but look right.
         if result and result.get("arch") != genotype["arch"]:
             raise TenasError(f"The {what} {path} is of another genotype than {genotype_file}: run it again.")
         found.append(result)
@@ -139,14 +139,14 @@ def results_of_seed(run_dir: Path, seed: int) -> tuple[dict[str, Any], dict[str,
 
 
 def summarise(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Columns and rows of summary.csv, one row per seed. Accuracies in %; empty where the run has no such result.
+    """Columns and rows of summary.csv, one row per seed. Accuracies are in %; fields without a result are empty.
 
-    ``search_seconds``: time of all scoring jobs. ``pruned_share``: how sure the search was of what it pruned (docs/method.md).
-    Where there are such rounds: ``kept_share``, how sure it was of the cells that it kept; ``training_seconds``, time of the
-    short trainings; ``finalist_accuracy``, the best one's validation accuracy in its short training.
+    ``search_seconds``: time of all scoring jobs. ``pruned_share``: how certain the pruning was (docs/method.md). With rounds of
+    cells or trainings: ``kept_share``, how certain the choice of cells was; ``training_seconds``, time of the short trainings;
+    ``finalist_accuracy``, validation accuracy of the best short training.
 
-    After those and COLUMNS, for each accuracy of the table: its value, ``_rank`` (1 is best), ``_regret`` (points below it).
-    Raises TenasError when a seed has no genotype yet, or results of another one, and when a round's table or record is missing.
+    After those and COLUMNS, for each accuracy of the table: value, ``_rank`` (1 is best), ``_regret`` (points below the best).
+    Raises TenasError for a seed without a genotype or with results of another one, and for a missing table or record of a round.
     """
     run_dir = Path(run_dir)
     settings = read_settings(layout.path(layout.SEARCH, run_dir))
@@ -171,7 +171,7 @@ def summarise(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> tuple[li
 
 
 def accuracies(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The accuracies in ``summarise``'s rows, by seed: what is worth comparing between two runs, and nothing else."""
+    """The accuracies in the rows of ``summarise``, by seed, for comparisons between runs."""
     return {
         f"seed{row['seed']}": {
             name: value

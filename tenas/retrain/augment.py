@@ -1,7 +1,7 @@
-"""Augmentation of whole batches: random numbers from NumPy, pixels where the batch is. Images stay uint8 until here."""
+"""Augment whole batches of uint8 images on their device, with random numbers from NumPy."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,31 +9,35 @@ from torch import Tensor
 
 from tenas.device import send
 
-# Of red, green and blue in a grey value (ITU-R BT.601), as in Pillow and torchvision.
+# Weights of red, green and blue in a grey value (ITU-R BT.601), as in Pillow and torchvision.
 GREY = (0.299, 0.587, 0.114)
 
 
-class Draws(NamedTuple):
-    """The random numbers of a batch, a row an image: drawn for the whole batch, so that no image's depend on who trains it."""
+class AugmentParams(NamedTuple):
+    """Random parameters of an augmentation, one row per image.
+
+    Drawn for the whole batch, so that those of an image do not depend on the process that trains on it.
+    """
 
     shift: np.ndarray
-    """int (b, 2): rows and columns by which the crop lies off the middle"""
+    """int (b, 2): offset of the crop from the centre, rows and columns"""
     mirrored: np.ndarray
     """bool (b,)"""
     hole: np.ndarray
-    """int (b, 2): row and column of the middle of the blanked square"""
+    """int (b, 2): row and column of the centre of the blanked square"""
     colour: np.ndarray
-    """float32 (b, 4): factors of brightness, contrast and saturation, and the turn of the hue (1 is all around)"""
+    """float32 (b, 4): factors of brightness, contrast and saturation; shift of the hue (1 is a full turn)"""
 
-    def share(self, part: slice) -> "Draws":
-        return Draws(*(numbers[part] for numbers in self))
+    def share(self, part: slice) -> "AugmentParams":
+        """Rows of one process."""
+        return AugmentParams(*(numbers[part] for numbers in self))
 
 
-def draw(count: int, size: tuple[int, int], settings: Mapping, generator: np.random.Generator) -> Draws:
-    """For ``count`` images of ``size`` (height, width). ``settings``: of a retraining."""
+def draw_params(count: int, size: tuple[int, int], settings: Mapping[str, Any], generator: np.random.Generator) -> AugmentParams:
+    """Draw the parameters for ``count`` images of ``size`` (height, width). ``settings``: of a retraining."""
     padding, jitter = settings["crop_padding"], settings["colour_jitter"] or {}
     width = np.array([jitter.get(key, 0) for key in ("brightness", "contrast", "saturation", "hue")])
-    return Draws(
+    return AugmentParams(
         shift=generator.integers(-padding, padding + 1, (count, 2)),
         mirrored=generator.random(count) < (0.5 if settings["flip"] else 0),
         hole=generator.integers(size, size=(count, 2)),
@@ -41,19 +45,19 @@ def draw(count: int, size: tuple[int, int], settings: Mapping, generator: np.ran
     )
 
 
-def augment(images: Tensor, draws: Draws, settings: Mapping, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (b, h, w, 3) to what the network trains on: float32 (b, 3, h, w), cropped, mirrored, jittered, normalised, cut."""
+def augment(images: Tensor, params: AugmentParams, settings: Mapping[str, Any], mean: Tensor, std: Tensor) -> Tensor:
+    """Crop, mirror, jitter, standardise and cut out: uint8 (b, h, w, 3) -> float32 (b, 3, h, w)."""
     if settings["crop_padding"] or settings["flip"]:
-        images = crop_and_flip(images, draws.shift, draws.mirrored)
+        images = crop_and_flip(images, params.shift, params.mirrored)
     values = images.float() / 255
     if settings["colour_jitter"]:
-        values = jitter_colours(values, send(draws.colour, values.device))
+        values = jitter_colours(values, send(params.colour, values.device))
     result = standardise(values, mean, std)
-    return cut_out(result, settings["cutout"], draws.hole) if settings["cutout"] else result
+    return cut_out(result, settings["cutout"], params.hole) if settings["cutout"] else result
 
 
 def standardise(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Of 0 to 1, (b, h, w, 3), to (b, 3, h, w): minus each channel's mean, over its standard deviation.
+    """Standardise images in [0, 1] per channel: (b, h, w, 3) -> (b, 3, h, w).
 
     The result is channels-last in memory, as the images were: the faster layout for small convolutions too.
     """
@@ -61,12 +65,12 @@ def standardise(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """What a network is tested on: uint8 (b, h, w, 3) to float32 (b, 3, h, w), not augmented."""
+    """Standardise images without augmentation, for an evaluation: uint8 (b, h, w, 3) -> float32 (b, 3, h, w)."""
     return standardise(images.float() / 255, mean, std)
 
 
 def crop_and_flip(images: Tensor, shift: np.ndarray, mirrored: np.ndarray) -> Tensor:
-    """A crop of each image, of its own size, shifted off the middle; what lies outside of the image is black. Then mirrored.
+    """Crop each image, at full size and shifted off the centre, and mirror it. Outside of the image the crop is black.
 
     ``images``: uint8 (b, h, w, 3). ``shift``: (b, 2) pixels. ``mirrored``: (b,) booleans.
     """
@@ -82,9 +86,9 @@ def crop_and_flip(images: Tensor, shift: np.ndarray, mirrored: np.ndarray) -> Te
 
 
 def cut_out(images: Tensor, side: int, middle: np.ndarray) -> Tensor:
-    """Blank a square of ``side`` pixels, centred anywhere in the image and cut at its border (DeVries and Taylor 2017).
+    """Blank a square of ``side`` pixels, centred anywhere in the image and clipped at its border (DeVries and Taylor 2017).
 
-    ``images``: normalised, (b, 3, h, w), so that blank is the mean colour. ``middle``: (b, 2), row and column.
+    ``images``: standardised, (b, 3, h, w), so that zero is the mean colour. ``middle``: (b, 2), row and column.
     """
     height, width = images.shape[2:]
     top, left = middle[:, :1] - side // 2, middle[:, 1:] - side // 2
@@ -95,32 +99,33 @@ def cut_out(images: Tensor, side: int, middle: np.ndarray) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """(b, h, w, 3) to (b, h, w, 1)."""
-    return sum(weight * channel for weight, channel in zip(GREY, images.split(1, -1), strict=True))
+    """Grey values: (b, h, w, 3) -> (b, h, w, 1)."""
+    red, green, blue = torch.split(images, 1, -1)
+    return GREY[0] * red + GREY[1] * green + GREY[2] * blue
 
 
 def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue of (b, h, w, 3), of 0 to 1, by ``turn`` (b, 1, 1), of which 1 is all around; as torchvision's adjust_hue."""
+    """Shift the hue of images in [0, 1], (b, h, w, 3), by ``turn`` (b, 1, 1), 1 for a full turn; torchvision's adjust_hue."""
     red, green, blue = images.unbind(-1)
     value, least = images.amax(-1), images.amin(-1)
     spread = value - least
-    # Grey has no hue: any will do, as nothing of it is added back.
+    # Grey has no hue: any value will do, as it is multiplied by a spread of zero.
     scale = torch.where(spread > 0, spread, torch.ones_like(spread))
     hue = torch.where(
         value == red,
         (green - blue) / scale,
         torch.where(value == green, 2 + (blue - red) / scale, 4 + (red - green) / scale),
     )
-    # Alvy Ray Smith 1978, the way back written as one formula for the three channels.
+    # Alvy Ray Smith 1978, the inverse written as one formula for the three channels.
     around = (torch.arange(5, 0, -2, device=images.device) + (hue + 6 * turn)[..., None]).remainder(6)
     return value[..., None] - spread[..., None] * torch.minimum(around, 4 - around).clamp(0, 1)
 
 
 def jitter_colours(images: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast, saturation, then hue of (b, h, w, 3), of 0 to 1, each image by its own ``factors`` (b, 4).
+    """Jitter brightness, contrast, saturation, then hue of images in [0, 1], (b, h, w, 3), by ``factors`` (b, 4).
 
-    Contrast is about the mean grey of the image. torchvision's ColorJitter does the four in random order; on whole batches
-    they have one.
+    Contrast is about the mean grey of the image. torchvision's ColorJitter applies the four in random order; on whole batches
+    the order is fixed.
     """
     brightness, contrast, saturation, turn = factors[:, :, None, None, None].unbind(1)
     images = (images * brightness).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""One training on several GPUs or machines: which of torchrun's processes this one is, and what they do together."""
+"""Training on several GPUs or machines: this process's rank under torchrun, and communication between the processes."""
 
 import copy
 import os
@@ -17,31 +17,33 @@ T = TypeVar("T")
 
 
 class Processes(NamedTuple):
-    """This process among those that train one network. By default it is the only one, and nothing is sent."""
+    """Rank of this process among those that train one network; the default is a single process, without communication.
+
+    ``local_rank``: rank on this machine.
+    """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    """Its number on this machine."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and speaks to the user."""
+        """Whether this process writes the files and the messages."""
         return self.rank == 0
 
     def share(self, length: int) -> slice:
-        """This process's part of ``length`` things: neighbours, as many for each process as for the others, or one more."""
-        return slice(self.rank * length // self.count, (self.rank + 1) * length // self.count)
+        """Slice of ``length`` elements for this process: contiguous, of sizes that differ by one at most."""
+        return slice(self.rank * length // self.world_size, (self.rank + 1) * length // self.world_size)
 
     def add_up(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
-        if self.count > 1:
+        """Sum over all processes, in place."""
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def from_first(self, value: T) -> T:
-        """What the first process has as ``value``. The others give None."""
-        if self.count == 1:
+        """Broadcast ``value`` of the first process; the others pass None."""
+        if self.world_size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0)
@@ -49,60 +51,61 @@ class Processes(NamedTuple):
 
     @contextmanager
     def one_a_machine_first(self) -> Iterator[None]:
-        """The first process of each machine runs the block before the others of its machine: it may download what they use."""
-        if self.count > 1 and self.local_rank > 0:
+        """Run the block in the first process of each machine before its other processes: it may download what they use."""
+        if self.world_size > 1 and self.local_rank > 0:
             dist.barrier()
         yield
-        if self.count > 1 and self.local_rank == 0:
+        if self.world_size > 1 and self.local_rank == 0:
             dist.barrier()
 
     def average_statistics(self, network: nn.Module) -> None:
-        """Make the running statistics of batch normalisation their mean over the processes, each of which saw its own images."""
-        if self.count == 1:
+        """Average the running statistics of batch normalisation over the processes, each of which saw its own images."""
+        if self.world_size == 1:
             return
         buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
-        flat = self.add_up(torch.cat([buffer.flatten() for buffer in buffers])) / self.count
-        for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        flat = self.add_up(torch.cat([buffer.flatten() for buffer in buffers])) / self.world_size
+        sizes = [buffer.numel() for buffer in buffers]
+        for buffer, mean in zip(buffers, torch.split(flat, sizes), strict=True):
             buffer.copy_(mean.view_as(buffer))
 
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
-    """Join the processes that torchrun has started, for as long as the block runs; without torchrun, be the only one.
+    """Join the processes started by torchrun for the duration of the block; without torchrun there is one.
 
-    Gives this process, and its device: of ``device`` auto, cpu or cuda; each process of a machine has a GPU of its own.
-    They talk through NCCL on GPUs, through Gloo on CPUs. Raises TenasError when there are more processes than GPUs.
+    Yields this process and its device. ``device``: auto, cpu or cuda; each process of a machine has its own GPU. The backend is
+    NCCL on GPUs, Gloo on CPUs. Raises TenasError for more processes than GPUs.
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
         yield Processes(), torch.device(own_device(device))
         return
     kind = choose_device(device)
     processes = Processes(*(int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-    place = torch.device(kind)
+    assigned = torch.device(kind)
     if kind == "cuda":
         if processes.local_rank >= torch.cuda.device_count():
             raise TenasError(
                 f"torchrun has started process {processes.local_rank + 1} of this machine, which has "
                 f"{torch.cuda.device_count()} GPU(s): lower --nproc-per-node."
             )
-        # Not that of its own number: jobs that score may be at work on some of them.
-        place = torch.device("cuda", own_gpu())
-        torch.cuda.set_device(place)
-    if processes.count == 1:
-        yield processes, place
+        # Not the one of its local rank: scoring jobs may be using some of them.
+        assigned = torch.device("cuda", own_gpu())
+        torch.cuda.set_device(assigned)
+    if processes.world_size == 1:
+        yield processes, assigned
         return
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", device_id=place if kind == "cuda" else None)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", device_id=assigned if kind == "cuda" else None)
     try:
-        yield processes, place
+        yield processes, assigned
     finally:
         dist.destroy_process_group()
 
 
 def freeze_unused(network: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Mark the parameters that no output depends on as needing no gradient: DistributedDataParallel would wait for theirs.
+    """Turn the gradients of unused parameters off: DistributedDataParallel would wait for them.
 
-    A cell need not use both of its inputs, and one of NAS-Bench-201 may end in `none`. An optimiser leaves them as they are,
-    with and without the mark.
+    A cell may ignore one of its inputs, and one of NAS-Bench-201 may end in `none`. An optimiser changes no such parameter
+    either way.
     """
     probe = copy.deepcopy(network).train()
     device = next(probe.parameters()).device
@@ -114,12 +117,12 @@ def freeze_unused(network: nn.Module, image_shape: tuple[int, int, int]) -> None
 
 
 def distribute(network: nn.Module, processes: Processes, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The network with which to train: its gradients are the means over the processes. It shares the network's weights.
+    """Wrap a network for training: same weights, gradients averaged over the processes.
 
-    Each process normalises its own share of a batch, as is the custom, and has its own running statistics until
-    ``average_statistics``.
+    Batch normalisation is over each process's share of a batch, as is customary, and its running statistics differ between
+    processes until ``average_statistics``.
     """
-    if processes.count == 1:
+    if processes.world_size == 1:
         return network
     freeze_unused(network, image_shape)
     device = next(network.parameters()).device

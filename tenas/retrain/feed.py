@@ -1,4 +1,4 @@
-"""Batches of images, uint8, on the device: out of memory at no cost, or out of image files by worker processes."""
+"""Yield uint8 image batches on the device, either from RAM (free) or decoded from files by worker processes."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -13,26 +13,26 @@ from tenas.data.sources import Arrays
 from tenas.device import send
 from tenas.errors import TenasError
 
-# What random numbers are for. They come from (seed, purpose, epoch, step or image), never from a generator that runs on,
-# so that an epoch is the same whether the training before it was interrupted or not.
+# Purposes of random numbers. Generators are seeded by (seed, purpose, epoch, step or image) and never carried over, so that an
+# epoch is the same whether the training before it was interrupted or not.
 STATISTICS, ORDER, AUGMENTATION, CROP, DROP_PATH = range(5)
 
-# Of a GPU's free memory, what a data set may take. CIFAR-10 has 150 MB.
+# Share of a GPU's free memory that a data set may take. CIFAR-10 has 150 MB.
 DEVICE_SHARE = 0.25
-# Batches that each worker process has ready before they are asked for.
+# Batches that each worker process prefetches.
 AHEAD = 2
 
-# Batches of indices and the number of the epoch, to images uint8 (b, h, w, 3) and labels int64 (b,).
+# (batches of indices, epoch) -> images uint8 (b, h, w, 3) and labels int64 (b,).
 Feed = Callable[[Iterable[np.ndarray], int], Iterator[tuple[Tensor, Tensor]]]
 
 
 def derived_seed(*numbers: int) -> int:
-    """64 bits out of some numbers, for generators that take one."""
+    """Hash some numbers to a seed of 64 bits, for generators that take a single number."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 class FromMemory:
-    """Batches of a part that is in memory: on the GPU itself where it takes but a share of that."""
+    """Batches of a part in memory; in the GPU's memory if it takes less than DEVICE_SHARE of that."""
 
     def __init__(self, part: Arrays, device: torch.device) -> None:
         self.images, self.labels, self.device = torch.from_numpy(part.images), torch.from_numpy(part.labels), device
@@ -45,11 +45,11 @@ class FromMemory:
             yield send(self.images[index], self.device), send(self.labels[index], self.device)
 
 
-class Pictures(Dataset):
-    """What a worker process does: a request (indices, epoch) to images uint8 (b, side, side, 3) and labels (b,).
+class Pictures(Dataset[tuple[Tensor, Tensor] | str]):
+    """Work of a worker process: (indices, epoch) -> images uint8 (b, side, side, 3) and labels (b,).
 
-    ``least_area``: of an image, at least that share is cropped at random, then resized (torchvision's RandomResizedCrop), by
-    (seed, epoch, index) alone. None: images are read whole. A damaged file gives the sentence that says so.
+    ``least_area``: smallest share of an image in a random resized crop (torchvision's RandomResizedCrop), which depends on
+    (seed, epoch, index) alone; None for whole images. A damaged file yields its error message.
     """
 
     def __init__(self, part: Part, side: int, seed: int, least_area: float | None) -> None:
@@ -59,12 +59,12 @@ class Pictures(Dataset):
         indices, epoch = request
         try:
             if self.least_area is None:
-                # One by one: the processes are many already, without the threads that a longer list would be read by.
+                # One by one: a longer list would be read by threads, and there are many processes already.
                 images = torch.from_numpy(np.concatenate([self.part.read(index) for index in indices[:, None]]))
             else:
                 images = torch.stack([self.crop(index, epoch) for index in indices])
         except TenasError as error:
-            # An exception would arrive as the text of a traceback.
+            # Raised here, it would reach the main process as the text of a traceback.
             return str(error)
         return images, torch.from_numpy(self.part.labels[indices])
 
@@ -72,15 +72,16 @@ class Pictures(Dataset):
         from torchvision.transforms import v2
 
         transform = v2.RandomResizedCrop(self.side, scale=(self.least_area, 1), antialias=True)
-        # As (3, h, w), but in memory as it was: the fastest layout for resizing too.
+        # (3, h, w), with the memory layout kept: the fastest one for resizing too.
         image = torch.from_numpy(self.part.picture(index).copy()).permute(2, 0, 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.seed, CROP, epoch, index))
-            return transform(image).permute(1, 2, 0)
+            crop: Tensor = transform(image)
+            return crop.permute(1, 2, 0)
 
 
 class Requests:
-    """The sampler of a loader that lives through all epochs: the batches to come, which are set before each."""
+    """Sampler of a loader that lasts for all epochs: the batches of the next one, set before it."""
 
     batches: Iterable[np.ndarray] = ()
     epoch = 0
@@ -90,11 +91,11 @@ class Requests:
 
 
 class FromWorkers:
-    """Batches that worker processes decode and crop ahead of the network; with no ``workers``, this process does."""
+    """Batches decoded and cropped by worker processes ahead of the network; with 0 ``workers``, by this process."""
 
     def __init__(self, pictures: Pictures, device: torch.device, workers: int) -> None:
         self.device, self.requests = device, Requests()
-        # More than there are processors would only wait for each other.
+        # More workers than processors would wait for each other.
         workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         self.loader = DataLoader(
             pictures,
@@ -118,7 +119,7 @@ class FromWorkers:
 def make_feed(
     part: Part, side: int, device: torch.device, *, workers: int, seed: int = 0, least_area: float | None = None
 ) -> Feed:
-    """The fastest way to a part's images, of ``side``. ``least_area``: see Pictures; the others are read as they are."""
+    """Choose the fastest feed of a part's images, of ``side`` pixels. ``least_area``: see Pictures."""
     if isinstance(part, Arrays) and least_area is None:
         return FromMemory(part, device)
     return FromWorkers(Pictures(part, side, seed, least_area), device, workers)

@@ -1,9 +1,10 @@
-"""The file of a trained network, which needs no other to be used: what to build, its weights, how images are normalised."""
+"""The file of a trained network, complete in itself: what to build, its weights, how to normalise images."""
 
 import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,17 +17,18 @@ KEYS = {"arch", "channels", "cells", "classes", "stem", "side", "mean", "std", "
 
 
 def save_network(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     network: Network,
     genotype: Genotype,
-    shape: Mapping,
+    shape: Mapping[str, Any],
     side: int,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> None:
-    """Write a network without its auxiliary head. ``shape``: what Network takes besides the genotype. ``side``: of the images.
+    """Write a network without its auxiliary head.
 
-    ``mean`` and ``std``: of each channel, of values from 0 to 1. Equal networks are equal bytes.
+    ``shape``: arguments of Network besides the genotype. ``side``: of the images. ``mean`` and ``std``: of each channel, for
+    values in [0, 1]. Equal networks give equal bytes.
     """
     weights = {
         name: value.detach().to("cpu").contiguous()
@@ -42,28 +44,28 @@ def save_network(
         "std": list(std),
         "weights": weights,
     }
-    # Not straight into the file: its name, which is a temporary one, would become part of the content.
+    # Through a buffer: torch.save writes the name of its file, here a temporary one, into the content.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with whole(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
 
 
-def load_network(path: str | os.PathLike, space: str | None = None) -> tuple[Network, dict]:
-    """The trained network, in evaluation mode on the CPU, and what else its file says: ``space``, ``arch``, ``channels``,
-    ``cells``, ``classes``, ``stem``, ``side``, ``mean``, ``std``.
+def load_network(path: str | os.PathLike[str], space: str | None = None) -> tuple[Network, dict[str, Any]]:
+    """Load a trained network, in evaluation mode on the CPU, and the other entries of its file: ``space``, ``arch``,
+    ``channels``, ``cells``, ``classes``, ``stem``, ``side``, ``mean``, ``std``.
 
-    It takes images (n, 3, side, side) of values from 0 to 1, minus ``mean``, over ``std``. Nothing in the file is run; a space
-    of one's own is imported by the reference that stands there, or by ``space`` where its file lies elsewhere now. Files of
-    earlier versions name no space: their text says which one of the package's it is of.
-    Raises TenasError when the file is missing, damaged or something else.
+    Its input: images (n, 3, side, side) in [0, 1], minus ``mean``, over ``std``. No code in the file is executed. A space of your
+    own is imported by the reference in the file, or by ``space`` if it has moved. Files of earlier versions name no space: it is
+    found by the text of the genotype.
+    Raises TenasError for a missing or damaged file, and for one of another kind.
     """
     path = Path(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TenasError(f"There is no trained network {path}.") from error
-    except Exception as error:  # whatever pickle and zip think of a damaged file
+    except Exception as error:  # whatever pickle and zip raise for a damaged file
         raise TenasError(f"The trained network {path} cannot be read: it is damaged, or another kind of file.") from error
     if not isinstance(content, dict) or not content.keys() >= KEYS:
         raise TenasError(f"The file {path} is not a trained network: retraining writes one as network.pt.")

@@ -1,8 +1,9 @@
-"""Training and evaluation of one network: plain functions, no state but the network's and the optimiser's."""
+"""Train a network for an epoch, evaluate it: what a step computes, and the state that steps change."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -11,16 +12,17 @@ from torch.amp import GradScaler
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from tenas.retrain.augment import augment, draw, normalise
-from tenas.retrain.distributed import Processes
+from tenas.networks import Network
+from tenas.retrain.augment import augment, draw_params, normalise
+from tenas.retrain.distributed import Processes, distribute
 from tenas.retrain.feed import AUGMENTATION, DROP_PATH, ORDER, Feed, derived_seed
 
-# What a network computes in, but for its weights, normalisation and loss, which stay in float32.
+# Precision of the forward and backward passes. Weights, normalisation and loss stay in float32.
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
-    """Of ``step`` out of ``steps``, from 0: linear up to ``peak`` over ``warmup`` steps, then half a cosine to zero."""
+    """Learning rate at 0-based ``step`` of ``steps``: linear warm-up to ``peak``, then cosine decay to zero."""
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
@@ -31,9 +33,9 @@ def steps_of_epoch(images: int, batch: int) -> int:
 
 
 def batches(indices: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """As few batches as ``most`` images of a batch allow, all of the same size or one more: no small one at the end.
+    """Split ``indices`` into the fewest batches of at most ``most``, whose sizes differ by one at most: no small last batch.
 
-    Batch normalisation over a handful of images would be a bad step, and over a single one none at all.
+    Batch normalisation over a handful of images would be a bad step, and over a single one impossible.
     """
     steps = steps_of_epoch(len(indices), most)
     return (indices[step * len(indices) // steps : (step + 1) * len(indices) // steps] for step in range(steps))
@@ -43,19 +45,77 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
 
 
+@dataclass
+class Trainer:
+    """A network in training, with its optimiser, and what each step needs besides a batch.
+
+    ``model`` runs forwards and backwards: ``network`` itself until ``prepare`` distributes or compiles it. The two share their
+    weights. ``mean``, ``std``: (3,) on the device, of values from 0 to 1. ``settings``: of a retraining.
+    """
+
+    network: Network
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: GradScaler
+    mean: Tensor
+    std: Tensor
+    settings: Mapping[str, Any]
+    seed: int
+    processes: Processes
+
+    @classmethod
+    def of(
+        cls, network: Network, mean: Tensor, std: Tensor, settings: Mapping[str, Any], seed: int, processes: Processes
+    ) -> "Trainer":
+        """Set up SGD with the settings' hyperparameters."""
+        optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=settings["learning_rate"],
+            momentum=settings["momentum"],
+            nesterov=settings["nesterov"],
+            weight_decay=settings["weight_decay"],
+        )
+        # Gradients in fp16 would vanish unless the loss is scaled up; in bf16 they have the range of fp32.
+        scaler = GradScaler(mean.device.type, enabled=settings["precision"] == "fp16")
+        return cls(network, network, optimizer, scaler, mean, std, settings, seed, processes)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def prepare(self, side: int) -> nn.Module:
+        """Distribute the model over the processes and compile it, as the settings say; return the one to evaluate with.
+
+        ``side``: of the images. To be called after ``load_state_dict``.
+        """
+        self.model = distribute(self.network, self.processes, (3, side, side))
+        if not self.settings["compile"]:
+            return self.network
+        self.model = cast(nn.Module, torch.compile(self.model))
+        return cast(nn.Module, torch.compile(self.network))
+
+
 def train_step(
     network: nn.Module,
     optimizer: Optimizer,
     scaler: GradScaler,
     images: Tensor,
     labels: Tensor,
-    settings: Mapping,
+    settings: Mapping[str, Any],
     weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """One step of the optimiser on a batch, images (b, 3, h, w) normalised: the mean loss, and how many were right.
+    """Take one step of the optimiser on a batch of normalised images (b, 3, h, w). Returns the mean loss and the number right.
 
-    Both are of the network's own logits, without the auxiliary ones, and stay on the device: asking for their values would
-    make a GPU wait for every step. ``weight``: what the gradients are multiplied by.
+    Both are of the main logits, without the auxiliary head, and stay on the device: reading them would make a GPU wait for
+    every step. ``weight``: factor of the gradients.
     """
     with autocast(images.device, settings["precision"]):
         outputs = network(images)
@@ -66,7 +126,7 @@ def train_step(
             auxiliary.float(), labels, label_smoothing=settings["label_smoothing"]
         )
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(whole * weight).backward()
+    scaler.scale(whole * weight).backward()  # type: ignore[no-untyped-call]
     if settings["clip"] is not None:
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(network.parameters(), settings["clip"])
@@ -76,60 +136,50 @@ def train_step(
 
 
 def train_epoch(
-    network: nn.Module,
-    optimizer: Optimizer,
-    scaler: GradScaler,
-    feed: Feed,
-    images: int,
-    settings: Mapping,
-    mean: Tensor,
-    std: Tensor,
-    *,
-    seed: int,
-    epoch: int,
-    processes: Processes,
-    progress: Callable[[], object],
+    trainer: Trainer, feed: Feed, images: int, epoch: int, progress: Callable[[], object]
 ) -> tuple[float, float, float]:
-    """Train for epoch ``epoch`` (from 0) on all ``images``. Returns its first learning rate, the mean loss, the accuracy in %.
+    """Train for 0-based ``epoch`` on all ``images``. Returns its first learning rate, the mean loss, the accuracy in %.
 
     Loss and accuracy are of the augmented images, while the network changes. ``progress`` is called after each step.
 
     Each process trains on its share of every batch. Gradients are averaged over the processes, so each weighs its loss by
-    its share: the sum is the mean over the batch, however it's divided.
+    its share: the sum is the mean over the batch, however it is divided.
     """
+    settings, seed, processes = trainer.settings, trainer.seed, trainer.processes
     order = np.random.default_rng([seed, ORDER, epoch]).permutation(images)
     plan = list(batches(order, settings["batch"]))
     shares = [indices[processes.share(len(indices))] for indices in plan]
-    sums = torch.zeros(2, dtype=torch.float64, device=mean.device)
-    first_rate = None
-    network.train()
-    for step, (pixels, labels) in enumerate(feed(shares, epoch)):
-        rate = learning_rate(
+    rates = [
+        learning_rate(
             epoch * len(plan) + step,
             settings["epochs"] * len(plan),
             settings["warmup_epochs"] * len(plan),
             settings["learning_rate"],
         )
-        first_rate = rate if first_rate is None else first_rate
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for step in range(len(plan))
+    ]
+    sums = torch.zeros(2, dtype=torch.float64, device=trainer.mean.device)
+    trainer.model.train()
+    for step, (pixels, labels) in enumerate(feed(shares, epoch)):
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = rates[step]
         size = len(plan[step])
         generator = np.random.default_rng([seed, AUGMENTATION, epoch, step])
-        draws = draw(size, tuple(pixels.shape[1:3]), settings, generator).share(processes.share(size))
-        inputs = augment(pixels, draws, settings, mean, std)
+        params = draw_params(size, (pixels.shape[1], pixels.shape[2]), settings, generator).share(processes.share(size))
+        inputs = augment(pixels, params, settings, trainer.mean, trainer.std)
         if settings["drop_path"]:
-            # The network draws from the default generator, a mask an operator.
+            # The network draws its masks, one per operator, from the default generator.
             torch.manual_seed(derived_seed(seed, DROP_PATH, epoch, step, processes.rank))
-        weight = len(labels) * processes.count / size
-        loss, right = train_step(network, optimizer, scaler, inputs, labels, settings, weight)
+        weight = len(labels) * processes.world_size / size
+        loss, right = train_step(trainer.model, trainer.optimizer, trainer.scaler, inputs, labels, settings, weight)
         sums += torch.stack((loss.double() * len(labels), right.double()))
         progress()
-    loss_sum, right = processes.add_up(sums).tolist()
-    return first_rate, loss_sum / images, 100 * right / images
+    loss_sum, right_sum = processes.add_up(sums).tolist()
+    return rates[0], loss_sum / images, 100 * right_sum / images
 
 
 class Scores(NamedTuple):
-    """Of an evaluation; accuracies in %. Top 5: the right class is among the five likeliest."""
+    """Result of an evaluation: mean cross entropy, accuracies in %."""
 
     loss: float
     accuracy: float
@@ -141,16 +191,16 @@ def evaluate(
     network: nn.Module,
     feed: Feed,
     images: int,
-    settings: Mapping,
+    settings: Mapping[str, Any],
     mean: Tensor,
     std: Tensor,
     processes: Processes,
 ) -> Scores:
-    """Mean cross entropy and accuracies in evaluation mode, on all ``images`` as they are, divided among the processes."""
+    """Evaluate on all ``images``, not augmented and divided among the processes, in evaluation mode."""
     network.eval()
     share = np.arange(images)[processes.share(images)]
     sums = torch.zeros(3, dtype=torch.float64, device=mean.device)
-    for pixels, labels in feed(batches(share, max(1, settings["batch"] // processes.count)), 0):
+    for pixels, labels in feed(batches(share, max(1, settings["batch"] // processes.world_size)), 0):
         with autocast(pixels.device, settings["precision"]):
             logits = network(normalise(pixels, mean, std))
         logits = logits.float()
@@ -158,5 +208,5 @@ def evaluate(
         # Not the first of the best: where logits are equal, topk and argmax may choose differently.
         right = logits.argmax(1) == labels
         sums += torch.stack((cross_entropy(logits, labels, reduction="sum").double(), right.sum(), best.any(1).sum()))
-    loss, right, top5 = (processes.add_up(sums) / images).tolist()
-    return Scores(loss, 100 * right, 100 * top5)
+    loss, right_share, top5 = (processes.add_up(sums) / images).tolist()
+    return Scores(loss, 100 * right_share, 100 * top5)

@@ -1,7 +1,7 @@
-"""What an unfinished shard has measured, kept from one job to the next: a killed job loses only what was under way.
+"""Checkpoint of an unfinished shard: a killed job loses only the measurements in progress.
 
-A hidden file beside the scores, which no job declares as its output: Snakemake removes the outputs of a job that failed,
-and not this one. Its first line says what the values follow from; then comes a line a measurement, appended as it is taken.
+A hidden file next to the scores, which no job declares as an output: Snakemake removes the outputs of a failed job, but not this
+file. Its first line is the origin of the values; one line per measurement follows, appended as it is taken.
 """
 
 import json
@@ -17,35 +17,35 @@ from tenas.scoring.subjects import Measurement
 
 
 def origin_of(facts: Mapping[str, object]) -> str:
-    """One line for all that the values of a shard follow from: the SHA-256 of JSON-ready facts, whatever their order."""
+    """Digest of all that the values of a shard depend on: SHA-256 of JSON-ready facts, in any order."""
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-class Taken(NamedTuple):
-    """A measurement that was taken: its value, and the seconds that it cost."""
+class Result(NamedTuple):
+    """A finished measurement: its value, and its cost in seconds."""
 
     measurement: Measurement
     value: float
     cost: float
 
 
-def _line(taken: Taken, seconds: float) -> str:
-    (subject, measure, repeat), value, cost = taken
+def _line(result: Result, seconds: float) -> str:
+    (subject, measure, repeat), value, cost = result
     return f"{subject},{measure},{repeat},{value},{cost:.6f},{seconds}\n"
 
 
-def _parsed(line: str) -> tuple[Taken, float]:
-    """The inverse of ``_line``. Counts stay integers, for the same bytes later. ValueError for a damaged line."""
+def _parsed(line: str) -> tuple[Result, float]:
+    """Inverse of ``_line``. Counts stay integers, for equal bytes of the scores. Raises ValueError for a damaged line."""
     subject, measure, repeat, value, cost, seconds = line.split(",")
     number = int(value) if value.isdecimal() else float(value)
-    return Taken(Measurement(int(subject), measure, int(repeat)), number, float(cost)), float(seconds)
+    return Result(Measurement(int(subject), measure, int(repeat)), number, float(cost)), float(seconds)
 
 
 class Checkpoint:
-    """The measurements of a shard so far: ``values`` and ``costs``, and ``seconds``, the wall time that they took, over all jobs.
+    """The measurements of a shard so far: ``values``, ``costs``, and ``seconds`` of wall time over all jobs.
 
-    A file of another ``origin`` counts for nothing and is replaced; of a damaged one, the lines before the damage count.
-    Nothing is written before the first measurement.
+    A file of another ``origin`` is ignored and replaced; a damaged one is read up to the damage. Nothing is written before the
+    first measurement.
     """
 
     def __init__(self, path: Path, origin: str) -> None:
@@ -56,7 +56,7 @@ class Checkpoint:
         self._lines = [f"{origin}\n"]
         self._file: TextIOWrapper | None = None
         try:
-            # What follows the last line end is a line that a kill has cut off.
+            # Text after the last line end is a line cut off by a kill.
             first, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] or [""]
         except FileNotFoundError:
             return
@@ -64,28 +64,28 @@ class Checkpoint:
             return
         for line in lines:
             try:
-                taken, seconds = _parsed(line)
+                result, seconds = _parsed(line)
             except ValueError:
                 break
-            self._note(taken)
+            self._note(result)
             self.seconds = seconds
             self._lines.append(f"{line}\n")
 
-    def _note(self, taken: Taken) -> None:
-        self.values[taken.measurement] = taken.value
-        self.costs[taken.measurement] = taken.cost
+    def _note(self, result: Result) -> None:
+        self.values[result.measurement] = result.value
+        self.costs[result.measurement] = result.cost
 
-    def add(self, taken: Taken, seconds: float) -> None:
-        """Append a measurement. ``seconds``: wall time of the shard so far. It outlives this process, not a power cut."""
+    def add(self, result: Result, seconds: float) -> None:
+        """Append a measurement. ``seconds``: wall time of the shard so far. It survives the process, but not a power cut."""
         if self._file is None:
             write_text(self.path, "".join(self._lines))
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(_line(taken, seconds))
+        self._file.write(_line(result, seconds))
         self._file.flush()
-        self._note(taken)
+        self._note(result)
 
     def remove(self) -> None:
-        """To be called once the scores are written."""
+        """Remove the file, once the scores are written."""
         self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> "Checkpoint":

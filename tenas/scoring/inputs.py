@@ -1,4 +1,4 @@
-"""What measures see: batches of images, crops of them, noise; drawn from a seed."""
+"""Inputs of measures, drawn from a seed: batches of images, crops, noise."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ CROP = 3
 
 
 def normalised(images: np.ndarray, card: Mapping[str, Any]) -> Tensor:
-    """uint8 (n, h, w, 3) to float32 (n, 3, h, w) with mean 0 and standard deviation 1 a channel, by the data card."""
+    """Standardise each channel by the data card: uint8 (n, h, w, 3) -> float32 (n, 3, h, w)."""
     mean, std = (torch.tensor(card[key], dtype=torch.float32) for key in ("mean", "std"))
     if (std == 0).any():
         raise TenasError("A channel of the images is constant: they cannot be normalised.")
@@ -22,12 +22,12 @@ def normalised(images: np.ndarray, card: Mapping[str, Any]) -> Tensor:
 
 
 def draw_indices(available: int, count: int, seed: int) -> np.ndarray:
-    """``count`` different indices of ``available`` images, ascending."""
+    """Draw ``count`` different indices of ``available`` images, ascending."""
     return np.sort(np.random.default_rng(seed).choice(available, count, replace=False))
 
 
 def draw_images(images: np.ndarray, card: Mapping[str, Any], count: int, seed: int) -> Tensor:
-    """``count`` different images, normalised. Raises TenasError when there are too few."""
+    """Draw ``count`` different images, standardised. Raises TenasError if there are too few."""
     if count > len(images):
         raise TenasError(
             f"A batch of {count} images was asked for, but the data set has {len(images)}: lower 'batch', or prepare more images."
@@ -36,9 +36,9 @@ def draw_images(images: np.ndarray, card: Mapping[str, Any], count: int, seed: i
 
 
 def draw_crops(images: np.ndarray, card: Mapping[str, Any], count: int, seed: int) -> Tensor:
-    """``count`` random 3x3 crops of one random channel each, normalised: (count, 1, 3, 3) float32.
+    """Draw ``count`` random 3x3 crops of one random channel each, standardised: float32 (count, 1, 3, 3).
 
-    So small that their activation patterns are few: whole images nearly always have one each (released code).
+    As in the released code. Small crops share activation patterns, whereas almost every whole image has its own.
     """
     generator = np.random.default_rng(seed)
     n, height, width, channels = images.shape
@@ -53,7 +53,7 @@ def draw_crops(images: np.ndarray, card: Mapping[str, Any], count: int, seed: in
 
 
 def draw_noise(images: np.ndarray, count: int, seed: int) -> Tensor:
-    """Standard normal noise of the images' shape: (count, 3, h, w) float32."""
+    """Draw standard normal noise of the images' shape: float32 (count, 3, h, w)."""
     _, height, width, channels = images.shape
     return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(seed % 2**63))
 
@@ -61,15 +61,15 @@ def draw_noise(images: np.ndarray, count: int, seed: int) -> Tensor:
 def draw_inputs(
     measure: Measure, settings: Mapping[str, Any], images: np.ndarray, card: Mapping[str, Any], seed: int, device: str
 ) -> tuple[Any, ...]:
-    """What a measure takes besides a network: (images,), (images, labels), or for linear regions (blocks,).
+    """Draw the inputs of a measure besides the network: (images,), (images, labels), or for linear regions (blocks,).
 
-    Raises TenasError when there are too few images, or labels are needed and ``card`` has none.
+    Raises TenasError for too few images, and for a measure that needs labels if ``card`` has none.
     """
     if measure.inputs == "regions":
         count = settings["count"]
         if settings["inputs"] == "crops":
             inputs = draw_crops(images, card, count, seed)
-            # One channel a crop, and the released network has one; a wider one reads the crop in each of its channels.
+            # A crop has one channel, as the released network has; a wider network reads it in each of its channels.
             inputs = inputs.expand(-1, settings["channels"], -1, -1)
         else:
             inputs = draw_images(images, card, min(count, len(images)), seed)

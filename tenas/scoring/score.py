@@ -1,4 +1,4 @@
-"""Measure subjects: the one part of a search or a study that needs torch."""
+"""Measure subjects: the only part of a search or a study that needs torch."""
 
 import gc
 import multiprocessing
@@ -20,7 +20,7 @@ from tenas.measures.common import collector_paused, collector_spared
 from tenas.measures.threads import one_thread
 from tenas.networks import Network, Supernet, SupernetCells, initialise, redrawn_whole, seeded
 from tenas.networks.costs import operator_costs
-from tenas.scoring.checkpoint import Taken
+from tenas.scoring.checkpoint import Result
 from tenas.scoring.inputs import draw_inputs
 from tenas.scoring.subjects import Cells, Measurement, Subjects
 from tenas.seeds import derive_seed
@@ -28,9 +28,9 @@ from tenas.spaces.sums import Sums
 
 
 class Task(NamedTuple):
-    """What measurements follow from, but for images and device.
+    """All that measurements depend on, except images and device.
 
-    ``measures``: name or reference -> settings. ``names``: what seeds are derived from, (seed, round) of a search, (seed,) of a
+    ``measures``: name or reference -> settings. ``names``: what seeds are derived from: (seed, round) of a search, (seed,) of a
     study.
     """
 
@@ -40,9 +40,9 @@ class Task(NamedTuple):
 
 
 class Built(NamedTuple):
-    """A network that the next measurement may use again, ``of`` what it was built. ``drawn``: whose weights it has.
+    """A network that the next measurement may reuse. ``of``: what it was built for; ``drawn``: measure and repeat of its weights.
 
-    ``whole``: its weights are all that it was ever given by chance (``redrawn_whole``).
+    ``whole``: whether drawing its weights again resets everything random in it (``redrawn_whole``).
     """
 
     of: tuple[Any, ...]
@@ -52,12 +52,12 @@ class Built(NamedTuple):
 
 
 class Scorer:
-    """Measures one subject after another. What measurements share is made once as long as it stays the same.
+    """Measure subjects one by one, reusing inputs and networks while they stay the same.
 
-    All subjects of a repeat have the same inputs, unless trials draw their own, and the same seed of their weights. The trials of
-    a supernet also share the network: its weights are drawn once per repeat. A discrete cell has a network of its own; the last
-    one is kept for the next measurement of the same size, and only its weights are drawn again. What crops are counted on has
-    every operator, and is the same network for all cells.
+    All subjects of a repeat have the same inputs, unless trials draw their own, and the same seed of weights. The trials of a
+    supernet also share the network: its weights are drawn once per repeat. Each discrete cell has its own network; the last one
+    is kept for the next measurement of the same size, and only its weights are drawn again. Regions of crops are counted on a
+    network with all operators, the same one for all cells.
     """
 
     def __init__(self, task: Task, images: np.ndarray, card: Mapping[str, Any], device: str) -> None:
@@ -66,49 +66,49 @@ class Scorer:
         for reference, settings in task.measures.items():
             measure = get_measure(reference)
             self.measures[measure.name] = (measure, settings)
-        # Of what draw the inputs and the supernet's weights are: repeat, and the trial if it is its own.
+        # Key of the present inputs and of the supernet's present weights: the repeat, and the trial if it draws its own.
         self.seen: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {}
         self.drawn: tuple[str | int, ...] = ()
         self.supernets: dict[str, Supernet | SupernetCells] = {}
         self.built: dict[bool, Built] = {}
         self.sums: dict[str, Sums | None] = {}
 
-    def __call__(self, measurement: Measurement) -> Taken:
-        """The value and what it cost: seconds of the processor, or of the clock on a GPU, without making the network."""
+    def __call__(self, measurement: Measurement) -> Result:
+        """Take a measurement. Its cost: seconds of processor time, on a GPU of wall time, without building the network."""
         subject, name, repeat = measurement
         measure, _ = self.measures[name]
         if isinstance(self.task.subjects, Cells) and (costs := self.costs(name)) is not None:
             start = time.process_time()
             figure = costs.of(self.task.subjects.genotype(subject))
-            return Taken(measurement, figure, time.process_time() - start)
+            return Result(measurement, figure, time.process_time() - start)
         inputs, network = self.inputs(name, subject, repeat), self.network(name, subject, repeat)
         clock = time.process_time if self.device == "cpu" else time.perf_counter
         start = clock()
         with seeded(self.seed(name, repeat, "draws")):
             value = measure(network, *inputs)
-        return Taken(measurement, value, clock() - start)
+        return Result(measurement, value, clock() - start)
 
     def costs(self, name: str) -> Sums | None:
-        """What operators cost in the networks of a measure that is a sum over them; None where it is no sum."""
+        """Costs of operators in the networks of a measure that is a sum over them; None for other measures."""
         measure, settings = self.measures[name]
         if measure.sums is None:
             return None
         if name not in self.sums:
             shape = {"channels": settings["channels"], "cells": settings["cells"], "classes": self.card["classes"]}
             self.sums[name] = None
-            # Networks of one's own may cost what no sum tells: they are counted one by one.
+            # The costs of users' networks may be no sum over operators: those are counted one by one.
             with suppress(TenasError):
                 self.sums[name] = operator_costs(self.task.subjects.space, side=self.images.shape[1], **shape)[measure.sums]
         return self.sums[name]
 
     def seed(self, name: str, repeat: int, purpose: str, *trial: int) -> int:
-        """``trial``: the one that has a draw of its own."""
+        """Seed of a draw. ``trial``: number of a trial that draws its own."""
         if purpose == "weights" and not self.measures[name][1]["redraw"]:
             repeat = 0
         return derive_seed(*self.task.names, repeat, name, purpose, *trial)
 
     def inputs(self, name: str, subject: int, repeat: int) -> tuple[Any, ...]:
-        """What a subject is measured on: the last draw of the measure, where that is the one."""
+        """Inputs of a subject: those of the last measurement, if they are the same."""
         measure, settings = self.measures[name]
         of = (repeat, *(() if isinstance(self.task.subjects, Cells) else self.task.subjects.drawn_by(subject)))
         if name not in self.seen or self.seen[name][0] != of:
@@ -128,7 +128,7 @@ class Scorer:
         return supernet
 
     def cell(self, cells: Cells, name: str, subject: int, repeat: int) -> nn.Module:
-        """The network of a discrete cell with the weights of a measure and repeat; the one before it, where that fits."""
+        """Network of a discrete cell with the weights of a measure and repeat; the last one is reused if it fits."""
         measure, settings = self.measures[name]
         crops = settings["inputs"] == "crops"
         of = (settings["channels"],) if crops else (subject, settings["channels"], settings["cells"])
@@ -142,7 +142,7 @@ class Scorer:
             initialise(built.network, settings["weights"], seed)
         if isinstance(built.network, SupernetCells):
             built.network.set_mask(cells.space.mask(cells.genotype(subject)))
-        # A measure of one's own may leave anything behind in a network, and modules of one's own may hold what they once drew.
+        # Not after a user's measure, which may change anything in a network, nor with users' modules that keep what they drew.
         if built.whole and measure is BUILT_IN.get(name):
             self.built[crops] = built._replace(drawn=(name, repeat))
         return built.network
@@ -151,7 +151,7 @@ class Scorer:
         if name not in self.supernets:
             space, (_, settings) = self.task.subjects.space, self.measures[name]
             with seeded(self.seed(name, 0, "weights")):
-                # Crops have one channel and are for the cells alone.
+                # Crops have one channel, and go through the cells alone.
                 self.supernets[name] = (
                     SupernetCells(space, channels=settings["channels"])
                     if settings["inputs"] == "crops"
@@ -161,9 +161,10 @@ class Scorer:
 
 
 def in_groups(task: Task, measurements: Sequence[Measurement], most: int) -> list[list[Measurement]]:
-    """The measurements in the order in which they are taken, parted where nothing is shared, at most ``most`` together.
+    """Order measurements and split them where nothing is shared, into groups of at most ``most``.
 
-    Those of a cell that have a network of the same size follow each other: it is built once. Others stay in their order.
+    Measurements of a cell with networks of the same size follow each other, so that the network is built once. The order is
+    unchanged otherwise.
     """
     if not isinstance(task.subjects, Cells):
         return [[measurement] for measurement in measurements]
@@ -180,14 +181,14 @@ def in_groups(task: Task, measurements: Sequence[Measurement], most: int) -> lis
 
 
 def cell_network(cells: Cells, subject: int, settings: Mapping[str, Any], classes: int) -> nn.Module:
-    """The network that a measure sees of a discrete cell."""
+    """Build the network of a discrete cell for a measure."""
     genotype = cells.genotype(subject)
     if settings["inputs"] == "crops":
         return SupernetCells(cells.space, cells.space.mask(genotype), channels=settings["channels"])
     return Network(genotype, channels=settings["channels"], cells=settings["cells"], classes=classes)
 
 
-# Measurements of a network that a worker process takes at once, of long shards: fewer are lost with a job that is killed.
+# Most measurements in a task of a worker process: a killed job loses unfinished tasks.
 TOGETHER = 4
 
 _scorer: Scorer
@@ -200,7 +201,7 @@ def _start_worker(task: Task, images: np.ndarray, card: Mapping[str, Any]) -> No
     _scorer = Scorer(task, images, card, "cpu")
 
 
-def _measure(measurements: Sequence[Measurement]) -> list[Taken]:
+def _measure(measurements: Sequence[Measurement]) -> list[Result]:
     return [_scorer(measurement) for measurement in measurements]
 
 
@@ -212,22 +213,22 @@ def score(
     *,
     threads: int = 1,
     device: str = "cpu",
-    taken: Callable[[Taken], object] = lambda taken: None,
+    taken: Callable[[Result], object] = lambda result: None,
 ) -> dict[Measurement, float]:
-    """Take ``measurements``; ``taken`` is called with each as it comes.
+    """Take ``measurements``, calling ``taken`` with each result.
 
-    ``images``: uint8 (n, h, w, 3) with their ``card``, which has ``labels`` where a measure needs them. ``threads``: on the CPU
-    as many processes of one thread each. The values depend on (task, images) and on the kind of processor, not on threads or
-    order. Raises TenasError when there are too few images for a batch, and when worker processes die twice.
+    ``images``: uint8 (n, h, w, 3) with their ``card``, which has ``labels`` if a measure needs them. ``threads``: number of
+    worker processes on the CPU, with one thread each. The values depend on (task, images) and on the kind of processor, not on
+    threads or order. Raises TenasError for too few images for a batch, and if worker processes die twice.
     """
     values: dict[Measurement, float] = {}
 
-    def keep(results: Iterable[Taken]) -> None:
+    def keep(results: Iterable[Result]) -> None:
         for result in results:
             values[result.measurement] = result.value
             taken(result)
 
-    # The scorer is made here in any case: what is wrong with the settings is said before processes are started.
+    # Made here in any case, so that errors in the settings are raised before processes are started.
     with one_thread(), collector_spared():
         scorer = Scorer(task, images, card, device)
         if device != "cpu" or threads == 1 or len(measurements) < 2 * threads:
@@ -239,11 +240,11 @@ def score(
             _in_workers((task, images, card), waiting, threads, keep)
             return values
         except BrokenProcessPool as error:
-            # As the kernel does to a process when memory runs out.
+            # Most likely by the kernel, for want of memory.
             if attempt == 2:
                 raise TenasError(
                     "A worker process was killed twice, probably for want of memory: use fewer 'threads', or a smaller 'batch'. "
-                    "What was measured is kept."
+                    "Finished measurements are kept."
                 ) from error
     return values
 
@@ -252,13 +253,13 @@ def _in_workers(
     arguments: tuple[Task, np.ndarray, Mapping[str, Any]],
     measurements: Sequence[Measurement],
     threads: int,
-    keep: Callable[[Iterable[Taken]], None],
+    keep: Callable[[Iterable[Result]], None],
 ) -> None:
     """Measure in worker processes. Raises BrokenProcessPool when one of them dies."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(threads, context, _start_worker, arguments) as pool:
-        # As they come: a job that is killed loses what was under way and nothing else. That each process draws weights and
-        # images for every repeat costs a few hundredths of a measurement.
+        # Kept as they finish: a killed job loses only what is in progress. Drawing weights and images for every repeat in each
+        # process costs a few hundredths of a measurement.
         most = max(1, min(TOGETHER, len(measurements) // (8 * threads)))
         waiting = [pool.submit(_measure, group) for group in in_groups(arguments[0], measurements, most)]
         try:

@@ -1,4 +1,4 @@
-"""A shard of measurements, file to file: planned, resumed, kept, recorded."""
+"""Measure a shard, file to file: plan, resume, measure, record."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -8,17 +8,17 @@ from typing import Any
 from tenas.data.prepared import read_images, read_labels
 from tenas.errors import TenasError
 from tenas.files import format_csv, read_json, sha256, sha256_of, write_json, write_text
-from tenas.layout import record_of
+from tenas.layout import CARD, LABELS, record_of
 from tenas.measures.catalogue import get_measure
 from tenas.progress import Progress
 from tenas.provenance import Stopwatch, package_versions, processor, provenance, sealed
-from tenas.scoring.checkpoint import Checkpoint, Taken, origin_of
+from tenas.scoring.checkpoint import Checkpoint, Result, origin_of
 from tenas.scoring.subjects import Measurement, Subjects, plan
 from tenas.scoring.table import score_columns, score_rows
 
 
 def read_inputs(measures: Iterable[str], images: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
-    """Prepared images and their card; under ``labels`` it has the images' classes if one of the measures is of a loss."""
+    """Read prepared images and their card, to which the images' ``labels`` are added if one of the measures needs them."""
     pixels, card = read_images(images)
     if any(get_measure(reference).needs_labels for reference in measures):
         card |= {"labels": read_labels(images)}
@@ -30,7 +30,6 @@ def score_shard(
     settings: Mapping[str, Any],
     measures: Mapping[str, Mapping[str, Any]],
     subjects: Subjects,
-    names: tuple[int, ...],
     images: str | os.PathLike[str],
     inputs: Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str],
@@ -43,11 +42,11 @@ def score_shard(
     what: str,
     reuse: bool = False,
 ) -> None:
-    """Measure a shard: ``out`` and, beside it with the suffix .json, what made it.
+    """Measure a shard: ``out`` and, next to it with the suffix .json, its record.
 
     Resumes a killed job: finished measurements are kept in a hidden file next to ``out``, and the record says under
-    ``resumed`` how many were found there. ``facts``: what else the values follow from, for the record. ``reuse``: scores that
-    are there already and follow from the same are left as they are.
+    ``resumed`` how many were found there. ``facts``: by name, the numbers that seeds are derived from: seed and round of a
+    search, seed of a study. ``reuse``: existing scores of the same origin are left as they are.
     """
     from tenas.device import own_device
     from tenas.scoring.score import Task, score
@@ -57,12 +56,8 @@ def score_shard(
     out = Path(out)
     pixels, card = read_inputs(measures, images)
     measurements = plan(measures, subjects.ids, shard)
-    # Hashes of what is read now: a file may be replaced while it is measured.
-    read = {str(images): card["sha256"]}
-    read |= {str(path): sha256(path) for path in (Path(images).with_name("card.json"), *inputs)}
-    if "labels" in card:
-        read[str(Path(images).with_name("labels.npy"))] = card["labels_sha256"]
-    # All that a value can follow from. Another machine of the same kind may resume where one was taken away.
+    read = _hashes(images, card, inputs)
+    # All that a value can follow from, so that another machine of the same kind may resume.
     origin = origin_of(
         {
             "measures": measures,
@@ -88,14 +83,14 @@ def score_shard(
         if resumed:
             advance(resumed)
 
-        def taken(result: Taken) -> None:
+        def taken(result: Result) -> None:
             checkpoint.add(result, stopwatch.seconds())
             advance(1)
 
         waiting = [measurement for measurement in measurements if measurement not in checkpoint.values]
-        score(Task(measures, subjects, names), pixels, card, waiting, threads=threads, device=device, taken=taken)
-        values, costs = checkpoint.values, checkpoint.costs
-    text = format_csv(score_columns(subjects), score_rows(measures, subjects, values))
+        task = Task(measures, subjects, tuple(facts.values()))
+        score(task, pixels, card, waiting, threads=threads, device=device, taken=taken)
+    text = format_csv(score_columns(subjects), score_rows(measures, subjects, checkpoint.values))
     made = provenance(
         settings=settings,
         inputs=read,
@@ -103,22 +98,31 @@ def score_shard(
         device=device,
         **facts,
         shard=f"{shard[0]}/{shard[1]}",
-        measurements=len(values),
+        measurements=len(checkpoint.values),
         resumed=resumed,
-        costs=_costs(costs),
+        costs=_costs(checkpoint.costs),
         code=code,
         origin=origin,
         scores_sha256=sha256_of(text),
     )
-    # A scores file that is there always has its own record: one of an earlier run goes first, the new one comes last.
+    # An existing scores file always has its own record: remove one of an earlier run first, write the new one last.
     out.unlink(missing_ok=True)
     write_json(record_of(out), sealed(made))
     write_text(out, text)
     checkpoint.remove()
 
 
+def _hashes(images: str | os.PathLike[str], card: Mapping[str, Any], inputs: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
+    """Hashes of all files read, taken before the measurements: a file may be replaced meanwhile."""
+    read = {str(images): card["sha256"]}
+    read |= {str(path): sha256(path) for path in (Path(images).with_name(CARD), *inputs)}
+    if "labels" in card:
+        read[str(Path(images).with_name(LABELS))] = card["labels_sha256"]
+    return read
+
+
 def _costs(costs: Mapping[Measurement, float]) -> dict[str, dict[str, float]]:
-    """By measure, how many measurements were taken and the seconds of a processor (or of the clock, on a GPU) for all of them."""
+    """Number of measurements and their total seconds of processor time (on a GPU, of wall time), by measure."""
     found: dict[str, list[float]] = {}
     for measurement, seconds in costs.items():
         found.setdefault(measurement.measure, []).append(seconds)
@@ -126,7 +130,7 @@ def _costs(costs: Mapping[Measurement, float]) -> dict[str, dict[str, float]]:
 
 
 def _made_from(out: Path, origin: str) -> bool:
-    """Whether there are whole scores that follow from the same."""
+    """Whether there are intact scores of the same origin."""
     if not out.exists() or not record_of(out).exists():
         return False
     try:

@@ -1,4 +1,4 @@
-"""What is measured: a supernet without one of its operators or edges, or a discrete cell. No torch."""
+"""Subjects of measurements: a supernet without one of its operators or edges, or a discrete cell. No torch."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Trials:
-    """Subject 0 is the whole supernet, subject t > 0 the mask without the round's t-th trial.
+    """Trials of a round: subject 0 is the whole supernet, subject t > 0 the supernet without the t-th trial.
 
-    ``own_images``: each trial draws inputs of its own, on which the whole is measured too: of n trials, subject n + t is the
-    whole on those of trial t, and there is no subject 0. That is what the authors' code does.
-    ``own_weights``: measures for which each trial draws weights of its own too.
+    ``own_images``: each trial draws its own inputs, on which the whole supernet is measured too: with n trials, subject n + t is
+    the whole supernet on the inputs of trial t, and there is no subject 0. As in the authors' code.
+    ``own_weights``: measures for which each trial also draws its own weights.
     """
 
     mask: Mask
@@ -41,12 +41,12 @@ class Trials:
 
     @cached_property
     def tried(self) -> tuple[Trial, ...]:
-        """What the round tries to take away."""
+        """The operators or edges that the round tries to remove."""
         return self.space.trials(self.mask, self.round)
 
     @cached_property
     def trials(self) -> tuple[Trial | None, ...]:
-        """By subject; None for the whole network."""
+        """The trial of each subject; None for the whole network."""
         return (None, *self.tried, *([None] * len(self.tried) if self.own_images else []))
 
     @property
@@ -54,15 +54,15 @@ class Trials:
         return range(1, 2 * len(self.tried) + 1) if self.own_images else range(len(self.tried) + 1)
 
     def whole(self, trial: int) -> int:
-        """The subject that a trial is set against: the whole network on the same inputs."""
+        """The subject that a trial is compared with: the whole network on the same inputs."""
         return len(self.tried) + trial if self.own_images else 0
 
     def drawn_by(self, subject: int) -> tuple[int, ...]:
-        """The trial whose own inputs a subject sees; nothing where all see the same."""
+        """The trial whose own inputs a subject has; empty if all have the same."""
         return ((subject - 1) % len(self.tried) + 1,) if self.own_images else ()
 
     def keys(self, subject: int) -> dict[str, Any]:
-        """The columns that say which subject a row is about; those of the whole network are empty."""
+        """Columns that identify a subject; empty for the whole network, except for its number and round."""
         trial, space = self.trials[subject], self.space
         keys: dict[str, Any] = {"round": self.round.number, "trial": subject}
         if trial is None:
@@ -87,7 +87,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Cells:
-    """Subjects are discrete cells, by their numbers."""
+    """Discrete cells; a subject is the number of one."""
 
     space: Space
     cells: tuple[Cell, ...]
@@ -116,11 +116,16 @@ def trials_of(mask: Mask, round: Round, entry: Mapping[str, Any]) -> Trials:
     return Trials(mask, round, entry.get("images") == "own", tuple(entry.get("own_weights", ())))
 
 
-def plan(measures: Mapping[str, Any], subjects: Sequence[int], shard: tuple[int, int] = (1, 1)) -> list[Measurement]:
-    """The measurements of shard i of S, ``shard = (i, S)``: those of every S-th subject.
+def read_subjects(path: str | os.PathLike[str], space: Space, round: Round, entry: Mapping[str, Any]) -> Subjects:
+    """The subjects of a round: cells of a sample.csv, or trials on a mask.json. ``entry``: the round's settings."""
+    return read_cells(path, space) if round.stage == "cells" else trials_of(space.read_mask(path), round, entry)
 
-    ``measures``: name or reference -> settings. Ordered by measure and repeat, so that subjects which share weights and images
-    follow each other. Raises TenasError for a shard that there is not.
+
+def plan(measures: Mapping[str, Any], subjects: Sequence[int], shard: tuple[int, int] = (1, 1)) -> list[Measurement]:
+    """Plan the measurements of shard i of S, ``shard = (i, S)``: those of every S-th subject.
+
+    ``measures``: name or reference -> settings. Ordered by measure and repeat, so that subjects with the same weights and images
+    follow each other. Raises TenasError for a number of a shard out of range.
     """
     index, shards = shard
     if not 1 <= index <= shards:
@@ -134,14 +139,14 @@ def plan(measures: Mapping[str, Any], subjects: Sequence[int], shard: tuple[int,
 
 
 def read_cells(path: str | os.PathLike[str], space: Space) -> Cells:
-    """The cells of a CSV file with the columns ``cell`` (a number) and ``arch``.
+    """Read the cells of a CSV file with the columns ``cell`` (a number) and ``arch``.
 
-    Raises TenasError for a damaged file, a text that is no cell of the space, and a cell that is listed twice.
+    Raises TenasError for a damaged file, a text that is no cell of the space, and a cell listed twice.
     """
     cells = []
     for line, row in enumerate(read_table(path, ("cell", "arch"), "cells file"), start=2):
         if not row["cell"].isdecimal():
-            raise TenasError(f"The cells file {path}, line {line}, has {row['cell']!r} in the place of a number.")
+            raise TenasError(f"The cells file {path}, line {line}, has {row['cell']!r} instead of a number.")
         try:
             space.parse(row["arch"])
         except TenasError as error:

@@ -1,4 +1,4 @@
-"""The table of scores: one row per measurement, every one of them kept."""
+"""The table of scores: one row per measurement."""
 
 import math
 import os
@@ -16,12 +16,12 @@ VALUES = ("measure", "repeat", "value")
 
 
 def score_columns(subjects: Subjects) -> tuple[str, ...]:
-    """The columns of a scores file: those that say which subject a row is about, then measure, repeat and value."""
+    """Columns of a scores file: those that identify the subject, then measure, repeat and value."""
     return (*subjects.columns, *VALUES)
 
 
 def score_rows(measures: Mapping[str, Any], subjects: Subjects, values: Mapping[Measurement, float]) -> list[dict[str, Any]]:
-    """Rows of a scores file, by subject, measure and repeat, whatever order they were measured in."""
+    """Rows of a scores file, ordered by subject, measure and repeat, independent of the order of measurement."""
     order = {get_measure(reference).name: place for place, reference in enumerate(measures)}
     place = {subject: index for index, subject in enumerate(subjects.ids)}
     return [
@@ -31,7 +31,7 @@ def score_rows(measures: Mapping[str, Any], subjects: Subjects, values: Mapping[
 
 
 def check_value(measure: Measure, value: float, where: str) -> None:
-    """Raise TenasError for a value that the measure cannot have; ``where`` begins the sentence."""
+    """Raise TenasError for a value that the measure cannot have. ``where``: beginning of the message."""
     if not value >= (-math.inf if measure.signed else 0):
         never = "NaN" if measure.signed else "negative and never NaN"
         raise TenasError(f"{where} has the value {value}; {measure.name} is never {never}.")
@@ -40,10 +40,10 @@ def check_value(measure: Measure, value: float, where: str) -> None:
 def read_scores(
     paths: Iterable[str | os.PathLike[str]], measures: Mapping[str, Any], subjects: Subjects, what: str = "this round"
 ) -> dict[Measurement, float]:
-    """All measurements of ``subjects``, from their shards in any order. ``what``: what they are subjects of, for errors.
+    """Read all measurements of ``subjects`` from their shards, in any order. ``what``: round or study, for messages.
 
-    Raises TenasError when a file is cut off or damaged or is not the one that its record (the JSON file of the same name) was
-    written for, a row is of another search, or a measurement is missing or doubled.
+    Raises TenasError if a file is cut off or damaged or does not match its record (the JSON file of the same name), if a row is
+    of another search, or if a measurement is missing or doubled.
     """
     expected = set(plan(measures, subjects.ids))
     by_name = {get_measure(reference).name: get_measure(reference) for reference in measures}
@@ -66,7 +66,7 @@ def read_scores(
                 raise TenasError(f"{where} is about another subject than {number} {measurement.subject} of {what}.")
             check_value(by_name[measurement.measure], value, where)
             if measurement in values:
-                raise TenasError(f"{where} gives a measurement that was given before: a shard is there twice.")
+                raise TenasError(f"{where} repeats an earlier measurement: a shard is given twice.")
             values[measurement] = value
     missing = sorted(expected - values.keys())
     if missing:
@@ -78,12 +78,12 @@ def read_scores(
 
 
 def _check_record(path: Path) -> None:
-    """Scores are those that their record has the hash of; a file without a record is taken as it is."""
+    """Raise TenasError if the hash of the scores is not the recorded one; a file without a record is accepted."""
     record = record_of(path)
     if not record.exists():
         return
     recorded = read_json(record, "record of scores").get("scores_sha256")
     if recorded is not None and recorded != sha256(path):
         raise TenasError(
-            f"The scores file {path} is not the one that was written: its record has another hash. Measure it again."
+            f"The scores file {path} has changed since it was written: its record has another hash. Measure it again."
         )

@@ -1,4 +1,4 @@
-"""The search: score what a round measures, narrow by what was found, write down what is left. Only scoring needs torch.
+"""Narrow a search space round by round: pruning, sampling, limits, shortlists, finalists. Only scoring needs torch.
 
 The package is also the function ``tenas.search``: calling it calls ``tenas.api.search``, which has the documentation.
 """
@@ -12,11 +12,11 @@ from typing import Any
 
 
 class _Front(ModuleType):
-    """This package, which can be called: ``tenas.search`` is its name and that of a function."""
+    """A callable package: ``tenas.search`` is both this package and a function."""
 
     @property
     def _function(self) -> Callable[..., Any]:
-        # Found by its name when it is called: nothing here depends on it.
+        # Imported by name on the call, so that this package does not depend on it.
         function: Callable[..., Any] = import_module("tenas.api").search
         return function
 

@@ -1,4 +1,4 @@
-"""The limits of a run as numbers, from its settings. Imports torch to count what operators cost."""
+"""Resolve the limits of a run to numbers. Imports torch to count the costs of operators."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -12,15 +12,16 @@ from tenas.spaces.sums import Sums
 
 @cache
 def _costs(space: str, side: int, classes: int, network: tuple[tuple[str, Any], ...]) -> dict[str, Sums]:
-    """What operators cost, counted once for all runs of a configuration that train the same networks: it takes seconds."""
+    """Costs of the operators, cached for all runs of a configuration that train the same networks: counting takes seconds."""
     from tenas.networks.costs import operator_costs
 
     return operator_costs(get_space(space), side=side, classes=classes, **dict(network))
 
 
 def resolved_limits(settings: Mapping[str, Any], *, classes: int, side: int) -> dict[str, Any]:
-    """limits.json of a run (tenas.search.limits.resolve). ``classes`` and ``side``: of the images, unless the retraining has a
-    side.
+    """Resolve the limits of a run (tenas.search.limits.resolve) to the value of its limits.json.
+
+    ``classes`` and ``side``: of the images; a side in the settings of the retraining takes precedence.
 
     Raises TenasError for limits that no cell meets.
     """

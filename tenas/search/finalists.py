@@ -1,4 +1,4 @@
-"""From short trainings to the best of the finalists."""
+"""Rank the finalists by short trainings."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ COLUMNS = ("cell", "arch", "shortlisted", "valid_accuracy", "best_epoch", "place
 def rank_finalists(
     cells: Sequence[Cell], results: Sequence[Mapping[str, Any]], keep: int
 ) -> tuple[tuple[str, ...], list[dict[str, Any]], list[Cell]]:
-    """The ranking of a round of trainings: one row per cell, in the shortlist's order, and the cells that are kept, best first.
+    """Rank a round of trainings. Returns the columns, one row per cell in the shortlist's order, and the cells kept, best first.
 
-    ``results``: of each cell ``valid_accuracy`` in %, and ``best_epoch`` where it was trained. Equal accuracies go to the cell
-    that stands higher on the shortlist. There are no times: a decision holds the hash of this table.
+    ``results``: for each cell ``valid_accuracy`` in %, and ``best_epoch`` if it was trained. Ties go to the cell higher on the
+    shortlist. The table has no times, because a decision records its hash.
     """
     order = sorted(range(len(cells)), key=lambda place: (-results[place]["valid_accuracy"], place))
     by_place = {index: place for place, index in enumerate(order, start=1)}
@@ -39,9 +39,9 @@ def rank_finalists(
 
 
 def trained(metrics: Sequence[str | os.PathLike[str]], cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Results of real trainings, from the metrics of each, in the shortlist's order.
+    """Read the results of real trainings from their metrics, in the shortlist's order.
 
-    Raises TenasError when one is missing, or of another cell.
+    Raises TenasError for a missing training and for one of another cell.
     """
     if len(metrics) < len(cells):
         raise TenasError(f"The shortlist has {len(cells)} cells, but there are {len(metrics)} trainings: one is missing.")
@@ -55,7 +55,10 @@ def trained(metrics: Sequence[str | os.PathLike[str]], cells: Sequence[Cell]) ->
 
 
 def looked_up(table: str | os.PathLike[str] | None, column: str, space: Space, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Results of short trainings from a column of the space's table. Raises TenasError when it lacks the column or a cell."""
+    """Look the results of short trainings up in a column of the space's table.
+
+    Raises TenasError for a missing column or cell.
+    """
     if table is None:
         raise TenasError(f"The round looks {column!r} up, but no table of {space.name} was given ('benchmark').")
     values = read_column(table, column, space)

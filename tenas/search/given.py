@@ -1,4 +1,4 @@
-"""What a user gives a search on the command line or in a call: limits as texts, images in one of many forms."""
+"""Parse the input of ``tenas search``: limits as texts, images in one of several forms."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tenas.settings.search import assigned
 
 
 def given_limits(texts: Iterable[str]) -> dict[str, Any]:
-    """Limits from texts such as ``parameters=0.5e6``, ``flops=60%`` and ``latency=FILE:COLUMN:5.0``."""
+    """Parse limits from texts such as ``parameters=0.5e6``, ``flops=60%`` and ``latency=FILE:COLUMN:5.0``."""
     found = assigned(texts)
     if "latency" in found:
         parts = str(found["latency"]).rsplit(":", 2)
@@ -30,11 +30,11 @@ def given_limits(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def given_data(data: str | os.PathLike[str], out: Path) -> Path:
-    """The folder of a prepared data set: ``data`` itself where it is one; else images are prepared below ``out``.
+    """Find or make the folder of a prepared data set: ``data`` itself if it is one; otherwise prepare images below ``out``.
 
     ``data`` may be an .npz file, a folder of class folders, the name of a source that needs no path or a reference to one, or a
     data set's entry as in a configuration, as JSON: ``{"source": "photos.py:SOURCE", "path": "photos", "side": 64}``.
-    Raises TenasError where it is none of these.
+    Raises TenasError for anything else.
     """
     path = Path(data)
     if (path / "card.json").exists():
@@ -62,13 +62,13 @@ def _entry(data: str) -> dict[str, Any]:
     if is_reference(data) or (data in SOURCES and not SOURCES[data].needs_path):
         return {"source": data}
     raise TenasError(
-        f"There is nothing to search on in {data}: it is no folder of a prepared data set (tenas prepare), no .npz file, no "
-        'folder of images, no source, and no {"source": ..., "path": ...}.'
+        f"There is nothing to search on in {data}: expected the folder of a prepared data set (tenas prepare), an .npz file, a "
+        'folder of images, a source, or {"source": ..., "path": ...}.'
     )
 
 
 def _is_prepared(folder: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether ``folder`` has the images of an entry, drawn from the files that are there now."""
+    """Whether ``folder`` has the images of an entry, prepared from the present files."""
     if not (folder / "card.json").exists():
         return False
     made = read_json(folder / "card.json", "data card")["provenance"]
@@ -78,7 +78,7 @@ def _is_prepared(folder: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def training_dataset(data: Path) -> dict[str, Any]:
-    """The data set that short trainings read: that which the prepared images were drawn from."""
+    """The data set for short trainings: the one from which the prepared images were sampled."""
     card = read_json(data / "card.json", "data card")
     entry: dict[str, Any] = card["provenance"]["settings"]
     if entry["source"] == "arrays":

@@ -1,7 +1,7 @@
-"""Limits on the network that is trained in the end: which cells fit, and whether a mask still spans one that does. No torch.
+"""Limits on the finally trained network: which cells fit, and whether a mask still spans a fitting one. No torch.
 
-Parameters and multiply-adds are sums over operators, so the smallest that a mask can reach is exact. A table, such as measured
-latencies, is looked through.
+Parameters and multiply-adds are sums over operators, so their minimum over a mask is exact. Tables, such as measured latencies,
+are searched cell by cell.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNITS = {"parameters": "parameters", "flops": "multiply-adds"}
 
 @dataclass(frozen=True)
 class Limits:
-    """``sums``: name -> (figure, the most that is allowed). ``table``: figures by the space's text, and the most allowed."""
+    """Upper limits. ``sums``: name -> (costs, limit). ``table``: costs by the space's text, with the limit ``most``."""
 
     space: Space
     sums: Mapping[str, tuple[Sums, float]]
@@ -36,7 +36,7 @@ class Limits:
     _seen: dict[bytes, bool] = field(default_factory=dict, repr=False, compare=False)
 
     def figures(self, genotype: Genotype) -> dict[str, float | None]:
-        """What a cell has of each limited figure; None where the table does not have the cell."""
+        """The limited costs of a cell, by name; None for a cell missing from the table."""
         found: dict[str, float | None] = {name: sums.of(genotype) for name, (sums, _) in self.sums.items()}
         return found if self.table is None else found | {"latency": self.table.get(genotype.arch)}
 
@@ -57,7 +57,7 @@ class Limits:
         if len(self.sums) == 1:
             ((sums, most),) = self.sums.values()
             return sums.extreme(mask) <= most
-        # Of two figures, the smallest of each need not be the same cell's: sums of which none is below another in both.
+        # With two costs, no single cell need have the minimum of both: keep the Pareto front of the sums.
         front: list[tuple[float, ...]] = [tuple(sums.base for sums, _ in self.sums.values())]
         limits = [most for _, most in self.sums.values()]
         tables = [sums.operators for sums, _ in self.sums.values()]
@@ -72,7 +72,7 @@ class Limits:
 
     @cached_property
     def _fitting(self) -> np.ndarray:
-        """The cells of the table that fit, (cells, cell types x edges): the number of each edge's operator, -1 for none."""
+        """The fitting cells of the table, (cells, cell types x edges): index of each edge's operator, -1 for no edge."""
         import numpy as np
 
         places = {(edge.target, edge.source): index for index, edge in enumerate(self.space.edges)}
@@ -98,7 +98,7 @@ class Limits:
 
 
 def _node_front(space: Space, rows: Any, tables: list[Any], target: int) -> list[tuple[float, ...]]:
-    """What a node can cost at least in each figure, over all choices of its edges and operators."""
+    """Pareto front of a node's costs over all choices of its edges and operators."""
     edges = [index for index, edge in enumerate(space.edges) if edge.target == target]
     options = {
         index: _smallest(tuple(table[index][place] for table in tables) for place, on in enumerate(rows[index]) if on)
@@ -115,7 +115,7 @@ def _node_front(space: Space, rows: Any, tables: list[Any], target: int) -> list
 
 
 def _smallest(points: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Those of which no other is as small in every coordinate (pairs of figures)."""
+    """Pareto front of points with one or two coordinates: those not dominated by another."""
     front: list[tuple[float, ...]] = []
     for point in sorted(set(points)):
         if not front or point[-1] < front[-1][-1]:
@@ -124,7 +124,10 @@ def _smallest(points: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
 
 
 def amount(value: float | str, largest: float, name: str) -> float:
-    """A limit as a number: itself, or a share such as ``"60%"`` of the largest cell's. Raises TenasError for anything else."""
+    """Resolve a limit to a number: a number, or a share such as ``"60%"`` of the largest cell's cost.
+
+    Raises TenasError for anything else.
+    """
     if isinstance(value, str):
         text = value.strip()
         try:
@@ -142,9 +145,9 @@ def amount(value: float | str, largest: float, name: str) -> float:
 def resolve(
     space: Space, exclude: Iterable[str], limits: Mapping[str, Any], sums: Mapping[str, Sums], table: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """limits.json of a run: each limit as a number, with what it is about. Raises TenasError for one that no cell meets.
+    """Resolve the limits of a run to the value of its limits.json. Raises TenasError for limits that no cell meets.
 
-    ``limits``: of the settings. ``sums``: parameters and flops of the network that is trained. ``table``: the latency limit's.
+    ``limits``: of the settings. ``sums``: parameters and flops of the finally trained network. ``table``: latencies.
     """
     mask = space.full_mask(list(exclude))
     found: dict[str, Any] = {"space": space.reference, "sums": {}, "latency": None}
@@ -169,7 +172,7 @@ def resolve(
             if value >= 0 and all(c.operator not in exclude for cell in space.parse(arch).cells for c in cell)
         }
         if not spanned:
-            raise TenasError(f"The table {limit['table']} has no figure in {limit['column']!r} of any cell of {space.name}.")
+            raise TenasError(f"The table {limit['table']} has no value in {limit['column']!r} for any cell of {space.name}.")
         most = amount(limit["most"], max(spanned.values()), "latency.most")
         if min(spanned.values()) > most:
             raise TenasError(
@@ -197,7 +200,7 @@ def from_json(value: Mapping[str, Any]) -> Limits:
 
 
 def read_limits(path: str | os.PathLike[str] | None) -> Limits | None:
-    """The limits of a run from its limits.json; None without a file. Raises TenasError for a damaged one."""
+    """Read the limits of a run from its limits.json; None without a file. Raises TenasError for a damaged one."""
     if path is None:
         return None
     value = read_json(path, "limits")

@@ -1,4 +1,4 @@
-"""What a decision of a search follows from, and which code a stage of it runs."""
+"""Provenance of a decision: settings, inputs, and the digest of the code of its stage."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tenas.spaces import BUILT_IN, Space, get_space
 
 
 def space_modules(space: Space, *, networks: bool = False) -> list[str]:
-    """The modules of a space, by name or reference; with ``networks`` those of its networks too."""
+    """Modules of a space, by name or reference, including those of its networks if ``networks``."""
     if space.reference in BUILT_IN:
         own = [BUILT_IN[space.reference].partition(":")[0]]
     else:
@@ -24,45 +24,48 @@ def space_modules(space: Space, *, networks: bool = False) -> list[str]:
 
 
 def space_code(space: Space, *modules: str, networks: bool = False) -> str:
-    """The digest of the code of ``modules`` and of a space; with ``networks`` that of its networks too.
+    """Digest of the code of ``modules`` and of a space, including its networks if ``networks``.
 
-    A space that no file holds has a digest of its own in each process: nothing else is taken for made by the same code.
+    The digest of a space that no file defines is unique to the process: its results are never reused by another.
     """
     digest = code_digest(*modules, *space_modules(space, networks=networks))
     return sha256_of(f"{digest} {space._token}") if space._token else digest
 
 
 def stage_code(stage: str, settings: Mapping[str, Any], measures: Iterable[str] = (), *, networks: bool = False) -> str:
-    """The digest of the code that a stage runs: its own closure, the space's, and that of the measures that it takes.
+    """Digest of the code of a stage: import closures of the stage itself, of the space, and of its measures.
 
     ``settings``: of the search or study, for its space. ``measures``: names or references. ``networks``: whether the stage builds
     networks.
     """
     used = []
     for name in measures:
-        # Of a measure of one's own its record, and its function where the record names that.
+        # A user's measure has a record, whose function may be in another module.
         used += [name] if is_reference(name) else []
         used += [get_measure(name).module] if isinstance(get_measure(name).function, str) else []
     return space_code(get_space(settings["space"]), f"tenas.stages.{stage}", *dict.fromkeys(used), networks=networks)
 
 
 def measuring_code(stage: str, settings: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
-    """``stage_code`` of a stage that measures; ``entry``: the round, or the study, with its ``measures``."""
+    """``stage_code`` of a stage that measures. ``entry``: settings of the round or study, with ``measures``."""
     return stage_code(stage, settings, entry["measures"], networks=True)
 
 
 def training_code(space: Space) -> str:
-    """The digest of the code that a training runs, short or long."""
+    """Digest of the code of a training, short or full."""
     return space_code(space, "tenas.retrain.stage", networks=True)
 
 
 def ranking_code(stage: str, settings: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
-    """``stage_code`` of a stage that ranks by measures: which way a measure of one's own is good stands in its own file."""
+    """``stage_code`` of a stage that ranks by measures, including users' files, which say which way their measures are good."""
     return stage_code(stage, settings, filter(is_reference, entry.get("measures", ())))
 
 
 def input_name(file: Path) -> str:
-    """What a decision calls a file: with its round, where it is of one. Runs have any name, and data sets can be moved."""
+    """Name of a file in a decision: its own name, with that of its round's folder if it has one.
+
+    The folders above are left out: runs may be renamed, and data sets moved.
+    """
     return "/".join(file.parts[-2:]) if re.fullmatch(r"round\d+", file.parent.name) else file.name
 
 
@@ -72,9 +75,9 @@ def made_by(
     inputs: Iterable[str | os.PathLike[str]],
     entry: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What a decision follows from. No time and no place: the same decision is the same bytes wherever it was taken.
+    """Provenance of a decision, without time and place: equal decisions are equal bytes.
 
-    ``entry``: the round, where the stage ranks by its measures.
+    ``entry``: settings of the round, if the stage ranks by its measures.
     """
     return {
         "settings": dict(settings),

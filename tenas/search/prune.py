@@ -1,28 +1,29 @@
-"""From the scores of a round to a ranking with its errors, and to the next mask (TE-NAS, algorithm 1)."""
+"""Rank the trials of a round by their scores and prune the supernet (TE-NAS, algorithm 1)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
 
-from tenas.measures.catalogue import get_measure
+from tenas.measures.catalogue import Measure, get_measure
 from tenas.scoring.subjects import Measurement, Trials
 from tenas.search.limits import Limits
+from tenas.search.repeats import bootstrap_counts, standard_error, table_of_repeats
 from tenas.spaces.base import Mask, Trial
 
 RESAMPLES = 1000
-# Within limits every decision looks at what can still be reached, which costs milliseconds.
+# Fewer with limits, where each decision takes milliseconds: it asks which cells can still be reached.
 RESAMPLES_WITHIN = 200
 
 
 def change(whole: np.ndarray, rest: np.ndarray, kind: str, decimals: int | None, worst: float = -np.inf) -> np.ndarray:
-    """What taking the operator away does to a measure, repeat by repeat: (trials, repeats) from two of those.
+    """Change of a measure by removing an operator, repeat by repeat. All arrays are (trials, repeats).
 
-    ``log``: log(whole) - log(rest). ``relative``: (whole - rest) / |whole|. ``absolute``: whole - rest; the last is the
-    paper's, the second the released code's. A kernel that turns singular is ``worst``, one that ceases to be singular the
-    opposite; where both are singular there is nothing to compare and the change is NaN. ``worst``, the change of an
-    operator that must not go, is -inf for a measure of which less is better, and +inf for the others, whose infinity is -inf.
+    ``kind``: ``log``: log(whole) - log(rest); ``relative``, as in the released code: (whole - rest) / |whole|; ``absolute``, as
+    in the paper: whole - rest. The change is ``worst`` if the kernel becomes singular, -``worst`` if it ceases to be singular,
+    and NaN, not comparable, if it is singular with and without the operator. ``worst``, which keeps an operator, is -inf for a
+    measure of which less is better, and +inf for the others, whose infinity is -inf.
     """
     whole = np.broadcast_to(whole, rest.shape)
     result: np.ndarray
@@ -45,13 +46,14 @@ def change(whole: np.ndarray, rest: np.ndarray, kind: str, decimals: int | None,
 def mean_change(changes: np.ndarray, weights: np.ndarray, worst: float = -np.inf) -> np.ndarray:
     """Weighted means over the repeats: (samples, trials) from changes (trials, repeats) and counts (samples, repeats).
 
-    A trial that makes any kernel singular is ``worst`` (see ``change``); else one that mends any is the opposite. Repeats
-    without a comparison are left out; a trial without any is ``worst`` too, so that nothing is pruned for want of evidence.
+    A trial that makes a kernel singular in any repeat is ``worst`` (see ``change``); otherwise, one that ends a singularity in
+    any repeat is -``worst``. NaN repeats are left out; a trial with no others is ``worst``, so that nothing is pruned without
+    evidence.
     """
     finite = np.isfinite(changes)
     counts = weights @ finite.T.astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # Means of decimals tie only after the last bits are gone: 0.1 + 0.2 and 0.3 are the same change.
+        # Rounded, so that equal decimals tie: 0.1 + 0.2 and 0.3 are the same change.
         means: np.ndarray = np.round(weights @ np.where(finite, changes, 0.0).T / counts, 12)
     means[counts == 0] = worst
     means[weights @ (changes == -worst).T.astype(float) > 0] = -worst
@@ -60,15 +62,15 @@ def mean_change(changes: np.ndarray, weights: np.ndarray, worst: float = -np.inf
 
 
 def ranks(means: np.ndarray, lower_is_better: bool, method: str) -> np.ndarray:
-    """Ranks along the last axis, 1 for the trial whose removal does the measure most good (or least harm)."""
+    """Rank along the last axis, 1 for the trial whose removal improves the measure most (or harms it least)."""
     found: np.ndarray = rankdata(-means if lower_is_better else means, method=method, axis=-1)
     return found
 
 
 def aggregated(rank_list: list[np.ndarray], aggregate: str) -> np.ndarray:
-    """One number for each trial from its ranks by all measures, (samples, trials); the smallest goes first.
+    """Aggregate the ranks by all measures to one number per trial, (samples, trials); the smallest is pruned first.
 
-    ``rank_sum``: TE-NAS's (algorithm 1). ``log_rank_sum``: the sum of their logarithms, which weighs the first places more.
+    ``rank_sum``: as in TE-NAS (algorithm 1). ``log_rank_sum``: sum of logarithms, which gives more weight to the first places.
     """
     together = np.asarray(rank_list)
     total: np.ndarray = together.sum(axis=0) if aggregate == "rank_sum" else np.round(np.log(together).sum(axis=0), 12)
@@ -76,9 +78,9 @@ def aggregated(rank_list: list[np.ndarray], aggregate: str) -> np.ndarray:
 
 
 def pruned(rank_list: list[np.ndarray], rivals: list[tuple[list[int], int]], aggregate: str = "rank_sum") -> np.ndarray:
-    """Which trials go: in each group of rivals the smallest sums of ranks. (samples, trials) booleans.
+    """Choose the trials to prune, as booleans (samples, trials): the smallest aggregated ranks in each group of rivals.
 
-    Equal sums go to the smaller rank in the first measure, as in the released code, then to the earlier trial.
+    Ties are broken by the rank in the first measure, as in the released code, then by the order of the trials.
     """
     total = aggregated(rank_list, aggregate)
     gone = np.zeros(total.shape, bool)
@@ -92,10 +94,10 @@ def pruned_within(
     rank_list: list[np.ndarray], rivals: list[tuple[list[int], int]], aggregate: str, trials: Sequence[Trial], mask: Mask,
     limits: Limits,
 ) -> np.ndarray:  # fmt: skip
-    """``pruned``, but a trial stays when no cell within ``limits`` could be reached without it; the next one goes in its place.
+    """``pruned`` within ``limits``: a trial that every fitting cell needs is kept, and the next one is pruned instead.
 
-    Groups are decided one after another. As long as some cell within the limits is spanned, each group has enough trials
-    that this cell does not need.
+    Groups are decided in order. As long as the mask spans a fitting cell, each group has enough trials that this cell does not
+    need.
     """
     total = aggregated(rank_list, aggregate)
     gone = np.zeros(total.shape, bool)
@@ -110,50 +112,76 @@ def pruned_within(
     return gone
 
 
+class Evidence(NamedTuple):
+    """Evidence of a measure about the trials of a round.
+
+    ``rest``: values without each trial, ``changes``: what removing it changes, both (trials, repeats). ``means``: of the changes,
+    and ``ranks`` by them, both (1 + RESAMPLES, trials): over all repeats, then over each bootstrap sample.
+    """
+
+    rest: np.ndarray
+    changes: np.ndarray
+    means: np.ndarray
+    ranks: np.ndarray
+
+    def columns(self, name: str) -> list[dict[str, Any]]:
+        """The columns of the ranking for the measure ``name``, by trial."""
+        return [
+            {
+                f"{name}_change": float(self.means[0, trial]),
+                f"{name}_se": standard_error(self.changes[trial]),
+                f"{name}_n": int(np.isfinite(self.changes[trial]).sum()),
+                f"{name}_singular": int(np.isinf(self.rest[trial]).sum()),
+                f"{name}_rank": float(self.ranks[0, trial]),
+            }
+            for trial in range(len(self.changes))
+        ]
+
+
+def weigh(
+    measure: Measure,
+    repeats: int,
+    settings: Mapping[str, Any],
+    subjects: Trials,
+    values: Mapping[Measurement, float],
+    generator: np.random.Generator,
+) -> Evidence:
+    """Compare the supernet with and without each trial by one measure. ``settings``: of the round."""
+    numbers = range(1, len(subjects.tried) + 1)
+    whole = table_of_repeats(values, measure.name, [subjects.whole(number) for number in numbers], repeats)
+    rest = table_of_repeats(values, measure.name, numbers, repeats)
+    worst = -np.inf if measure.lower_is_better else np.inf
+    changes = change(whole, rest, settings["change"], settings["decimals"], worst)
+    means = mean_change(changes, bootstrap_counts(repeats, RESAMPLES, generator), worst)
+    return Evidence(rest, changes, means, ranks(means, measure.lower_is_better, settings["ranks"]))
+
+
 def rank_round(
     settings: Mapping[str, Any], subjects: Trials, values: Mapping[Measurement, float], limits: Limits | None = None
 ) -> tuple[list[str], list[dict[str, Any]], Mask]:
-    """The ranking of a round: its columns, one row per trial, and the mask that its decisions lead to.
+    """Rank the trials of a round and prune. Returns the columns of the ranking, its rows, one per trial, and the next mask.
 
     ``settings``: of the round. For each measure: ``change`` (mean over the repeats), ``se`` (standard error of that mean; empty
     below two finite repeats), ``n`` (repeats that could be compared), ``singular`` (repeats in which the rest was infinite),
     ``rank``. Then ``rank_sum`` (or ``log_rank_sum``), ``pruned``, and ``pruned_share``: how often the trial is pruned when the
-    decision is taken again on resampled repeats (bootstrap, RESAMPLES of them; all trials keep their repeats together, as they
-    share weights and, unless each draws its own, images). A decision is sure when its share is near 1, and a coin toss when it
-    is near 1 over the number of rivals.
+    decision is repeated on bootstrap samples of the repeats (RESAMPLES of them). The trials of a sample have the same repeats,
+    as they share weights and, unless each draws its own, images. A decision is certain at a share near 1, and a coin toss at a
+    share near 1 over the number of rivals.
     """
-    mask, round, trials = subjects.mask, subjects.round, subjects.tried
-    rivals = mask.space.rivals(trials, round)
-    generator = np.random.default_rng(round.number)
+    mask, trials, aggregate = subjects.mask, subjects.tried, settings["aggregate"]
+    rivals = mask.space.rivals(trials, subjects.round)
+    generator = np.random.default_rng(subjects.round.number)
     columns = list(Trials.columns)
     rows = [subjects.keys(number) for number in range(1, len(trials) + 1)]
     decided, resampled = [], []
     for reference, measure_settings in settings["measures"].items():
-        measure, repeats = get_measure(reference), measure_settings["repeats"]
-        name = measure.name
-        numbers = range(1, len(trials) + 1)
-        whole, rest = (
-            np.array([[values[Measurement(t, name, r)] for r in range(repeats)] for t in of])
-            for of in ([subjects.whole(t) for t in numbers], numbers)
-        )
-        worst = -np.inf if measure.lower_is_better else np.inf
-        changes = change(whole, rest, settings["change"], settings["decimals"], worst)
-        samples = np.vstack([np.ones(repeats), generator.multinomial(repeats, np.full(repeats, 1 / repeats), RESAMPLES)])
-        means = mean_change(changes, samples, worst)
-        all_ranks = ranks(means, measure.lower_is_better, settings["ranks"])
-        decided.append(all_ranks[:1])
-        resampled.append(all_ranks[1:])
-        columns += [f"{name}_{part}" for part in ("change", "se", "n", "singular", "rank")]
-        for i, row in enumerate(rows):
-            finite = changes[i][np.isfinite(changes[i])]
-            row |= {
-                f"{name}_change": float(means[0, i]),
-                f"{name}_se": float(finite.std(ddof=1) / len(finite) ** 0.5) if len(finite) > 1 else "",
-                f"{name}_n": len(finite),
-                f"{name}_singular": int(np.isinf(rest[i]).sum()),
-                f"{name}_rank": float(all_ranks[0, i]),
-            }
-    aggregate = settings["aggregate"]
+        measure = get_measure(reference)
+        evidence = weigh(measure, measure_settings["repeats"], settings, subjects, values, generator)
+        decided.append(evidence.ranks[:1])
+        resampled.append(evidence.ranks[1:])
+        columns += [f"{measure.name}_{part}" for part in ("change", "se", "n", "singular", "rank")]
+        for row, of_measure in zip(rows, evidence.columns(measure.name), strict=True):
+            row |= of_measure
     if limits is None:
         gone, again = pruned(decided, rivals, aggregate), pruned(resampled, rivals, aggregate)
     else:

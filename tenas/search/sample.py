@@ -1,4 +1,4 @@
-"""Which cells a round measures: a seeded sample without repetition, within limits, or a list of one's own. No torch."""
+"""Choose the cells that a round measures: a seeded sample without repetition, within limits, or a user's list. No torch."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -16,22 +16,22 @@ from tenas.seeds import derive_seed
 from tenas.spaces import get_space
 from tenas.spaces.base import Genotype, Mask, Space, operators_left
 
-# Of a space of at most that many cells all are listed, then shuffled; of a larger one cells are drawn until there are enough.
+# A mask of at most that many cells is enumerated and shuffled; from a larger one cells are drawn until there are enough.
 LISTED = 200_000
-# Draws without a new cell after which no more are drawn.
+# Consecutive draws without a new cell, after which drawing ends.
 TRIES = 20_000
-# Likewise of cells that are found by pruning at random.
+# The same for cells found by random pruning.
 PRUNINGS = 50
 
 
 def sample_cells(mask: Mask, count: int | None, seed: int, limits: Limits | None = None) -> Cells:
-    """Cells that a mask spans and the limits allow, each as likely as any other; all of them without ``count``.
+    """Sample cells of a mask uniformly, within limits; all of them if ``count`` is None.
 
-    Numbered from 1 in the order of their drawing, so a smaller sample is the beginning of a larger one. Where fewer cells fit
-    than were asked for, it is all of them. Of a space too large to be listed (LISTED), limits that fewer than one cell in TRIES
-    meets leave too few to be drawn: the rest is found by pruning at random, which prefers some to others.
+    Cells are numbered from 1 in the order of their drawing, so a smaller sample is the beginning of a larger one. If fewer than
+    ``count`` fit, all of them are returned. In a mask too large to enumerate (LISTED), with limits that fewer than one cell in
+    TRIES meets, the remaining cells are found by random pruning, which is not uniform.
 
-    Raises TenasError where no cell fits.
+    Raises TenasError if no cell fits.
     """
     generator = np.random.default_rng(seed)
     if mask.space.size(mask) <= LISTED:
@@ -71,7 +71,7 @@ def _drawn(mask: Mask, count: int, generator: np.random.Generator, limits: Limit
 
 
 def _pruned(mask: Mask, generator: np.random.Generator, limits: Limits) -> Genotype:
-    """A cell within limits that a mask can reach, what is left of it when it is pruned at random."""
+    """Prune a mask at random, within limits, to a single cell."""
     space = mask.space
     for round in (space.operators_round(1, operators_left(mask), len(space.operators)), *space.edges_rounds(2)):
         trials = tuple(space.candidates(mask, round))
@@ -82,7 +82,7 @@ def _pruned(mask: Mask, generator: np.random.Generator, limits: Limits) -> Genot
 
 
 def listed_cells(path: str | os.PathLike[str], space: Space, limits: Limits | None = None) -> Cells:
-    """The cells of a CSV file of one's own with a column ``arch``, in its order, without repetition, within the limits."""
+    """Read the cells of a user's CSV file with a column ``arch``, in its order, without repetition, within the limits."""
     archs: dict[str, None] = {}
     for line, row in enumerate(read_table(path, ("arch",), "list of cells"), start=2):
         try:
@@ -98,7 +98,7 @@ def listed_cells(path: str | os.PathLike[str], space: Space, limits: Limits | No
 def cells_of_round(
     settings: Mapping[str, Any], round: int, seed: int, before: str | os.PathLike[str], limits: Limits | None = None
 ) -> Cells:
-    """The cells of a round: drawn from the mask ``before``, listed in a file, or those of the shortlist ``before``."""
+    """Choose the cells of a round: drawn from the mask ``before``, listed in a file, or those of the shortlist ``before``."""
     space, sample = get_space(settings["space"]), settings["rounds"][round - 1]["sample"]
     if sample is None:
         return read_shortlist(before, space)

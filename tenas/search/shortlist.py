@@ -1,4 +1,4 @@
-"""From the scores of discrete cells to the best of them: ranks by measure, aggregated, and a list of those that are kept."""
+"""Rank discrete cells by their scores, aggregate the ranks of all measures, keep a shortlist."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,28 @@ from tenas.errors import TenasError
 from tenas.files import read_json
 from tenas.measures.catalogue import Measure, get_measure
 from tenas.scoring.subjects import Cell, Cells, Measurement
+from tenas.search.repeats import bootstrap_counts, standard_error, table_of_repeats
 from tenas.spaces.base import Space
 
 RESAMPLES = 1000
 
 
+def on_scale(measure: Measure, values: np.ndarray) -> np.ndarray:
+    """Values on the scale of their mean: logarithms where the measure is never negative.
+
+    Kappa and SynFlow span many powers of ten, and a single repeat would decide a plain mean.
+    """
+    with np.errstate(divide="ignore"):
+        scores: np.ndarray = values if measure.signed else np.log(values)
+    return scores
+
+
 def mean_score(measure: Measure, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Means over the repeats, (samples, cells) from (cells, repeats) and counts (samples, repeats); more is better.
 
-    Of the logarithms where the measure is never negative: kappa and SynFlow span many powers of ten, and one draw would decide.
-    An infinite value in any repeat is the mean's.
+    The values are averaged ``on_scale``. An infinite value in any repeat makes the mean infinite.
     """
-    with np.errstate(divide="ignore"):
-        scores = values if measure.signed else np.log(values)
+    scores = on_scale(measure, values)
     scores = -scores if measure.lower_is_better else scores
     finite = np.isfinite(scores)
     means: np.ndarray = np.round(weights @ np.where(finite, scores, 0.0).T / weights.sum(axis=1, keepdims=True), 12)
@@ -33,16 +42,16 @@ def mean_score(measure: Measure, values: np.ndarray, weights: np.ndarray) -> np.
 
 
 def places(means: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis, 1 for the best; equal cells share their mean rank."""
+    """Rank along the last axis, 1 for the best; ties share their mean rank."""
     found: np.ndarray = rankdata(-means, method="average", axis=-1)
     return found
 
 
 def aggregated(rank_list: Sequence[np.ndarray], aggregate: str) -> np.ndarray:
-    """One score for each cell from its ranks by all measures, more is better.
+    """Aggregate the ranks by all measures to one score per cell; more is better.
 
     ``rank_sum``: minus their sum (TE-NAS). ``log_rank_sum``: sum of log(place / cells), places counted from the worst, which
-    demands that a cell is bad by no measure (AZ-NAS, Lee and Ham, CVPR 2024, equation 10).
+    penalises a bad rank in any measure (AZ-NAS, Lee and Ham, CVPR 2024, equation 10).
     """
     together = np.asarray(rank_list)
     cells = together.shape[-1]
@@ -53,10 +62,10 @@ def aggregated(rank_list: Sequence[np.ndarray], aggregate: str) -> np.ndarray:
 
 
 def kept(rank_list: Sequence[np.ndarray], score: np.ndarray, keep: int, each: int) -> list[int]:
-    """The places of the cells that are kept, best first by ``score``.
+    """Choose the cells to keep. Returns their indices, best first by ``score``.
 
-    The best ``each`` by every measure alone have their seats, as far as there are any, then the best by ``score`` fill the rest.
-    Equal cells go by the first measure, then by their order.
+    The best ``each`` by every single measure are kept first, up to ``keep``; the best by ``score`` fill the rest. Ties are broken
+    by the first measure, then by the order of the cells.
     """
     best = np.lexsort((rank_list[0], -score))
     seats: dict[int, None] = {}
@@ -70,10 +79,19 @@ def kept(rank_list: Sequence[np.ndarray], score: np.ndarray, keep: int, each: in
     return [place for place in best.tolist() if place in chosen]
 
 
+def kept_share(rank_list: Sequence[np.ndarray], aggregate: str, keep: int, each: int) -> np.ndarray:
+    """How often each cell is kept, (cells,), by the ranks of the bootstrap samples, (RESAMPLES, cells) for each measure."""
+    share = np.zeros(rank_list[0].shape[1])
+    for sample in range(RESAMPLES):
+        ranks = [of_measure[sample] for of_measure in rank_list]
+        share[kept(ranks, aggregated(ranks, aggregate), keep, each)] += 1 / RESAMPLES
+    return share
+
+
 def rank_cells(
     settings: Mapping[str, Any], cells: Cells, values: Mapping[Measurement, float]
 ) -> tuple[list[str], list[dict[str, Any]], list[Cell]]:
-    """The ranking of a round of cells: its columns, one row per cell in their order, and the cells that are kept, best first.
+    """Rank the cells of a round. Returns the columns of the ranking, its rows, one per cell, and the cells kept, best first.
 
     For each measure: ``score`` (mean over the repeats, of logarithms where it is never negative; more is better), ``se``
     (standard error of that mean; empty below two finite repeats), ``rank``. Then the aggregate, ``place`` by it, ``kept``, and
@@ -86,31 +104,21 @@ def rank_cells(
     for reference, measure_settings in settings["measures"].items():
         measure, repeats = get_measure(reference), measure_settings["repeats"]
         name = measure.name
-        table = np.array([[values[Measurement(cell.number, name, r)] for r in range(repeats)] for cell in cells.cells])
+        table = table_of_repeats(values, name, cells.ids, repeats)
         again = again or repeats > 1
-        samples = np.vstack([np.ones(repeats), generator.multinomial(repeats, np.full(repeats, 1 / repeats), RESAMPLES)])
-        means = mean_score(measure, table, samples)
+        means = mean_score(measure, table, bootstrap_counts(repeats, RESAMPLES, generator))
         ranks = places(means)
         decided.append(ranks[0])
         resampled.append(ranks[1:])
         columns += [f"{name}_{part}" for part in ("score", "se", "rank")]
-        with np.errstate(divide="ignore"):
-            scores = table if measure.signed else np.log(table)
-        for i, row in enumerate(rows):
-            finite = scores[i][np.isfinite(scores[i])]
-            row |= {
-                f"{name}_score": float(means[0, i]),
-                f"{name}_se": float(finite.std(ddof=1) / len(finite) ** 0.5) if len(finite) > 1 else "",
-                f"{name}_rank": float(ranks[0, i]),
-            }
+        errors = map(standard_error, on_scale(measure, table))
+        for row, mean, error, rank in zip(rows, means[0], errors, ranks[0], strict=True):
+            row |= {f"{name}_score": float(mean), f"{name}_se": error, f"{name}_rank": float(rank)}
     aggregate, keep, each = settings["aggregate"], min(settings["keep"], len(rows)), settings["each"]
     score = aggregated(decided, aggregate)
     chosen = kept(decided, score, keep, each)
-    share = np.zeros(len(rows))
-    if again:
-        for sample in range(RESAMPLES):
-            ranks_of = [ranks[sample] for ranks in resampled]
-            share[kept(ranks_of, aggregated(ranks_of, aggregate), keep, each)] += 1 / RESAMPLES
+    # With a single repeat of every measure there is nothing to resample.
+    share = kept_share(resampled, aggregate, keep, each) if again else None
     order = np.lexsort((decided[0], -score))
     by_place = {int(index): place for place, index in enumerate(order, start=1)}
     for i, row in enumerate(rows):
@@ -118,19 +126,19 @@ def rank_cells(
             aggregate: float(score[i]),
             "place": by_place[i],
             "kept": int(i in chosen),
-            "kept_share": round(float(share[i]), 6) if again else "",
+            "kept_share": "" if share is None else round(float(share[i]), 6),
         }
     columns += [aggregate, "place", "kept", "kept_share"]
     return columns, rows, [cells.cells[place] for place in chosen]
 
 
 def shortlist_json(space: Space, cells: Sequence[Cell]) -> dict[str, Any]:
-    """The state of a search that has come down to a list of cells, best first."""
+    """The state of a search narrowed to a list of cells, best first."""
     return {"space": space.reference, "cells": [cell._asdict() for cell in cells]}
 
 
 def read_shortlist(path: str | os.PathLike[str], space: Space) -> Cells:
-    """The cells of a shortlist, best first. Raises TenasError when it is damaged or of another space."""
+    """Read the cells of a shortlist, best first. Raises TenasError if it is damaged or of another space."""
     value = read_json(path, "shortlist")
     if value.get("space") != space.reference:
         raise TenasError(f"The shortlist {path} is of the space {value.get('space')!r}, not {space.reference}.")

@@ -1,4 +1,4 @@
-"""What a search has come down to, and what it has found."""
+"""The state after the last round, and the genotype found."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from tenas.spaces.base import Genotype
 
 
 def found_genotype(settings: Mapping[str, Any], state: str | os.PathLike[str]) -> Genotype:
-    """The genotype that the state after the last round leaves. Raises TenasError while there is a choice."""
+    """Read the genotype from the state after the last round. Raises TenasError while a choice is left."""
     space = get_space(settings["space"])
     if settings["rounds"][-1]["kind"] in ("operators", "edges"):
         return space.genotype(space.read_mask(state))

@@ -1,5 +1,5 @@
 """The stages: one module each, with one typed function of the same name.
 
-Its signature makes the subcommand (tenas.cli): what stands before ``*`` is positional, the others are options; its import
-closure makes its code digest (tenas.code). Heavy imports belong into the function.
+Its signature defines the subcommand (tenas.cli): parameters before ``*`` are positional, the others are options. Its import
+closure defines its code digest (tenas.code). Heavy imports belong in the function.
 """

@@ -1,4 +1,4 @@
-"""Follow a run's genotypes back to the images, and say what is not as it was recorded."""
+"""Follow a run's genotypes back to the images, and report what differs from the records."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ def audit(
     data: Annotated[Path | None, "folder of its images (default: where its records say)"] = None,
     table: Annotated[Path | None, "table of its space, if one was read (default: where its records say)"] = None,
 ) -> str:
-    """Follow a run's genotypes back to the images, and say what is not as it was recorded."""
+    """Follow a run's genotypes back to the images, and report what differs from the records."""
     from tenas.audit import audit, in_words
     from tenas.errors import TenasError
     from tenas.progress import say

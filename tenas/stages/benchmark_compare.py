@@ -1,4 +1,4 @@
-"""Say where two tables of a space differ."""
+"""Report where two tables of a space differ."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ def benchmark_compare(
     *,
     other: Annotated[Path, "another; builtin is the one that comes with the project"] = Path("builtin"),
 ) -> str:
-    """Say where two tables of a space differ."""
+    """Report where two tables of a space differ."""
     from tenas.benchmark.compare import compare, describe_comparison
     from tenas.benchmark.index import read_index
 

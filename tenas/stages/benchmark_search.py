@@ -16,7 +16,7 @@ def benchmark_search(
     methods: Annotated[list[str], "default: random_search regularised_evolution local_search"] = [],  # noqa: B006
     budgets: Annotated[list[Count], "cells that a search may look at"] = [1, 10, 54, 100, 1000],  # noqa: B006
     searches: Annotated[Count, "searches of each kind, with seeds from 0"] = 100,
-    out: Annotated[Path, "CSV file, one row per search and budget; what made it is written beside it as JSON"],
+    out: Annotated[Path, "CSV file, one row per search and budget; its record is written next to it as JSON"],
     progress: Progress = silent,
 ) -> str:
     """Search by looking accuracies up: random search, evolution, local search."""

@@ -1,4 +1,4 @@
-"""Set claims beside the results of runs, and what costs as much beside those."""
+"""Judge claims by the results of runs, and compare those with baselines at equal cost."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,11 +8,11 @@ def claims(
     claims: Annotated[Path, "YAML file of the claims"],
     *,
     results: Annotated[Path, "folder of the runs"] = Path("results"),
-    tested: Annotated[list[str], "runs that are there; others count as not tested"] = [],  # noqa: B006
+    tested: Annotated[list[str], "runs with results; others count as not tested"] = [],  # noqa: B006
     out: Annotated[Path, "JSON file of figures and verdicts"],
     page: Annotated[Path, "Markdown file of the same"],
 ) -> None:
-    """Set claims beside the results of runs, and what costs as much beside those."""
+    """Judge claims by the results of runs, and compare those with baselines at equal cost."""
     from tenas.files import write_json, write_text
     from tenas.report.claims import judge
     from tenas.report.claims import page as page_of

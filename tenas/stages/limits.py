@@ -1,4 +1,4 @@
-"""Turn a run's limits into numbers: what each operator costs in the network that is trained in the end."""
+"""Resolve a run's limits to numbers, by the costs of operators in the finally trained network."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ def limits(
     card: Annotated[Path, "card.json of the prepared data set"],
     out: Annotated[Path, "JSON file of the limits"],
 ) -> None:
-    """Turn a run's limits into numbers: what each operator costs in the network that is trained in the end."""
+    """Resolve a run's limits to numbers, by the costs of operators in the finally trained network."""
     from tenas.benchmark.builtin import index_path
     from tenas.files import read_json, write_json
     from tenas.provenance import sealed
@@ -21,7 +21,7 @@ def limits(
     resolved, data = read_settings(settings), read_json(card, "data card")
     value = resolved_limits(resolved, classes=data["classes"], side=data["side"])
     latency = resolved["limits"].get("latency")
-    # Of the card it takes two numbers, which it records: the rest of the card says when it was written, and where.
+    # The card is no input: only two of its numbers are used, which are recorded, and the rest are time and place.
     inputs = [index_path(latency["table"], resolved["space"])] if latency else []
-    # No decision of a search has its hash where rounds only draw cells: it carries its own.
+    # Sealed, as no decision records its hash in a search whose rounds only draw cells.
     write_json(out, sealed(value | {"made_by": made_by("limits", resolved, inputs)}))

@@ -33,7 +33,6 @@ def prune(
     values = read_scores(scores, entry["measures"], subjects, f"round {round}")
     columns, rows, after = rank_round(entry, subjects, values, read_limits(limits))
     write_csv(ranking, columns, rows)
-    # The ranking holds the decision and follows from the scores: its hash ties the mask to both, however they were
-    # split.
+    # The ranking holds the decision and depends on the scores, whatever their shards: its hash ties the mask to both.
     inputs = [mask, ranking, *([limits] if limits else [])]
     write_json(out, after.to_json() | {"made_by": made_by("prune", resolved, inputs, entry)})

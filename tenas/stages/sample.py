@@ -11,11 +11,11 @@ def sample(
     settings: Annotated[Path, "search.json of the run"],
     round: Annotated[Count, "number of the round, from 1"],
     seed: Annotated[Seed, "seed of the search"],
-    before: Annotated[Path, "what the round before has left: mask.json or shortlist.json"],
+    before: Annotated[Path, "state after the round before: mask.json or shortlist.json"],
     limits: Annotated[Path | None, "limits.json of the run, where it has limits"] = None,
     out: Annotated[Path, "CSV file of the cells"],
 ) -> None:
-    """Choose the cells that a round measures: a sample of what is left, a list of one's own, or the shortlist."""
+    """Choose the cells that a round measures: a sample of the mask, a user's list, or the shortlist."""
     from tenas.files import write_csv
     from tenas.search.limits import read_limits
     from tenas.search.sample import cells_of_round

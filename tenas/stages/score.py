@@ -10,14 +10,14 @@ from tenas.stages.types import Count, Device, Seed, Shard
 def score(
     *,
     settings: Annotated[Path, "search.json of the run"],
-    images: Annotated[Path, "images.npy of a prepared data set, its card.json and labels.npy beside it"],
+    images: Annotated[Path, "images.npy of a prepared data set, with card.json and labels.npy next to it"],
     subjects: Annotated[Path, "what is measured: mask.json before a round that prunes, sample.csv of a round of cells"],
     round: Annotated[Count, "number of the round, from 1"],
     seed: Annotated[Seed, "seed of the search"],
     shard: Annotated[Shard, "every N-th subject"] = (1, 1),
     threads: Annotated[Count, "processor threads to use"] = 1,
     device: Annotated[Device, "auto is a GPU where there is one"] = "auto",
-    out: Annotated[Path, "CSV file of the scores; what made them is written beside it as JSON"],
+    out: Annotated[Path, "CSV file of the scores; their record is written next to it as JSON"],
     progress: Progress = silent,
 ) -> None:
     """Measure a shard of a round's subjects.
@@ -25,23 +25,17 @@ def score(
     Resumes a killed job: finished measurements are kept in a hidden file next to ``out``.
     """
     from tenas.scoring.shard import score_shard
-    from tenas.scoring.subjects import Subjects, read_cells, trials_of
+    from tenas.scoring.subjects import read_subjects
     from tenas.search.made_by import measuring_code
     from tenas.settings.search import find_round, read_settings
     from tenas.spaces import get_space
 
     resolved = read_settings(settings)
     this_round, entry = find_round(resolved, round), resolved["rounds"][round - 1]
-    space = get_space(resolved["space"])
-    if this_round.stage == "cells":
-        measured: Subjects = read_cells(subjects, space)
-    else:
-        measured = trials_of(space.read_mask(subjects), this_round, entry)
     score_shard(
         settings=resolved,
         measures=entry["measures"],
-        subjects=measured,
-        names=(seed, round),
+        subjects=read_subjects(subjects, get_space(resolved["space"]), this_round, entry),
         images=images,
         inputs=[subjects],
         out=out,

@@ -1,10 +1,14 @@
-"""A whole search in one process, with the results of the workflow."""
+"""Run a whole search in one process, with the results of the workflow."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+from tenas import layout
 from tenas.progress import Progress, silent
 from tenas.stages.types import Count, Device, Seed
+
+if TYPE_CHECKING:
+    from tenas.spaces.base import Round
 
 
 def search(
@@ -26,9 +30,9 @@ def search(
     out: Annotated[Path, "folder of the run"],
     progress: Progress = silent,
 ) -> str:
-    """A whole search in one process, with the results of the workflow.
+    """Run a whole search in one process, with the results of the workflow.
 
-    The same command goes on where it was: what was measured from the same inputs is not measured again.
+    The same command resumes an interrupted search: finished measurements of the same inputs are reused.
     """
     from tenas.files import read_json
     from tenas.search.given import given_data, given_limits
@@ -45,6 +49,25 @@ def search(
     return "\n".join(lines)
 
 
+class _Seed(NamedTuple):
+    """A search of one seed: what all of its rounds need. ``limits``: file of the run's limits, if it has any."""
+
+    settings: dict[str, Any]
+    settings_file: Path
+    limits: Path | None
+    data: Path
+    seed: int
+    out: Path
+    threads: int
+    device: Device
+    table: Path
+    progress: Progress
+
+    def file(self, pattern: str, round: int, **wildcards: int) -> Path:
+        """A file of a round, by its pattern in tenas.layout."""
+        return layout.path(pattern, self.out, seed=self.seed, round=round, **wildcards)
+
+
 def search_seed(
     settings: dict[str, Any],
     data: Path,
@@ -56,94 +79,113 @@ def search_seed(
     table: Path = Path("builtin"),
     progress: Progress = silent,
 ) -> Path:
-    """A search of one seed into the run's folder ``out``: the files that the workflow makes, with one shard per round.
+    """Search with one seed in the run's folder ``out``: the files of the workflow, with one shard per round.
 
-    ``data``: folder of a prepared data set. Gives the path of the genotype. Finished rounds are kept when they follow from the
-    same settings, images and code. Raises TenasError when ``out`` has a search of other settings.
+    ``data``: folder of a prepared data set. Returns the path of the genotype. Finished rounds are kept if they follow from the
+    same settings, images and code. Raises TenasError if ``out`` has a search with other settings.
     """
-    from tenas import layout
     from tenas.errors import TenasError
     from tenas.files import read_json, write_json
-    from tenas.scoring.shard import score_shard
-    from tenas.scoring.subjects import read_cells, trials_of
-    from tenas.search.given import training_dataset
-    from tenas.search.made_by import measuring_code
     from tenas.settings.search import check_settings, schedule
-    from tenas.spaces import get_space
     from tenas.stages.draw import draw
-    from tenas.stages.finalists import finalists
     from tenas.stages.genotype import genotype
     from tenas.stages.limits import limits
     from tenas.stages.mask import mask
-    from tenas.stages.prune import prune
-    from tenas.stages.sample import sample
-    from tenas.stages.shortlist import shortlist
-    from tenas.stages.training import training
 
     settings_file = layout.path(layout.SEARCH, out)
     settings = check_settings(settings, "search")
     if settings_file.exists() and read_json(settings_file, "search settings") != settings:
         raise TenasError(f"The folder {out} has a search of other settings: remove it, or choose another folder for this one.")
     write_json(settings_file, settings)
-    space, images = get_space(settings["space"]), data / layout.IMAGES
-    limits_file = None
-    if settings["limits"]:
-        limits_file = layout.path(layout.LIMITS, out)
+    limits_file = layout.path(layout.LIMITS, out) if settings["limits"] else None
+    if limits_file is not None:
         limits(settings=settings_file, card=data / layout.CARD, out=limits_file)
-    state = layout.path(layout.MASK, out, seed=seed, round=0)
+    search = _Seed(settings, settings_file, limits_file, data, seed, out, threads, device, table, progress)
+    state = search.file(layout.MASK, 0)
     mask(settings=settings_file, out=state)
     for round in schedule(settings):
-        entry, number = settings["rounds"][round.number - 1], round.number
-        before, state = state, layout.path(layout.STATE[round.stage], out, seed=seed, round=number)
-        ranking = layout.path(layout.TABLE[round.stage], out, seed=seed, round=number)
-        if round.stage == "training":
-            metrics = []
-            if entry["column"] is None:
-                dataset = training_dataset(data)
-                with progress(round.trials, f"round {number}", "trainings") as advance:
-                    for place in range(1, round.trials + 1):
-                        folder = layout.path(layout.TRAINING, out, seed=seed, round=number, place=place)
-                        training(
-                            settings=settings_file, dataset=dataset, shortlist=before, round=number, place=place, seed=seed,
-                            threads=threads, device=device, out=folder,
-                        )  # fmt: skip
-                        metrics.append(folder / "metrics.json")
-                        advance(1)
-            finalists(
-                settings=settings_file, shortlist=before, round=number, trainings=metrics, table=table, ranking=ranking, out=state
-            )
-            continue
-        subjects = before
-        if round.stage == "cells":
-            subjects = layout.path(layout.SAMPLE, out, seed=seed, round=number)
-            sample(settings=settings_file, round=number, seed=seed, before=before, limits=limits_file, out=subjects)
-        scores = layout.path(layout.SCORES, out, seed=seed, round=number, shard=1)
-        score_shard(
-            settings=settings,
-            measures=entry["measures"],
-            subjects=read_cells(subjects, space)
-            if round.stage == "cells"
-            else trials_of(space.read_mask(subjects), round, entry),
-            names=(seed, number),
-            images=images,
-            inputs=[subjects],
-            out=scores,
-            shard=(1, 1),
-            threads=threads,
-            device=device,
-            code=measuring_code("score", settings, entry),
-            facts={"seed": seed, "round": number},
-            progress=progress,
-            what=f"seed {seed}, round {number}",
-            reuse=True,
-        )
-        if round.stage == "cells":
-            shortlist(settings=settings_file, cells=subjects, round=number, scores=[scores], ranking=ranking, out=state)
-        else:
-            prune(
-                settings=settings_file, mask=before, round=number, scores=[scores], limits=limits_file, ranking=ranking, out=state
-            )
+        state = _ROUNDS[round.stage](search, round, state)
     found = layout.path(layout.GENOTYPE, out, seed=seed)
     genotype(settings=settings_file, state=state, out=found)
     draw(genotype=found, out=layout.path(layout.DRAWING, out, seed=seed))
     return found
+
+
+def _score(search: _Seed, round: "Round", subjects: Path) -> Path:
+    """Measure a round's subjects, unless that was done before. Returns the file of the scores."""
+    from tenas.scoring.shard import score_shard
+    from tenas.scoring.subjects import read_subjects
+    from tenas.search.made_by import measuring_code
+    from tenas.spaces import get_space
+
+    settings, number = search.settings, round.number
+    entry, scores = settings["rounds"][number - 1], search.file(layout.SCORES, number, shard=1)
+    score_shard(
+        settings=settings,
+        measures=entry["measures"],
+        subjects=read_subjects(subjects, get_space(settings["space"]), round, entry),
+        images=search.data / layout.IMAGES,
+        inputs=[subjects],
+        out=scores,
+        shard=(1, 1),
+        threads=search.threads,
+        device=search.device,
+        code=measuring_code("score", settings, entry),
+        facts={"seed": search.seed, "round": number},
+        progress=search.progress,
+        what=f"seed {search.seed}, round {number}",
+        reuse=True,
+    )
+    return scores
+
+
+def _prune(search: _Seed, round: "Round", before: Path) -> Path:
+    from tenas.stages.prune import prune
+
+    number, scores = round.number, _score(search, round, before)
+    ranking, mask = search.file(layout.RANKING, number), search.file(layout.MASK, number)
+    prune(
+        settings=search.settings_file, mask=before, round=number, scores=[scores], limits=search.limits, ranking=ranking, out=mask
+    )
+    return mask
+
+
+def _cells(search: _Seed, round: "Round", before: Path) -> Path:
+    from tenas.stages.sample import sample
+    from tenas.stages.shortlist import shortlist
+
+    number = round.number
+    cells, ranking, kept = (search.file(pattern, number) for pattern in (layout.SAMPLE, layout.CELLS, layout.SHORTLIST))
+    sample(settings=search.settings_file, round=number, seed=search.seed, before=before, limits=search.limits, out=cells)
+    scores = _score(search, round, cells)
+    shortlist(settings=search.settings_file, cells=cells, round=number, scores=[scores], ranking=ranking, out=kept)
+    return kept
+
+
+def _train(search: _Seed, round: "Round", before: Path) -> Path:
+    """Train the finalists, or look them up, and keep the best."""
+    from tenas.search.given import training_dataset
+    from tenas.stages.finalists import finalists
+    from tenas.stages.training import training
+
+    number, metrics = round.number, []
+    if search.settings["rounds"][number - 1]["column"] is None:
+        dataset = training_dataset(search.data)
+        with search.progress(round.trials, f"round {number}", "trainings") as advance:
+            for place in range(1, round.trials + 1):
+                training(
+                    settings=search.settings_file, dataset=dataset, shortlist=before, round=number, place=place, seed=search.seed,
+                    threads=search.threads, device=search.device, out=search.file(layout.TRAINING, number, place=place),
+                )  # fmt: skip
+                metrics.append(search.file(layout.TRAINING_METRICS, number, place=place))
+                advance(1)
+    ranking, kept = search.file(layout.TRAININGS, number), search.file(layout.FINALISTS, number)
+    finalists(
+        settings=search.settings_file, shortlist=before, round=number, trainings=metrics, table=search.table, ranking=ranking,
+        out=kept,
+    )  # fmt: skip
+    return kept
+
+
+# Kind of round -> function from the file of the state before to that of the state after.
+_ROUNDS = {"operators": _prune, "edges": _prune, "cells": _cells, "training": _train}

@@ -1,4 +1,4 @@
-"""Write the settings of a search, a retraining or a study, checked."""
+"""Check and write the settings of a search, a retraining or a study."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ def settings(
     *,
     out: Annotated[Path, "JSON file of the settings"],
 ) -> None:
-    """Check the settings of a search, a retraining or a study and write them down."""
+    """Check and write the settings of a search, a retraining or a study."""
     from tenas.files import write_json
     from tenas.settings.retrain import check_retraining
     from tenas.settings.search import check_settings

@@ -11,7 +11,7 @@ def study_correlate(
     index: Annotated[
         Path, "the space's table as CSV or Parquet, one row per cell; builtin is the one that comes with the project"
     ] = Path("builtin"),
-    scores: Annotated[list[Path], "scores of all shards, their records beside them"],
+    scores: Annotated[list[Path], "scores of all shards, with their records next to them"],
     out: Annotated[Path, "folder for correlations.csv, correlations.json, forest.svg and scatter.svg"],
 ) -> None:
     """Correlate a study's measures with the accuracies of its cells."""

@@ -10,12 +10,12 @@ from tenas.stages.types import Count, Device, Shard
 def study_score(
     *,
     settings: Annotated[Path, "study.json of the study"],
-    images: Annotated[Path, "images.npy of a prepared data set, its card.json and labels.npy beside it"],
+    images: Annotated[Path, "images.npy of a prepared data set, with card.json and labels.npy next to it"],
     cells: Annotated[Path, "CSV file of the cells, with the columns cell (a number) and arch"],
     shard: Annotated[Shard, "every N-th cell"] = (1, 1),
     threads: Annotated[Count, "processor threads to use"] = 1,
     device: Annotated[Device, "auto is a GPU where there is one"] = "auto",
-    out: Annotated[Path, "CSV file of the scores; what made them is written beside it as JSON"],
+    out: Annotated[Path, "CSV file of the scores; their record is written next to it as JSON"],
     progress: Progress = silent,
 ) -> None:
     """Measure a shard of a study's cells.
@@ -33,7 +33,6 @@ def study_score(
         settings=study,
         measures=study["measures"],
         subjects=read_cells(cells, get_space(study["space"])),
-        names=(study["seed"],),
         images=images,
         inputs=[cells],
         out=out,

@@ -167,7 +167,7 @@ def test_the_configuration_takes_it_where_it_says_nothing():
     assert load_config(config(benchmark={"darts": "mine.csv"}))["benchmark"] == {"nas-bench-201": "builtin", "darts": "mine.csv"}
     none = config(benchmark={"nas-bench-201": None})
     assert load_config(none)["benchmark"] == {"nas-bench-201": None}
-    with pytest.raises(TenasError, match=r"'table_search' needs an index file under 'benchmark\.nas-bench-201'"):
+    with pytest.raises(TenasError, match=r"'table_search' needs a table under 'benchmark\.nas-bench-201'"):
         load_config(none | {"table_search": {}})
     for benchmark, sentence in (
         ({"darts": "builtin"}, "'benchmark': No benchmark table of the space darts comes with the project"),

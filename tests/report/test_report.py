@@ -277,7 +277,7 @@ def test_a_funnel_lacks_nothing_silently(funnel):
     path = funnel / "seed4/round4/trainings.csv"
     text = path.read_text()
     path.write_text(text.replace("91.25", "much"))
-    with pytest.raises(TenasError, match="'much' for 'valid_accuracy', which is no number"):
+    with pytest.raises(TenasError, match="'much' for 'valid_accuracy', which is not a number"):
         summarise(funnel, [4])
     path.write_text(text.replace(",1,1\n", ",5,1\n"))
     with pytest.raises(TenasError, match="no cell in the first place"):
@@ -407,7 +407,9 @@ def test_a_faulty_table_of_cells_gets_a_sentence(tmp_path):
     save_trainings(trainings, kept, [1.0, 2.0])
     trainings.write_text(trainings.read_text().replace("2.0,", ",", 1))
     refused("damaged in line 3", trainings)
-    refused("table.csv is no table of a round; their names are ranking.csv, cells.csv, trainings.csv", tmp_path / "table.csv")
+    refused(
+        "table.csv is not the table of a round; their names are ranking.csv, cells.csv, trainings.csv", tmp_path / "table.csv"
+    )
 
 
 def test_cell_types_are_told_apart(tmp_path):

@@ -45,7 +45,7 @@ def compute(processes: Processes) -> dict:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=0.01)
-        weight = len(labels[share]) * processes.count / IMAGES
+        weight = len(labels[share]) * processes.world_size / IMAGES
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         loss, right = train_step(trained, optimizer, scaler, images[share], labels[share], settings, weight)
         gradients = {k: None if p.grad is None else p.grad.clone() for k, p in network.named_parameters()}

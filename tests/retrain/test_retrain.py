@@ -23,7 +23,7 @@ from tenas.data.sources import TEST_SEED, TEST_SHARE, Arrays, split_by_class
 from tenas.errors import TenasError
 from tenas.networks import Network
 from tenas.retrain import load_network, retrain
-from tenas.retrain.augment import augment, crop_and_flip, cut_out, draw, jitter_colours, normalise
+from tenas.retrain.augment import augment, crop_and_flip, cut_out, draw_params, jitter_colours, normalise
 from tenas.retrain.distributed import Processes
 from tenas.retrain.feed import FromMemory, make_feed
 from tenas.retrain.train import batches, learning_rate, train_step
@@ -51,7 +51,7 @@ def test_crops_are_those_of_a_padded_image(padding, flip):
     """Every result is one of the windows of the padded image, mirrored or not; over many images all of them are met."""
     image = random_images(1, 7)
     batch = torch.from_numpy(image).expand(1500, -1, -1, -1)
-    draws = draw(1500, (7, 7), TINY_DRAWS | {"crop_padding": padding, "flip": flip}, np.random.default_rng(0))
+    draws = draw_params(1500, (7, 7), TINY_DRAWS | {"crop_padding": padding, "flip": flip}, np.random.default_rng(0))
     crops = crop_and_flip(batch, draws.shift, draws.mirrored).numpy()
     padded = np.pad(image[0], ((padding, padding), (padding, padding), (0, 0)))
     windows = set()
@@ -68,10 +68,10 @@ def test_images_of_a_batch_are_augmented_apart():
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.ones(3)
     for key, value in EVERYTHING.items():
         settings = TINY_DRAWS | {key: value}
-        results = augment(batch, draw(20, (9, 9), settings, np.random.default_rng(0)), settings, mean, std)
+        results = augment(batch, draw_params(20, (9, 9), settings, np.random.default_rng(0)), settings, mean, std)
         assert results.shape == (20, 3, 9, 9)
         assert len({result.numpy().tobytes() for result in results}) > (10 if key != "flip" else 1)
-    plain = augment(batch, draw(20, (9, 9), TINY_DRAWS, np.random.default_rng(0)), TINY_DRAWS, mean, std)
+    plain = augment(batch, draw_params(20, (9, 9), TINY_DRAWS, np.random.default_rng(0)), TINY_DRAWS, mean, std)
     assert torch.equal(plain, normalise(batch, mean, std))
 
 
@@ -79,7 +79,7 @@ def test_images_of_a_batch_are_augmented_apart():
 def test_augmentation_does_not_depend_on_the_number_of_processes(count):
     images = torch.from_numpy(random_images(20, 9))
     settings, mean, std = TINY_DRAWS | EVERYTHING, torch.tensor([0.4, 0.5, 0.6]), torch.ones(3)
-    draws = draw(20, (9, 9), settings, np.random.default_rng(0))
+    draws = draw_params(20, (9, 9), settings, np.random.default_rng(0))
     shares = [Processes(rank, count).share(20) for rank in range(count)]
     parts = [augment(images[share], draws.share(share), settings, mean, std) for share in shares]
     torch.testing.assert_close(torch.cat(parts), augment(images, draws, settings, mean, std))
@@ -113,7 +113,7 @@ def test_normalised_images_have_the_layout_of_a_network():
 
 def test_cutout_blanks_one_square_that_may_hang_over_the_border():
     images = torch.ones(400, 3, 10, 8)
-    draws = draw(400, (10, 8), TINY_DRAWS, np.random.default_rng(0))
+    draws = draw_params(400, (10, 8), TINY_DRAWS, np.random.default_rng(0))
     blank = (cut_out(images, 4, draws.hole) == 0).numpy()
     assert (blank == blank[:, :1]).all()
     sizes = set()
@@ -540,7 +540,7 @@ def test_a_loss_that_is_not_finite_is_said_in_a_sentence(tmp_path):
         ({"momentum": 0}, r"'nesterov' needs a 'momentum' above 0"),
         ({"validation": 0.001}, r"none to choose the epoch with"),
         ({"validation": 1}, r"'validation'"),
-        ({"batch": 2}, r"'batch' 2 leaves a process fewer than two of 1151 images"),
+        ({"batch": 2}, r"'batch' 2 with 1 process\(es\) leaves fewer than 2 of 1151 images per process"),
         ({"resized_crop": 0.5}, r"either by 'resized_crop' or by 'crop_padding'"),
         ({"colour_jitter": {"hue": 0.7}}, r"'colour_jitter.hue'"),
         ({"precision": "fp8"}, r"allowed: fp32, bf16, fp16"),

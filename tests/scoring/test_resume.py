@@ -19,7 +19,7 @@ from helpers.engine import KAPPA, NAS, ON_A_BATCH, REGIONS, cells_of, prepared
 from tenas.cli import main
 from tenas.files import sha256, write_csv, write_json
 from tenas.provenance import sealed
-from tenas.scoring.checkpoint import Checkpoint, Taken, origin_of
+from tenas.scoring.checkpoint import Checkpoint, Result, origin_of
 from tenas.scoring.subjects import Measurement
 from tenas.settings import search_settings, study_settings
 
@@ -244,7 +244,7 @@ def test_numbers_come_back_as_they_were(tmp_path):
     }
     with Checkpoint(tmp_path / "p", "origin") as checkpoint:
         for number, (measurement, value) in enumerate(values.items()):
-            checkpoint.add(Taken(measurement, value, 0.25 * number), float(number))
+            checkpoint.add(Result(measurement, value, 0.25 * number), float(number))
     again = Checkpoint(tmp_path / "p", "origin")
     assert list(map(repr, again.values.items())) == list(map(repr, values.items()))
     assert list(again.costs.values()) == [0.0, 0.25, 0.5, 0.75]

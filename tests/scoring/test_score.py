@@ -209,7 +209,7 @@ def test_a_cells_measurement_is_the_public_measure_of_the_public_network():
         ("cell,arch\n1,{0}\n2,{1}\n", None),
         ("arch,cell,note\n{0},5,x\n", None),
         ("cell\n1\n", "no column 'arch'"),
-        ("cell,arch\none,{0}\n", "line 2, has 'one' in the place of a number"),
+        ("cell,arch\none,{0}\n", "line 2, has 'one' instead of a number"),
         ("cell,arch\n1,{0}\n1,{1}\n", "lists a cell twice"),
         ("cell,arch\n1,|conv~0|\n", "line 2: .conv. is no operator"),
         ("cell,arch\n1,{0}\n2", "cut off"),

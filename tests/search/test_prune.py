@@ -193,7 +193,7 @@ def cut(text: str) -> str:
     [
         (cut, "cut off"),
         (lambda text: cut(text).rpartition("\n")[0] + "\n", "a shard is missing or cut off"),
-        (lambda text: text + text.splitlines()[1] + "\n", "a shard is there twice"),
+        (lambda text: text + text.splitlines()[1] + "\n", "a shard is given twice"),
         (lambda text: text.replace("linear_regions,0,", "linear_regions,9,", 1), "no measurement of round 1"),
         (lambda text: text.replace("skip_connect", "avg_pool_3x3", 1), "another subject than trial 1 of round 1"),
         (lambda text: text.replace("linear_regions,0,", "linear_regions,0,-", 1), "never negative"),

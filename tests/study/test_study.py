@@ -232,7 +232,7 @@ def rows_of(cells: Cells) -> list[dict]:
     ("damage", "words"),
     [
         (lambda rows: rows[:-1], "lack 1 of 18 measurements, the first of them naswot of cell 2, repeat 0"),
-        (lambda rows: [*rows, rows[0]], "a shard is there twice"),
+        (lambda rows: [*rows, rows[0]], "a shard is given twice"),
         (lambda rows: [rows[0] | {"cell": 77}, *rows[1:]], "no measurement of this study"),
         (lambda rows: [rows[0] | {"arch": rows[-1]["arch"]}, *rows[1:]], "another subject than cell 0 of this study"),
         (lambda rows: [rows[0] | {"value": -1}, *rows[1:]], "never negative"),
@@ -288,7 +288,7 @@ def config(**study) -> dict:
         ({"studies": {"small": STUDY | {"exclude": ["noone"]}}}, "'noone'"),
         ({"studies": {"small": STUDY | {"together": [["naswot", "zen"]]}}}, "'together' names 'zen'"),
         ({"studies": {"small": STUDY | {"space": "nas"}}}, "'nas'"),
-        ({"benchmark": {"nas-bench-201": None}}, "needs the index of nas-bench-201"),
+        ({"benchmark": {"nas-bench-201": None}}, "needs the table of nas-bench-201"),
         ({"runs": {"small": TINY["runs"]["digits"]}}, "the name of a run and of a study"),
         ({"studies": {}}, "nothing to do"),
     ],

@@ -1,0 +1,70 @@
+"""The images of a training: its parts, what is held out of them, the constants that normalise them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tenas.data import Part, load_splits
+from tenas.data.prepared import channel_statistics
+from tenas.data.sources import split_by_class
+from tenas.errors import TenasError
+from tenas.retrain.distributed import Processes
+from tenas.retrain.feed import STATISTICS
+from tenas.retrain.train import steps_of_epoch
+
+STATISTICS_IMAGES = 10_000
+
+
+class Data(NamedTuple):
+    """The parts of a data set that a training uses, its number of classes, and the side of its images in pixels."""
+
+    train: Part
+    valid: Part | None
+    test: Part | None
+    classes: int
+    side: int
+
+    @property
+    def parts(self) -> dict[str, Part | None]:
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+
+def read_data(
+    dataset: Mapping[str, Any], settings: Mapping[str, Any], seed: int, processes: Processes, *, needs_test: bool = True
+) -> Data:
+    """Load a data set and hold the share ``validation`` of its training images out, drawn from ``seed``.
+
+    Raises TenasError for a part that would be too small, and for images without labels.
+    """
+    middle = settings["evaluation_crop"]
+    with processes.one_a_machine_first():
+        splits = load_splits(dataset, settings["side"], middle)
+    if needs_test and splits.test is None:
+        raise TenasError(
+            "The data set has no test images, and no labels or too few images per class to hold some out: it cannot be used "
+            "for retraining."
+        )
+    if (splits.train.labels < 0).any():
+        raise TenasError("The data set's images have no labels: nothing can be trained on them.")
+    keep, held = split_by_class(splits.train.labels, settings["validation"], seed)
+    if len(keep) < 2 or (settings["validation"] and not len(held)):
+        raise TenasError(
+            f"'validation' {settings['validation']} of {len(splits.train.labels)} training images leaves too few "
+            "to train with, or none to choose the epoch with."
+        )
+    if len(keep) // steps_of_epoch(len(keep), settings["batch"]) // processes.world_size < 2:
+        raise TenasError(
+            f"'batch' {settings['batch']} with {processes.world_size} process(es) leaves fewer than 2 of {len(keep)} images per "
+            "process, too few for batch normalisation: use a larger batch, or fewer processes."
+        )
+    valid = splits.train.take(held).sized(splits.side, middle) if len(held) else None
+    return Data(splits.train.take(keep), valid, splits.test, splits.classes, splits.side)
+
+
+def channel_constants(part: Part, seed: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel over the training images, or over STATISTICS_IMAGES of them."""
+    sample = np.random.default_rng([seed, STATISTICS]).permutation(len(part.labels))[:STATISTICS_IMAGES]
+    mean, std = channel_statistics(part.read(sample))
+    # A constant channel carries nothing, but must not become 0/0.
+    return mean, [s or 1.0 for s in std]

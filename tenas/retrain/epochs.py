@@ -1,0 +1,124 @@
+"""Train over all epochs, from a checkpoint where there is one: rows of history.csv, the choice of the best epoch."""
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tenas.errors import TenasError
+from tenas.files import whole
+from tenas.networks import Network
+from tenas.provenance import Stopwatch
+from tenas.retrain.data import Data
+from tenas.retrain.distributed import Processes
+from tenas.retrain.feed import Feed, make_feed
+from tenas.retrain.train import Trainer, evaluate, steps_of_epoch, train_epoch
+
+HISTORY = ("epoch", "learning_rate", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
+
+
+def read_checkpoint(path: Path, digest: str) -> dict[str, Any] | None:
+    """Read the state after the last finished epoch; None where training starts at the beginning.
+
+    A checkpoint of other settings, code or data is not resumed: its history would follow from neither.
+    """
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if state["digest"] == digest:
+            return state
+        reason = "is of other settings, data or code"
+    except Exception as error:  # whatever pickle and zip raise for a damaged file
+        reason = f"cannot be read ({error})"
+    print(f"tenas: the checkpoint {path} {reason}; training starts at the first epoch.", file=sys.stderr)
+    return None
+
+
+def is_better(row: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
+    """Prefer the higher validation accuracy, then the lower validation loss, then the earlier epoch.
+
+    Without validation images the later epoch.
+    """
+    if row["valid_accuracy"] is None:
+        return True
+    return bool((row["valid_accuracy"], -row["valid_loss"]) > (best["valid_accuracy"], -best["valid_loss"]))
+
+
+def run_epoch(
+    trainer: Trainer,
+    evaluated: nn.Module,
+    data: Data,
+    feeds: tuple[Feed, Feed | None],
+    epoch: int,
+    progress: Callable[[], object],
+) -> dict[str, Any]:
+    """Train for 0-based ``epoch``, then validate. Returns the row of history.csv. ``feeds``: of training, of validation.
+
+    Raises TenasError for a loss that is not finite.
+    """
+    feed, valid_feed = feeds
+    # From zero in the first epoch on, as in DARTS: a young network needs all of its paths.
+    trainer.network.set_drop_path(trainer.settings["drop_path"] * epoch / trainer.settings["epochs"])
+    rate, train_loss, train_accuracy = train_epoch(trainer, feed, len(data.train.labels), epoch, progress)
+    trainer.processes.average_statistics(trainer.network)
+    valid_loss = valid_accuracy = None
+    if valid_feed is not None and data.valid is not None:
+        valid_loss, valid_accuracy, _ = evaluate(
+            evaluated, valid_feed, len(data.valid.labels), trainer.settings, trainer.mean, trainer.std, trainer.processes
+        )
+    if not (math.isfinite(train_loss) and math.isfinite(valid_loss or 0)):
+        raise TenasError(
+            f"The loss is no longer finite in epoch {epoch + 1}: lower 'learning_rate', or set 'clip' or 'warmup_epochs'."
+        )
+    return dict(zip(HISTORY, (epoch + 1, rate, train_loss, train_accuracy, valid_loss, valid_accuracy), strict=True))
+
+
+def _line(row: Mapping[str, Any], epochs: int) -> str:
+    validated = "" if row["valid_accuracy"] is None else f", {row['valid_accuracy']:.2f} % in validation"
+    return (
+        f"epoch {row['epoch']}/{epochs}: learning rate {row['learning_rate']:.4f}, loss {row['train_loss']:.4f}, "
+        f"accuracy {row['train_accuracy']:.2f} % in training{validated}"
+    )
+
+
+def train(
+    network: Network, data: Data, settings: Mapping[str, Any], mean: Tensor, std: Tensor,
+    *, seed: int, digest: str, checkpoint: Path, processes: Processes,
+) -> dict[str, Any]:  # fmt: skip
+    """Train to the last epoch, from ``checkpoint`` if it has the same ``digest``. Returns its state.
+
+    The state: ``history`` (one row per epoch), ``best`` (row and weights of the chosen epoch), ``network``, ``optimizer``,
+    ``scaler``, ``seconds`` of training over all interruptions. Raises TenasError for a loss that is not finite.
+    """
+    trainer = Trainer.of(network, mean, std, settings, seed, processes)
+    state = processes.from_first(read_checkpoint(checkpoint, digest) if processes.first else None)
+    if state is None:
+        state = {"digest": digest, "history": [], "best": None, "seconds": 0.0}
+    else:
+        trainer.load_state_dict(state)
+    evaluated = trainer.prepare(data.side)
+    workers = settings["workers"]
+    feed = make_feed(data.train, data.side, mean.device, workers=workers, seed=seed, least_area=settings["resized_crop"])
+    valid_feed = None if data.valid is None else make_feed(data.valid, data.side, mean.device, workers=workers)
+    epochs, done, steps = settings["epochs"], len(state["history"]), steps_of_epoch(len(data.train.labels), settings["batch"])
+    # A bar on a terminal; in a log, where tqdm is silent, the lines alone.
+    hidden = None if processes.first else True
+    with tqdm(total=epochs * steps, initial=done * steps, unit="step", disable=hidden, leave=False) as bar:
+        for epoch in range(done, epochs):
+            stopwatch = Stopwatch()
+            row = run_epoch(trainer, evaluated, data, (feed, valid_feed), epoch, bar.update)
+            if state["best"] is None or is_better(row, state["best"]["row"]):
+                state["best"] = {"row": row, "network": {k: v.clone() for k, v in network.state_dict().items()}}
+            state["history"].append(row)
+            state |= trainer.state_dict() | {"seconds": state["seconds"] + stopwatch.seconds()}
+            if processes.first:
+                with whole(checkpoint) as temporary:
+                    torch.save(state, temporary)
+                tqdm.write(_line(row, epochs), file=sys.stderr)
+    return state
