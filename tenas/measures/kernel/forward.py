@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tenas.measures.kernel import compiled
+from tenas.measures.kernel.compiled import passes, vector
 from tenas.measures.kernel.plan import LANES, Window, average_share, average_window, window_of
 from tenas.measures.ntk_tape import aten
 
@@ -40,9 +40,9 @@ def _ones(height: int, width: int) -> np.ndarray:
 
 def _convolve(x: Tensor, weight: np.ndarray, share: np.ndarray, groups: int, window: Window) -> Tensor:
     images = x.detach().numpy()
-    template = compiled.template(images.dtype, LANES)
+    template = vector.template(images.dtype, LANES)
     share = share.astype(images.dtype, copy=False)
-    result = compiled.convolve(template, images, weight, share, groups, window.padding, window.dilation)
+    result = passes.convolve(template, images, weight, share, groups, window.padding, window.dilation)
     return torch.from_numpy(result)
 
 

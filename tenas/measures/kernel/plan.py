@@ -28,8 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tenas.measures.kernel import compiled
-from tenas.measures.kernel.compiled import INSTRUCTION
+from tenas.measures.kernel.compiled import loops, operations, passes, vector
+from tenas.measures.kernel.compiled import record as opcodes
+from tenas.measures.kernel.compiled.record import RECORD as INSTRUCTION
 from tenas.measures.ntk_reverse import empty_rows, parameter_columns, reverse_record, seed
 from tenas.measures.ntk_rules import BATCH_NORMS, DIVISIONS, SUBTRACTIONS, BatchNorm
 from tenas.measures.ntk_tape import Record, Tape, Value, aten
@@ -173,7 +174,7 @@ def products_of(
     phases, first = [], 0
     for phase in phases_of(window, outer // groups, size, grid, vector):
         taps = len(phase.offsets)
-        padded = compiled.padded(taps)
+        padded = loops.padded(taps)
         offsets = np.concatenate([phase.offsets, np.zeros(padded - taps, np.int32)])
         numbers = first + np.arange(channels)[:, None] * padded + np.arange(taps)
         numbers = numbers.reshape(groups, each, outer // groups, len(phase.rows), len(phase.columns))
@@ -309,7 +310,7 @@ class Plan:
         self.n = len(logits.tensor)
         self.torch_dtype = logits.tensor.dtype
         self.dtype = np.dtype(np.float64 if self.torch_dtype == torch.float64 else np.float32)
-        self.template = compiled.template(self.dtype, LANES)
+        self.template = vector.template(self.dtype, LANES)
         self.size = self.dtype.itemsize * LANES
         self.columns = {parameter: columns for columns, parameter in parameter_columns(tape)}
         self.gradients = np.zeros((max(columns.stop for columns in self.columns.values()), LANES))
@@ -438,7 +439,7 @@ class Plan:
                 base.sums.fill(0)
             for first in range(0, self.n, SAMPLES):
                 base.part.fill(0)
-                compiled.run(self.template, program[0], first, min(first + SAMPLES, self.n))
+                operations.run(self.template, program[0], first, min(first + SAMPLES, self.n))
                 if base.wants:
                     base.sums += base.part
 
@@ -520,7 +521,7 @@ class Plan:
         whole = {**self._at("target", base.array, base.grid), **self._images(base.channels, base.grid)}
         stored = bool(others) and isinstance(others[0], Dense) and others[0].cotangent.base.grid[:2] == base.grid[:2]
         if contributions and not stored:
-            program.append({"op": compiled.ZERO, **whole})
+            program.append({"op": opcodes.ZERO, **whole})
         for index, contribution in enumerate(others):
             if isinstance(contribution, Dense):
                 target = self._at("target", base.array, base.grid, y=contribution.y, x=contribution.x)
@@ -529,7 +530,7 @@ class Plan:
             else:
                 program += self._scatter(base, contribution)
             if index + 1 == len(masks):
-                program.append({"op": compiled.MASK, **whole, **self._images_data(masks[0])})
+                program.append({"op": opcodes.MASK, **whole, **self._images_data(masks[0])})
         self._compile_gathered(program, base, gathered)
         self._compile_sums(program, base)
         table = []
@@ -550,7 +551,7 @@ class Plan:
     def _combine(self, target: dict[str, int], cotangent: Cotangent, *, accumulate: bool) -> dict[str, int]:
         """The instruction that adds a cotangent to an array or stores it there."""
         step = {
-            "op": compiled.COMBINE,
+            "op": opcodes.COMBINE,
             **target,
             **self._at("source", cotangent.base.array, cotangent.base.grid, channel=cotangent.channel),
             **self._images(len(cotangent.gain), cotangent.base.grid),
@@ -602,7 +603,7 @@ class Plan:
             program.append({**step, **self._at("source", array, grid), **share})
         if first.mask is None and first.convolution.window == Window((3, 3), 1, (1, 1), 1):
             places = {**self._at("target", base.array, base.grid), **self._at("source", array, grid)}
-            program.append({"op": compiled.BOX, **places, **self._images(base.channels, base.grid)})
+            program.append({"op": opcodes.BOX, **places, **self._images(base.channels, base.grid)})
         else:
             program += self._gathers(base, [first], [first.convolution.weight], array, [0])
 
@@ -648,7 +649,7 @@ class Plan:
             value = first.mask or first.convolution.x
             steps.append(
                 {
-                    "op": compiled.GATHER,
+                    "op": opcodes.GATHER,
                     **places,
                     "channels": base.channels,
                     **self._lists(value, first.mask is not None, first.convolution, remainders, grid),
@@ -675,7 +676,7 @@ class Plan:
             height, width = value.shape[2:]
             if rectified:
                 images = value.data.contiguous().numpy().reshape(-1, height, width)
-                arrays = compiled.list_positions(
+                arrays = passes.list_positions(
                     images, stride, *remainders, own.row, own.first, grid.row, grid.first, self.size
                 )  # fmt: skip
             else:
@@ -695,7 +696,7 @@ class Plan:
         return [
             self._combine(self._at("target", array, grid), contribution.cotangent, accumulate=False),
             {
-                "op": compiled.SCATTER,
+                "op": opcodes.SCATTER,
                 **self._at("target", base.array, base.grid),
                 **self._at("source", array, grid),
                 **self._images(base.channels, grid),
@@ -716,7 +717,7 @@ class Plan:
                 rows += channels
                 steps.append(
                     {
-                        "op": compiled.DOT,
+                        "op": opcodes.DOT,
                         "target": want.row * self.size,
                         **self._at("source", base.array, base.grid, channel=want.channel),
                         **self._images(channels, base.grid),
@@ -732,7 +733,7 @@ class Plan:
             target = address(base.part)
             source = self._at("source", base.array, base.grid)
             if base.normalised:
-                program.append({"op": compiled.SUM, "target": target, **source, **self._images(base.channels, base.grid)})
+                program.append({"op": opcodes.SUM, "target": target, **source, **self._images(base.channels, base.grid)})
             program += [{**step, "target": target + step["target"]} for step in steps]
 
     def _share_products(self, want: Products, other: Products) -> bool:
@@ -772,7 +773,7 @@ class Plan:
                 lists = {**lists, "values": self._vector(x.data[:, :, y::stride, u::stride].numpy())}
             steps.append(
                 {
-                    "op": compiled.ACCUMULATE,
+                    "op": opcodes.ACCUMULATE,
                     "target": (first_row + first) * self.size,
                     **source,
                     "channels": channels,
@@ -817,7 +818,7 @@ def _batch_norm(plan: Plan, record: Record) -> bool:
 
     def step(cotangents: dict[Value, Tensor], lanes: int) -> None:
         rows = NO_ROWS if convolution is None else want.rows.reshape(weight.shape)
-        compiled.normalise(
+        passes.normalise(
             base.sums, cotangent.channel, 0 if convolution else want.row, rows, weight, offset, mean, inverse, gain,
             norm.count, norm.coupled, unused if shift is None else shift, unused if slope is None else slope, gradient, scale,
         )  # fmt: skip
@@ -876,7 +877,7 @@ def _convolution(plan: Plan, record: Record) -> bool:
 
         def step(cotangents: dict[Value, Tensor], lanes: int) -> None:
             rows = products.rows.reshape(table.shape)
-            compiled.weight_gradient(cotangent.base.sums, rows, cotangent.gain, shift, slope, patches, outer, gradient)
+            passes.weight_gradient(cotangent.base.sums, rows, cotangent.gain, shift, slope, patches, outer, gradient)
 
         plan.steps.append(step)
     if x.active:
@@ -888,7 +889,7 @@ def _forward_products(plan: Plan, convolution: Convolution) -> tuple[np.ndarray,
     """The sums over the batch of patch and of z * patch, for a convolution's output z: (channels, elements) each."""
     window = convolution.window
     z, x = (value.data.contiguous().numpy() for value in (convolution.out, convolution.x))
-    patches, products = compiled.forward_products(
+    patches, products = passes.forward_products(
         plan.template, z, x, convolution.groups, window.stride, window.kernel, window.padding, window.dilation
     )
     return patches.reshape(len(patches), -1), products.reshape(len(products), -1)
