@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba.extending
 from numba.core.caching import FunctionCache
@@ -27,11 +27,11 @@ def _digest() -> str:
 CODE = _digest()
 
 
-class FolderCache(FunctionCache):  # type: ignore[misc]
+class FolderCache(FunctionCache):
     """Numba's cache of a function, valid as long as no file of this folder has changed."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
+        super().__init__(function)  # type: ignore[no-untyped-call]
         self._cache_file._source_stamp = (self._cache_file._source_stamp, CODE)
 
 
@@ -39,14 +39,15 @@ def compiled(function: Function) -> Function:
     """Compile a function when it is called, for the types of its arguments, or read its machine code from disk."""
     dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
     dispatcher._cache = FolderCache(function)
-    return dispatcher  # type: ignore[no-any-return]
+    return cast(Function, dispatcher)
 
 
 def inlined(function: Function) -> Function:
     """Compile a function into each of its callers."""
-    return numba.njit(inline="always")(function)  # type: ignore[no-any-return]
+    return cast(Function, numba.njit(inline="always")(function))
 
 
-def intrinsic(function: Function) -> Function:
+def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that compiled code calls, written as the LLVM instructions that it stands for."""
-    return numba.extending.intrinsic(function)  # type: ignore[no-any-return]
+    made: Callable[..., Any] = numba.extending.intrinsic(function)
+    return made

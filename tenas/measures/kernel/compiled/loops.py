@@ -19,7 +19,7 @@ GATHER_REST = 4
 
 def _accumulators(to: Emitter, addresses: list[ir.Value]) -> list[ir.Value]:
     """Variables that start as the vectors at the addresses; LLVM keeps them in registers."""
-    return [cgutils.alloca_once_value(to.builder, to.load(address)) for address in addresses]
+    return [cgutils.alloca_once_value(to.builder, to.load(address)) for address in addresses]  # type: ignore[no-untyped-call]
 
 
 def _gather(width: int) -> Callable[..., Any]:

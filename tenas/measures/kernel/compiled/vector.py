@@ -21,7 +21,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.datamodel import models, register_default
+from numba.core.datamodel import models
+from numba.core.datamodel.registry import register_default
 
 from tenas.measures.kernel.compiled.jit import intrinsic
 
@@ -34,7 +35,7 @@ def template(dtype: np.dtype[Any], lanes: int) -> tuple[Any, ...]:
     return (np.dtype(dtype).type(0),) * lanes
 
 
-class Vector(types.Type):  # type: ignore[misc]
+class Vector(types.Type):
     def __init__(self, dtype: types.Float, lanes: int) -> None:
         self.dtype = dtype
         self.lanes = lanes
@@ -45,10 +46,10 @@ def _element(dtype: types.Float) -> ir.Type:
     return ir.FloatType() if dtype.bitwidth == 32 else ir.DoubleType()
 
 
-@register_default(Vector)  # type: ignore[untyped-decorator]
-class VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+@register_default(Vector)
+class VectorModel(models.PrimitiveModel):
     def __init__(self, manager: object, vector: Vector) -> None:
-        super().__init__(manager, vector, ir.VectorType(_element(vector.dtype), vector.lanes))
+        super().__init__(manager, vector, ir.VectorType(_element(vector.dtype), vector.lanes))  # type: ignore[no-untyped-call]
 
 
 def vector_of(template: types.UniTuple) -> Vector:
@@ -82,7 +83,7 @@ class Emitter:
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         name = f"llvm.fma.v{self.vector.count}f{8 * self.item}"
         signature = ir.FunctionType(self.vector, [self.vector] * 3)
-        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        function = cgutils.get_or_insert_function(self.builder.module, signature, name)  # type: ignore[no-untyped-call]
         return self.builder.call(function, [a, b, c])
 
     def scalar(self, base: ir.Value, index: ir.Value, of: ir.Type | None = None) -> ir.Value:
