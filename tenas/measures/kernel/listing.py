@@ -24,9 +24,8 @@ def dump(program: Program) -> str:
     base, workspace = program.base, program.workspace
     names = _Names([Region("sums", address(base.part), base.part.nbytes), *workspace.regions()], workspace.vector_bytes)
     name = names.place(workspace.place(base.array, base.grid)).partition("[")[0]
-    lines = [
-        f"{name}: {base.channels}x{base.grid.height}x{base.grid.width}, halo {base.grid.halo}, {len(base.part)} rows of sums"
-    ]
+    size = f"{base.channels}x{base.grid.height}x{base.grid.width}"
+    lines = [f"{name}: {size}, halo {base.grid.halo}, {len(base.part)} rows of sums"]
     for number, instruction in enumerate(program.instructions):
         lines.append(f"{number:3}  {type(instruction).__name__.lower():<11}{' '.join(names.fields(instruction))}")
     return "\n".join(lines)
@@ -51,7 +50,7 @@ class _Names:
                     yield f"{name}={self.constant(value.address)}"
             elif isinstance(value, Positions):
                 yield f"{name}={self.count(value)}"
-            elif kind is not Address:
+            elif not isinstance(value, int) or kind is not Address:
                 yield f"{name}={value}"
             elif value != NOWHERE:
                 yield f"{name}={self.constant(value)}"

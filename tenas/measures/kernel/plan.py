@@ -61,7 +61,8 @@ class Plan:
     """The reverse pass of a tape for a vector of cotangents: planned once, run for each chunk of LANES samples.
 
     For rules: ``cotangent`` of a record's output, ``add`` to what its inputs get, ``steps``, ``workspace``, and ``gradients``
-    (parameters' elements, lanes), of which a parameter has the rows ``columns[parameter]``.
+    (parameters' elements, lanes), of which a parameter has the rows ``columns[parameter]``. ``left_to_torch``: the operators
+    that go through plain torch, in the order of the pass.
     """
 
     def __init__(self, tape: Tape, logits: Value) -> None:
@@ -76,6 +77,7 @@ class Plan:
         self.bases: list[Base] = []
         self.pulls: list[Pull] = []
         self.contributions: dict[Value, list[Contribution]] = {logits: [FromTorch()]}
+        self.left_to_torch: list[object] = []
         for record in reversed(tape.records):
             if any(output in self.contributions for output in record.outputs):
                 rule = RULES.get(record.op)
@@ -186,6 +188,7 @@ class Plan:
         for output in record.outputs:
             if output in self.contributions and not all(isinstance(c, FromTorch) for c in self.contributions[output]):
                 self._to_torch(output)
+        self.left_to_torch.append(record.op)
         self.steps.append(lambda cotangents, lanes: reverse_record(record, cotangents))
         for value in record.inputs:
             if value.active and value not in self.columns:
