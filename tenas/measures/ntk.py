@@ -1,15 +1,39 @@
 """The empirical neural tangent kernel at initialisation and its condition number: trainability (TE-NAS, section 3.1.1)."""
 
 import math
+import warnings
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tenas.errors import TenasError
+from tenas.errors import TenasError, one_of
 from tenas.measures import ntk_engine
 from tenas.measures.common import collector_paused, undisturbed
 from tenas.measures.ntk_tape import UntraceableError
 from tenas.measures.threads import one_thread
+
+Implementation = Literal["auto", "compiled", "batched", "loop"]
+"""How ``ntk_gram`` computes a kernel. All give the same matrix to rounding; of one of them, equal inputs give equal bits.
+
+``auto``: compiled where it can be, else batched, else the loop, without a word. Right for all networks that autograd is right
+for, and what every measure uses. On a CPU its forward pass runs some operators with compiled kernels even if the reverse pass
+is batched.
+
+``compiled``: kernels that numba compiles, 8 cotangents in a vector (``kernel/README.md``). Fast for small convolutional networks
+on a CPU, 6 to 20 times as fast as the loop. Operators without a compiled rule, and only they, go through plain torch. Never falls
+back as a whole: on a GPU, without numba, in half precision, for a network without convolutions, of more than 2 million weights or
+with values of more than 8 MB, and for what a tape cannot replay (see batched), it raises a TenasError that says so.
+
+``batched``: one reverse pass in plain torch with many cotangents folded into the batch. Fast on a GPU, and for networks that are
+too large for the compiled kernels. An operator without a rule goes through autograd, by vmap or, where torch has no batching
+for it, one cotangent after the other. Carries as many cotangents as the memory holds, or ``chunk``; when a GPU's memory runs out,
+half as many. Raises a TenasError for what a tape cannot replay: gradients that are functions of their own, hooks, writes into
+views, random operators without a rule.
+
+``loop``: one backward pass of autograd for each sample, the definition. Slowest, n passes over the whole batch; right for
+everything that autograd is right for, and what the others are held against. It has nothing to fall back on.
+"""
 
 
 def ntk_parameters(network: nn.Module) -> list[nn.Parameter]:
@@ -21,46 +45,77 @@ def ntk_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 
 @one_thread()
-def ntk_gram(network: nn.Module, images: Tensor, *, chunk: int | None = None, compiled: bool = True) -> Tensor:
+def ntk_gram(
+    network: nn.Module,
+    images: Tensor,
+    *,
+    chunk: int | None = None,
+    implementation: Implementation = "auto",
+    compiled: bool | None = None,
+) -> Tensor:
     """The kernel K[i, j] = <J_i, J_j> of a batch, J_i the gradient of the sum of sample i's logits.
 
     The gradient is taken with respect to every parameter named ``weight``. The whole batch goes through the network at
     once, in the mode that the network is in: in training mode batch normalisation couples the samples, and J_i sees it.
     The network is left as it was, running statistics included.
 
-    The n reverse passes are one pass with n cotangents side by side (``docs/performance.md``); operators without a rule
-    of their own go through autograd, and a network that cannot be replayed backwards through ``ntk_gram_by_loop``.
-    All of it on one thread, whatever torch has: the kernel's bits follow from the kind of processor alone (``one_thread``).
+    The n reverse passes are one pass with n cotangents side by side (``docs/performance.md``). All of it on one thread, whatever
+    torch has: the kernel's bits follow from the kind of processor alone (``one_thread``).
 
     Args:
         network: any module that maps (n, ...) to logits (n, classes) or (n,), on the device of ``images``.
         images: (n, ...), a batch.
         chunk: how many cotangents torch's operators carry at once, at most; by default what the memory or the cache holds.
-        compiled: on a CPU, use the compiled kernels where they apply and numba is installed, unless ``chunk`` is given.
+            Of the batched implementation, which it chooses where that is left open.
+        implementation: how, see ``Implementation``.
+        compiled: what ``implementation`` was called before, deprecated: True is "auto", False is "batched", or the loop where a
+            network cannot be replayed.
 
     Returns:
         (n, n) float64, symmetric, on the CPU. Gradients have the dtype of the network; their products are summed in float64.
 
     Raises:
-        TenasError: for an empty batch, a network whose output doesn't have a row a sample, or one without weights.
+        TenasError: for an empty batch, a network whose output doesn't have a row a sample, or one without weights; where an
+            implementation was asked for that doesn't take the network.
 
     Source: TE-NAS (Chen, Gong, Wang, ICLR 2021), section 3.1.1; the sum over logits follows its released code.
     """
+    may_loop = implementation == "auto"
+    if compiled is not None:
+        warnings.warn("'compiled' of ntk_gram is deprecated: pass implementation=.", DeprecationWarning, stacklevel=3)
+        implementation = "auto" if compiled else "batched"
+    if implementation not in get_args(Implementation):
+        raise one_of("implementation of the kernel", implementation, get_args(Implementation))
     parameters = checked_parameters(network, images)
     if chunk is not None and chunk < 1:
         raise TenasError(f"A chunk is at least 1 cotangent, not {chunk}.")
+    if chunk is not None and implementation in ("compiled", "loop"):
+        raise TenasError(f"A chunk is of the batched implementation; {implementation!r} has none.")
+    if implementation == "loop":
+        return ntk_gram_by_loop(network, images)
+    forward = implementation != "batched"
     try:
         with (
             undisturbed(network),
             collector_paused(),
-            ntk_engine.recorded(network, images, parameters, compiled=compiled) as (tape, logits),
+            ntk_engine.recorded(network, images, parameters, compiled=forward) as (tape, logits),
         ):
             logit_sums(logits.tensor, images)
             if not logits.active:
                 return torch.zeros(len(images), len(images), dtype=torch.float64)
-            return ntk_engine.gram_of_rows(ntk_engine.jacobian(tape, logits, chunk=chunk, compiled=compiled))
-    except UntraceableError:
-        return ntk_gram_by_loop(network, images)
+            batched = implementation == "batched" or chunk is not None
+            reason = None if batched else ntk_engine.unsuited(tape, logits)
+            if reason is not None and implementation == "compiled":
+                raise TenasError(f"The compiled kernels do not take this network: {reason}.")
+            if batched or reason is not None:
+                rows = ntk_engine.batched_jacobian(tape, logits, chunk=chunk)
+            else:
+                rows = ntk_engine.compiled_jacobian(tape, logits)
+            return ntk_engine.gram_of_rows(rows)
+    except UntraceableError as error:
+        if may_loop:
+            return ntk_gram_by_loop(network, images)
+        raise TenasError(f"The pass cannot be replayed, which only 'auto' and 'loop' can do without: {error}.") from error
 
 
 def ntk_gram_by_loop(network: nn.Module, images: Tensor) -> Tensor:
@@ -120,7 +175,7 @@ def condition_number(gram: Tensor, *, dtype: torch.dtype = torch.float64) -> flo
     noise = max(n * torch.finfo(torch.float64).eps, (n * torch.finfo(dtype).eps) ** 2)
     if smallest <= noise * largest:
         return math.inf
-    return largest / smallest
+    return float(largest / smallest)
 
 
 @one_thread()

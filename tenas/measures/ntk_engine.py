@@ -29,9 +29,12 @@ KERNEL_BYTES = 2**23
 def recorded(
     network: nn.Module, images: Tensor, parameters: list[nn.Parameter], *, compiled: bool = True
 ) -> Iterator[tuple[Tape, Value]]:
-    """Run the network once: the tape, and the value of the logits on it."""
+    """Run the network once: the tape, and the value of the logits on it.
+
+    ``compiled``: run operators for which torch is slow with compiled kernels, where numba is installed.
+    """
     kernels = _kernels() if compiled else None
-    tape = Tape(parameters, kernels and kernels.FORWARD)
+    tape = Tape(parameters, None if kernels is None else kernels.FORWARD)
     try:
         with torch.enable_grad(), tape:
             logits = network(images)
@@ -40,19 +43,21 @@ def recorded(
         tape.close()
 
 
-def jacobian(tape: Tape, logits: Value, *, chunk: int | None = None, compiled: bool = True) -> Tensor:
-    """The gradients of all samples' sums of logits, a row each: (n, parameters).
+def compiled_jacobian(tape: Tape, logits: Value) -> Tensor:
+    """The gradients of all samples' sums of logits, a row each: (n, parameters). Only of what is not ``unsuited``."""
+    kernels = _kernels()
+    assert kernels is not None
+    plan = kernels.Plan(tape, logits)
+    try:
+        rows: Tensor = plan.run()
+        return rows
+    finally:
+        plan.close()
 
-    Through the compiled kernels where they apply, else in plain torch, ``chunk`` cotangents at a time. When a GPU's
-    memory runs out, the chunk is halved and done again.
-    """
+
+def batched_jacobian(tape: Tape, logits: Value, *, chunk: int | None = None) -> Tensor:
+    """The same in plain torch, ``chunk`` cotangents at a time. When a GPU's memory runs out, half as many are tried again."""
     n = len(logits.tensor)
-    if compiled and chunk is None and _suits_kernels(tape, logits) and (kernels := _kernels()) is not None:
-        plan = kernels.Plan(tape, logits)
-        try:
-            return plan.run()
-        finally:
-            plan.close()
     rows = empty_rows(tape, n)
     chunk = chunk or choose_chunk(tape, n)
     start = 0
@@ -80,17 +85,21 @@ def _kernels() -> ModuleType | None:
     return kernel
 
 
-def _suits_kernels(tape: Tape, logits: Value) -> bool:
-    """Whether the compiled kernels are for this network: convolutions on a CPU, of a size that their arrays can have."""
+def unsuited(tape: Tape, logits: Value) -> str | None:
+    """Why the compiled kernels don't take this network; None where they do: convolutions on a CPU, not too large."""
+    dtypes = {logits.tensor.dtype, *(parameter.tensor.dtype for parameter in tape.parameters)}
+    if logits.tensor.device.type != "cpu":
+        return f"the network is on {logits.tensor.device.type}, not on a CPU"
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+        return "its weights and logits are not all float32 or all float64"
+    if (weights := sum(parameter.tensor.numel() for parameter in tape.parameters)) > KERNEL_PARAMETERS:
+        return f"it has {weights:,} weights, more than {KERNEL_PARAMETERS:,}"
     largest = max(output.tensor.nbytes for step in tape.records for output in step.outputs if output is not None)
-    return (
-        logits.tensor.device.type == "cpu"
-        and logits.tensor.dtype in (torch.float32, torch.float64)
-        and all(parameter.tensor.dtype == logits.tensor.dtype for parameter in tape.parameters)
-        and sum(parameter.tensor.numel() for parameter in tape.parameters) <= KERNEL_PARAMETERS
-        and largest <= KERNEL_BYTES
-        and any(step.op is aten.convolution.default for step in tape.records)
-    )
+    if largest > KERNEL_BYTES:
+        return f"one of its values has {largest:,} bytes, more than {KERNEL_BYTES:,}"
+    if not any(step.op is aten.convolution.default for step in tape.records):
+        return "it has no convolution"
+    return None if _kernels() is not None else "numba is not installed"
 
 
 def choose_chunk(tape: Tape, n: int) -> int:
@@ -109,7 +118,7 @@ def choose_chunk(tape: Tape, n: int) -> int:
 def gram_of_rows(rows: Tensor) -> Tensor:
     """rows @ rows.T, products summed in float64, on the CPU."""
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for block in rows.split(COLUMNS, dim=1):
+    for block in torch.split(rows, COLUMNS, dim=1):
         block = block.to(torch.float64)
         gram.addmm_(block, block.T)
     gram = gram.cpu()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tenas.measures.ntk_rules import reverse
+from tenas.measures.ntk_primitives import reverse
 from tenas.measures.ntk_tape import Record, Tape, Value
 
 

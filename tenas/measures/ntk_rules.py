@@ -7,7 +7,8 @@ where an operator treats samples one by one, so that a rule is one call however 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,23 @@ from torch.nn import functional
 from tenas.measures.ntk_tape import Record, UntraceableError, Value, aten, substitute
 
 Contributions = Iterator[tuple[Value, Tensor]]
+
+DIVISIONS = {aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor, aten.div_.Scalar}
+SUBTRACTIONS = {aten.sub.Tensor, aten.sub_.Tensor}
+BATCH_NORMS = {
+    aten.native_batch_norm.default,
+    aten._native_batch_norm_legit.default,
+    aten._native_batch_norm_legit.no_stats,
+    aten.cudnn_batch_norm.default,
+}
+RELUS = {aten.relu.default, aten.relu_.default}
+
+
+def _only(cotangents: list[Tensor | None]) -> Tensor:
+    """The cotangent of an operator's only output; of the first, of an operator whose others have none."""
+    g = cotangents[0]
+    assert g is not None
+    return g
 
 
 class BatchNorm:
@@ -30,7 +48,10 @@ class BatchNorm:
         self.z, self.weight = args[0], args[1]
         self.coupled = True if no_stats else bool(args[5])
         if self.coupled:
-            self.mean, self.inverse_deviation = record.outputs[1].data, record.outputs[2].data
+            mean, inverse_deviation = record.outputs[1:3]
+            assert mean is not None
+            assert inverse_deviation is not None
+            self.mean, self.inverse_deviation = mean.data, inverse_deviation.data
         else:
             self.mean, self.inverse_deviation = args[3].data, torch.rsqrt(args[4].data + args[7])
         self.count = self.z.tensor.numel() // self.z.shape[1]
@@ -58,9 +79,7 @@ def batch_norm(record: Record, cotangents: list[Tensor | None]) -> Contributions
     xhat = (z - _channels(norm.mean, z.ndim)) * _channels(norm.inverse_deviation, z.ndim)
     dims = (1, *range(3, g.ndim))
     weight_active = norm.weight is not None and norm.weight.active
-    total = None
-    if weight_active or norm.coupled:
-        total = (g * xhat).sum(dims)
+    total = (g * xhat).sum(dims) if weight_active or norm.coupled else g
     if weight_active:
         yield norm.weight, total
     if norm.z.active:
@@ -69,13 +88,13 @@ def batch_norm(record: Record, cotangents: list[Tensor | None]) -> Contributions
             g = g - g.mean(dims, keepdim=True) - xhat * (total.reshape(shape) / norm.count)
         yield norm.z, g * _channels(norm.gain(), z.ndim)
     if isinstance(bias := record.args[2], Value) and bias.active:
-        yield bias, cotangents[0].sum(dims)
+        yield bias, _only(cotangents).sum(dims)
 
 
 def convolution(record: Record, cotangents: list[Tensor | None]) -> Contributions:
     """The folded transposed convolution for the input; for the weight one product with the unfolded input."""
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = record.args
-    (g,) = cotangents
+    g = _only(cotangents)
     if x.tensor.ndim != 4 or transposed:
         yield from by_autograd(record, cotangents)
         return
@@ -87,17 +106,18 @@ def convolution(record: Record, cotangents: list[Tensor | None]) -> Contribution
             folded, like, weight.data, None, stride, padding, dilation, False, output_padding, groups,
             [True, False, False],
         )  # fmt: skip
-        yield x, gradient[0].unflatten(0, (m, n))
+        yield x, torch.unflatten(gradient[0], 0, (m, n))
     if weight.active:
-        patches = functional.unfold(x.data, weight.shape[2:], dilation, padding, stride).unflatten(1, (groups, -1))
-        g = g.flatten(3).unflatten(2, (groups, channels // groups))
+        patches = functional.unfold(x.data, weight.shape[2:], dilation, padding, stride)
+        patches = torch.unflatten(patches, 1, (groups, -1))
+        g = torch.unflatten(g.flatten(3), 2, (groups, channels // groups))
         yield weight, torch.einsum("mngop,ngkp->mgok", g, patches).reshape(m, *weight.shape)
     if bias is not None and bias.active:
-        yield bias, cotangents[0].sum((1, 3, 4))
+        yield bias, _only(cotangents).sum((1, 3, 4))
 
 
 def relu(record: Record, cotangents: list[Tensor | None]) -> Contributions:
-    yield record.args[0], cotangents[0] * (record.outputs[0].data > 0)
+    yield record.args[0], _only(cotangents) * (record.out.data > 0)
 
 
 def _unbroadcast(g: Tensor, shape: torch.Size) -> Tensor:
@@ -111,7 +131,7 @@ def _unbroadcast(g: Tensor, shape: torch.Size) -> Tensor:
 def add(record: Record, cotangents: list[Tensor | None]) -> Contributions:
     alpha = record.kwargs.get("alpha", 1)
     first, second = record.args[:2]
-    (g,) = cotangents
+    g = _only(cotangents)
     if isinstance(first, Value) and first.active:
         yield first, _unbroadcast(g, first.shape)
     if isinstance(second, Value) and second.active:
@@ -126,13 +146,14 @@ def scale(record: Record, cotangents: list[Tensor | None]) -> Contributions:
         yield from by_autograd(record, cotangents)
         return
     factor = second.data if isinstance(second, Value) else second
-    g = cotangents[0] / factor if record.op in DIVISIONS else cotangents[0] * factor
+    g = _only(cotangents)
+    g = g / factor if record.op in DIVISIONS else g * factor
     yield first, _unbroadcast(g, first.shape)
 
 
 def mean(record: Record, cotangents: list[Tensor | None]) -> Contributions:
     x, dims, *rest = record.args
-    g = cotangents[0]
+    g = _only(cotangents)
     if record.kwargs:
         yield from by_autograd(record, cotangents)
         return
@@ -140,7 +161,7 @@ def mean(record: Record, cotangents: list[Tensor | None]) -> Contributions:
     if not (rest and rest[0]):
         for d in dims:
             g = g.unsqueeze(d + 1)
-    size = record.outputs[0].tensor.numel() / max(x.tensor.numel(), 1)
+    size = record.out.tensor.numel() / max(x.tensor.numel(), 1)
     yield x, (g * size).expand(len(g), *x.shape)
 
 
@@ -149,7 +170,7 @@ def addmm(record: Record, cotangents: list[Tensor | None]) -> Contributions:
     if record.kwargs:
         yield from by_autograd(record, cotangents)
         return
-    (g,) = cotangents
+    g = _only(cotangents)
     *bias, a, b = record.args
     if bias and bias[0].active:
         yield bias[0], _unbroadcast(g, bias[0].shape)
@@ -160,18 +181,24 @@ def addmm(record: Record, cotangents: list[Tensor | None]) -> Contributions:
 
 
 def reshape(record: Record, cotangents: list[Tensor | None]) -> Contributions:
-    (g,) = cotangents
+    g = _only(cotangents)
     yield record.args[0], g.reshape(len(g), *record.args[0].shape)
 
 
 def transpose(record: Record, cotangents: list[Tensor | None]) -> Contributions:
-    (g,) = cotangents
+    g = _only(cotangents)
     yield record.args[0], g.mT if g.ndim == 3 else g
 
 
+def slice_settings(record: Record) -> tuple[Value, int, int | None, int | None, int]:
+    """The value that is sliced, dimension, start, end, step."""
+    defaults: tuple[Any, ...] = (0, None, None, 1)
+    return (*record.args, *defaults[len(record.args) - 1 :])
+
+
 def slice_(record: Record, cotangents: list[Tensor | None]) -> Contributions:
-    x, dim, start, end, step = (*record.args, *(0, None, None, 1)[len(record.args) - 1 :])
-    (g,) = cotangents
+    x, dim, start, end, step = slice_settings(record)
+    g = _only(cotangents)
     gradient = g.new_zeros(len(g), *x.shape)
     aten.slice(gradient, dim % x.tensor.ndim + 1, start, end, step).copy_(g)
     yield x, gradient
@@ -180,19 +207,19 @@ def slice_(record: Record, cotangents: list[Tensor | None]) -> Contributions:
 def cat(record: Record, cotangents: list[Tensor | None]) -> Contributions:
     parts = record.args[0]
     dim = record.args[1] if len(record.args) > 1 else 0
-    (g,) = cotangents
+    g = _only(cotangents)
     if any(part.tensor.ndim != g.ndim - 1 for part in parts):  # cat skips a legacy empty tensor of one dimension
         yield from by_autograd(record, cotangents)
         return
     dim %= g.ndim - 1
-    for part, piece in zip(parts, g.split([part.shape[dim] for part in parts], dim + 1), strict=True):
+    for part, piece in zip(parts, torch.split(g, [part.shape[dim] for part in parts], dim + 1), strict=True):
         if part.active:
             yield part, piece
 
 
 def average_pool(record: Record, cotangents: list[Tensor | None]) -> Contributions:
     x, *settings = record.args
-    (g,) = cotangents
+    g = _only(cotangents)
     if x.tensor.ndim != 4:
         yield from by_autograd(record, cotangents)
         return
@@ -204,8 +231,9 @@ def average_pool(record: Record, cotangents: list[Tensor | None]) -> Contributio
 
 def max_pool(record: Record, cotangents: list[Tensor | None]) -> Contributions:
     """Send each cotangent to where the maximum was: ``indices`` (n, C, h, w) within an image of x."""
-    x, indices = record.args[0], record.outputs[1].data
-    g = cotangents[0]
+    x, places = record.args[0], record.outputs[1]
+    assert places is not None
+    indices, g = places.data, _only(cotangents)
     gradient = g.new_zeros(len(g), *x.shape).flatten(-2)
     gradient.scatter_add_(-1, indices.flatten(-2).expand(len(g), *indices.shape[:-2], -1), g.flatten(-2))
     yield x, gradient.reshape(len(g), *x.shape)
@@ -235,6 +263,7 @@ def by_autograd(record: Record, cotangents: list[Tensor | None]) -> Contribution
         return
     outputs = [output for output, _ in pairs]
     chunk = [g for _, g in pairs]
+    gradients: Sequence[Tensor | None]
     values = list(leaves)
     inputs = [leaves[value] for value in values]
     try:
@@ -250,36 +279,3 @@ def by_autograd(record: Record, cotangents: list[Tensor | None]) -> Contribution
     for value, gradient in zip(values, gradients, strict=True):
         if gradient is not None:
             yield value, gradient
-
-
-DIVISIONS = {aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor, aten.div_.Scalar}
-SUBTRACTIONS = {aten.sub.Tensor, aten.sub_.Tensor}
-BATCH_NORMS = {
-    aten.native_batch_norm.default,
-    aten._native_batch_norm_legit.default,
-    aten._native_batch_norm_legit.no_stats,
-    aten.cudnn_batch_norm.default,
-}
-RULES: dict[object, Callable[[Record, list[Tensor | None]], Contributions]] = {
-    aten.convolution.default: convolution,
-    **dict.fromkeys(BATCH_NORMS, batch_norm),
-    aten.relu.default: relu,
-    aten.relu_.default: relu,
-    **dict.fromkeys([aten.add.Tensor, aten.add_.Tensor, *SUBTRACTIONS], add),
-    **dict.fromkeys([aten.mul.Tensor, aten.mul.Scalar, aten.mul_.Scalar, *DIVISIONS], scale),
-    aten.mean.dim: mean,
-    aten.addmm.default: addmm,
-    aten.mm.default: addmm,
-    **dict.fromkeys([aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default], reshape),
-    **dict.fromkeys([aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default], reshape),
-    aten.t.default: transpose,
-    aten.slice.Tensor: slice_,
-    aten.cat.default: cat,
-    aten.avg_pool2d.default: average_pool,
-    aten.max_pool2d_with_indices.default: max_pool,
-}
-
-
-def reverse(record: Record, cotangents: list[Tensor | None]) -> Contributions:
-    """The rule of the record's operator applied."""
-    return RULES.get(record.op, by_autograd)(record, cotangents)

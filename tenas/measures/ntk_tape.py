@@ -53,13 +53,20 @@ class Record:
 
     __slots__ = ("args", "cache", "inputs", "kwargs", "op", "outputs")
 
-    def __init__(self, op: Any, args: tuple, kwargs: dict, inputs: list[Value]) -> None:
+    def __init__(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Value]) -> None:
         self.op = op
         self.args = args
         self.kwargs = kwargs
         self.inputs = inputs
         self.outputs: list[Value | None] = []
         self.cache: dict[str, Any] = {}
+
+    @property
+    def out(self) -> Value:
+        """The first output."""
+        (out, *_) = self.outputs
+        assert out is not None
+        return out
 
 
 def substitute(arg: Any, leaf: Any) -> Any:
@@ -71,7 +78,7 @@ def substitute(arg: Any, leaf: Any) -> Any:
     return arg
 
 
-class Tape(TorchDispatchMode):
+class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records a forward pass. ``records`` are the operators that a weight reaches, in the order they ran.
 
     The pass runs with autograd on, so that what is cut from the graph by ``no_grad`` or ``detach`` is cut here as well,
@@ -81,7 +88,7 @@ class Tape(TorchDispatchMode):
     """
 
     def __init__(self, parameters: list[nn.Parameter], faster: dict[Any, Callable[..., Tensor | None]] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.faster = faster or {}
         self.records: list[Record] = []
         self._values: dict[int, Value] = {}
@@ -114,7 +121,7 @@ class Tape(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # as in tenas.measures.regions: nothing is compiled here
 
-    def __torch_dispatch__(self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         self._settle()
         kwargs = kwargs or {}
         inputs: list[Value] = []
@@ -162,7 +169,7 @@ class Tape(TorchDispatchMode):
             value.version = value.tensor._version
         self._unsettled.clear()
 
-    def _before_write(self, op: Any, args: tuple, kwargs: dict, place: tuple[int, str], active: bool) -> None:
+    def _before_write(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], place: tuple[int, str], active: bool) -> None:
         index, name = place
         tensor = args[index] if index < len(args) else kwargs.get(name)
         if not isinstance(tensor, Tensor) or not (active or tensor.dtype.is_floating_point):
@@ -186,7 +193,7 @@ class Tape(TorchDispatchMode):
 @functools.cache
 def _independent(op: Any) -> bool:
     """Whether the result doesn't depend on the values of the arguments, or autograd is told so."""
-    name = op._schema.name.removeprefix("aten::")
+    name: str = op._schema.name.removeprefix("aten::")
     return name == "detach" or name.startswith("new_") or name.endswith("_like")
 
 

@@ -13,18 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tenas.measures.kernel import compiled
-from tenas.measures.kernel.plan import LANES, Window, average_share, average_window, window_of
+from tenas.measures.kernel.compiled import passes, vector
+from tenas.measures.kernel.geometry import Array, Window
+from tenas.measures.kernel.windows import average_share, average_window, window_of
+from tenas.measures.kernel.workspace import LANES
+from tenas.measures.ntk_primitives import PRIMITIVES
 from tenas.measures.ntk_tape import aten
 
+Forward = Callable[..., Tensor | tuple[Tensor, Tensor] | None]
 # Above this many input channels a group, torch's convolutions are as fast.
 CHANNELS = 8
 
 
-def _suits(x: Tensor, window: Window | None, channels: int) -> bool:
+def _suits(x: Tensor, window: Window, channels: int) -> bool:
     return (
-        window is not None
-        and window.stride == 1
+        window.stride == 1
         and channels <= CHANNELS
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
@@ -34,22 +37,22 @@ def _suits(x: Tensor, window: Window | None, channels: int) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _ones(height: int, width: int) -> np.ndarray:
+def _ones(height: int, width: int) -> Array:
     return np.ones((height, width), np.float32)
 
 
-def _convolve(x: Tensor, weight: np.ndarray, share: np.ndarray, groups: int, window: Window) -> Tensor:
+def _convolve(x: Tensor, weight: Array, share: Array, groups: int, window: Window) -> Tensor:
     images = x.detach().numpy()
-    template = compiled.template(images.dtype, LANES)
+    template = vector.template(images.dtype, LANES)
     share = share.astype(images.dtype, copy=False)
-    result = compiled.convolve(template, images, weight, share, groups, window.padding, window.dilation)
+    result = passes.convolve(template, images, weight, share, groups, window.padding, window.dilation)
     return torch.from_numpy(result)
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor | None:
     """The convolution, or None where torch's is the better one."""
     window = window_of(x.ndim, weight.shape[2:], *settings)
-    if bias is not None or not _suits(x, window, weight.shape[1]) or weight.dtype != x.dtype:
+    if window is None or bias is not None or not _suits(x, window, weight.shape[1]) or weight.dtype != x.dtype:
         return None
     out = [x.shape[2 + axis] + 2 * window.padding[axis] - window.dilation * (window.kernel[axis] - 1) for axis in (0, 1)]
     if min(out) < 1:
@@ -60,7 +63,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) 
 def average_pool(x: Tensor, *settings: Any) -> Tensor | None:
     """The average pooling, or None where torch's is the better one."""
     window = average_window(x.ndim, *settings)
-    if not _suits(x, window, 1):
+    if window is None or not _suits(x, window, 1):
         return None
     share = average_share(window, x.shape[2:], *settings)
     weight = np.ones((x.shape[1], 1, *window.kernel), dtype=x.detach().numpy().dtype)
@@ -77,8 +80,4 @@ def max_pool(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor] | None:
     return maxima.view(shape), places.view(shape)
 
 
-FORWARD: dict[object, Callable[..., Tensor | tuple[Tensor, Tensor] | None]] = {
-    aten.convolution.default: convolution,
-    aten.avg_pool2d.default: average_pool,
-    aten.max_pool2d_with_indices.default: max_pool,
-}
+FORWARD: dict[object, Forward] = {op: globals()[primitive.forward] for op, primitive in PRIMITIVES.items() if primitive.forward}

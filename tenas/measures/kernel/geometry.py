@@ -1,0 +1,146 @@
+"""Where pixels lie in arrays with a border, and which of them a window reads. Pure NumPy."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tenas.measures.kernel.compiled.loops import padded
+
+Array = np.ndarray[Any, Any]
+Pair = tuple[int, int]
+
+
+class Grid(NamedTuple):
+    """Where the pixels of an image lie in an array with a border of ``halo`` zeros.
+
+    In vectors: from one row to the next (``row``), from one channel to the next (``plane``), and from the start of a plane
+    to the first pixel (``first``).
+    """
+
+    height: int
+    width: int
+    halo: int
+    row: int
+    plane: int
+    first: int
+
+    @classmethod
+    def of(cls, height: int, width: int, halo: int) -> Grid:
+        row = width + 2 * halo
+        return cls(height, width, halo, row, (height + 2 * halo) * row, halo * row + halo)
+
+
+class Window(NamedTuple):
+    """What a convolution or a pooling reads: its kernel, stride, padding and dilation, square or not."""
+
+    kernel: Pair
+    stride: int
+    padding: Pair
+    dilation: int
+
+    def phases(self, axis: int) -> list[list[tuple[int, int]]]:
+        """For an input coordinate q = stride * p + phase: the (tap, o) with which it contributes to output p + o."""
+        result: list[list[tuple[int, int]]] = [[] for _ in range(self.stride)]
+        for tap in reversed(range(self.kernel[axis])):
+            for phase in range(self.stride):
+                offset, rest = divmod(phase + self.padding[axis] - self.dilation * tap, self.stride)
+                if rest == 0:
+                    result[phase].append((tap, offset))
+        return result
+
+
+@functools.lru_cache(maxsize=1024)
+def centre_of(window: Window) -> Pair | None:
+    """The tap that an output reads at its own place, of a window that keeps an image's size."""
+    y, x = (k // 2 for k in window.kernel)
+    same = window.stride == 1 and window.padding == (window.dilation * y, window.dilation * x)
+    return (y, x) if same and all(k % 2 for k in window.kernel) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def halo_of(window: Window, size: Pair, out: Pair) -> int:
+    """How far beyond outputs of size ``out`` inputs of ``size`` reach."""
+    halo = 0
+    for axis in (0, 1):
+        for remainder, taps in enumerate(window.phases(axis)):
+            if remainder < size[axis]:
+                last = (size[axis] - 1 - remainder) // window.stride
+                for _, offset in taps:
+                    halo = max(halo, -offset, last + offset - (out[axis] - 1))
+    return halo
+
+
+class Phase(NamedTuple):
+    """The part of a convolution that input pixels with these remainders of the stride take part in.
+
+    ``offsets``: in bytes, from the output pixel at the quotients, in the order (channel of a group, row, column).
+    ``rows``, ``columns``: of the kernel, which of its taps these are. ``runs``: whether each row is three neighbours.
+    """
+
+    remainders: Pair
+    offsets: Array
+    rows: list[int]
+    columns: list[int]
+    runs: bool
+
+
+@functools.lru_cache(maxsize=1024)
+def phases_of(window: Window, channels: int, size: Pair, grid: Grid, vector: int) -> list[Phase]:
+    """The phases of a convolution to ``channels`` channels a group from images of a size; those without taps left out.
+
+    ``grid``: of its output. ``vector``: bytes of a vector.
+    """
+    phases = []
+    for y, rows in enumerate(window.phases(0)):
+        for x, columns in enumerate(window.phases(1)):
+            if rows and columns and y < size[0] and x < size[1]:
+                steps = [offset for _, offset in columns]
+                offsets = (
+                    np.arange(channels)[:, None, None] * grid.plane
+                    + np.array([offset for _, offset in rows])[:, None] * grid.row
+                    + np.array(steps)
+                )
+                offsets = (offsets.reshape(-1) * vector).astype(np.int32)
+                taps = [tap for tap, _ in rows], [tap for tap, _ in columns]
+                phases.append(Phase((y, x), offsets, *taps, runs=steps == [-1, 0, 1]))
+    return phases
+
+
+@functools.lru_cache(maxsize=1024)
+def products_of(
+    window: Window, shape: tuple[int, ...], channels: int, size: Pair, grid: Grid, vector: int
+) -> tuple[Array, list[tuple[Phase, int, Array]]]:
+    """Where the sums of g * patch go for a weight of a shape: the row of each of its elements, -1 for one without any.
+
+    And for each phase where its rows start, and its offsets made up to what the instruction ``Accumulate`` works on.
+    """
+    outer, each = shape[:2]
+    groups = channels // each
+    table = np.full((groups, outer // groups, *shape[1:]), -1, np.int64)
+    phases, first = [], 0
+    for phase in phases_of(window, outer // groups, size, grid, vector):
+        taps = len(phase.offsets)
+        whole = padded(taps)
+        offsets = np.concatenate([phase.offsets, np.zeros(whole - taps, np.int32)])
+        numbers = first + np.arange(channels)[:, None] * whole + np.arange(taps)
+        numbers = numbers.reshape(groups, each, outer // groups, len(phase.rows), len(phase.columns))
+        table[:, :, :, np.array(phase.rows)[:, None], phase.columns] = numbers.transpose(0, 2, 1, 3, 4)
+        phases.append((phase, first, offsets))
+        first += channels * whole
+    return table.reshape(shape), phases
+
+
+@functools.lru_cache(maxsize=1024)
+def share_of(window: Window, size: Pair, include_padding: bool) -> Array:
+    """1 / the number of pixels that each output of an average pooling is the average of: (height, width)."""
+    counts = []
+    for axis in (0, 1):
+        out = (size[axis] + 2 * window.padding[axis] - window.kernel[axis]) // window.stride + 1
+        start = np.arange(out) * window.stride - window.padding[axis]
+        stop = start + window.kernel[axis]
+        counts.append(stop - start if include_padding else np.minimum(stop, size[axis]) - np.maximum(start, 0))
+    share: Array = 1 / np.outer(*counts)
+    return share

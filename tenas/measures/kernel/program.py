@@ -1,0 +1,292 @@
+"""From what flows into a base to the program that fills it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from tenas.measures.kernel.cotangents import Base, Cotangent, Dense, Dots, Gathered, Products, Pulled, Scattered
+from tenas.measures.kernel.geometry import Array, Grid, Pair, Window, centre_of, phases_of, products_of
+from tenas.measures.kernel.instructions import (
+    Accumulate,
+    Address,
+    Box,
+    Combine,
+    Dot,
+    Gather,
+    Images,
+    Instruction,
+    Mask,
+    Place,
+    Scatter,
+    Sum,
+    Zero,
+    pack,
+)  # fmt: skip
+from tenas.measures.kernel.workspace import LANES, Workspace, address
+from tenas.measures.ntk_rules import RELUS
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """What fills a base and takes its sums, sample by sample: all instructions for one sample, then for the next.
+
+    ``records``: the instructions as compiled code reads them; the memory is the workspace's and the base's.
+    """
+
+    base: Base
+    instructions: list[Instruction]
+    records: Array
+    workspace: Workspace
+
+
+def assemble(workspace: Workspace, base: Base, contributions: Sequence[Pulled]) -> Program:
+    """The program of a base that has an array. Makes its sums, and says in what is wanted of them which rows they are in.
+
+    What a mask works on comes first. A gather doesn't need it: it lists only the positions that the mask leaves.
+    """
+    program: list[Instruction] = []
+    gathered = [c for c in contributions if isinstance(c, Gathered)]
+    others = [c for c in contributions if not isinstance(c, Gathered)]
+    others.sort(key=lambda c: (c.mask is None, isinstance(c, Scattered)))
+    masks = [c.mask for c in others if c.mask is not None]
+    target, images = workspace.place(base.array, base.grid), _images(base.channels, base.grid)
+    stored = bool(others) and isinstance(others[0], Dense) and others[0].cotangent.base.grid[:2] == base.grid[:2]
+    if contributions and not stored:
+        program.append(Zero(target, images))
+    for index, contribution in enumerate(others):
+        if isinstance(contribution, Dense):
+            start = workspace.place(base.array, base.grid, y=contribution.y, x=contribution.x)
+            program.append(_combine(workspace, start, contribution.cotangent, accumulate=index > 0 or not stored))
+        else:
+            program += _scatter(workspace, base, contribution)
+        if index + 1 == len(masks):
+            program.append(Mask(target, images, workspace.data(masks[0])))
+    program += _gathered(workspace, base, gathered)
+    program += _sums(workspace, base)
+    return Program(base, program, pack(program), workspace)
+
+
+def _images(channels: int, grid: Grid) -> Images:
+    return Images(channels, grid.height, grid.width)
+
+
+def _combine(workspace: Workspace, target: Place, cotangent: Cotangent, *, accumulate: bool) -> Combine:
+    """The instruction that adds a cotangent to an array or stores it there."""
+    base = cotangent.base
+    instruction = Combine(
+        target,
+        workspace.place(base.array, base.grid, channel=cotangent.channel),
+        _images(len(cotangent.gain), base.grid),
+        int(accumulate),
+        workspace.scalars(cotangent.gain),
+    )
+    if cotangent.coupling is None:
+        return instruction
+    shift, slope, z = cotangent.coupling
+    return instruction._replace(shift=workspace.keep(shift), slope=workspace.keep(slope), data=workspace.data(z))
+
+
+def _scatter(workspace: Workspace, base: Base, contribution: Scattered) -> list[Instruction]:
+    grid = contribution.cotangent.base.grid
+    array = workspace.scratch(grid, base.channels)
+    y, x = np.divmod(contribution.indices.numpy(), base.grid.width)
+    positions = (y * base.grid.row + x) * workspace.vector_bytes
+    source = workspace.place(array, grid)
+    return [
+        _combine(workspace, source, contribution.cotangent, accumulate=False),
+        Scatter(
+            workspace.place(base.array, base.grid),
+            source,
+            _images(base.channels, grid),
+            workspace.keep(positions.astype(np.int32)),
+        ),
+    ]
+
+
+# Convolutions and poolings.
+
+
+def _gathered(workspace: Workspace, base: Base, contributions: Sequence[Gathered]) -> list[Instruction]:
+    """Gathers, merged where that is one pass instead of several.
+
+    Convolutions between the same two values differ only in their taps. Poolings of one kind are summed before they are
+    transposed, which is linear.
+    """
+    merged: dict[Hashable, list[Gathered]] = {}
+    for contribution in contributions:
+        convolution, cotangent = contribution.convolution, contribution.cotangent
+        grid = cotangent.base.grid
+        key: Hashable = contribution
+        if contribution.share is not None:
+            key = (convolution.window, grid, contribution.mask, contribution.share.tobytes())
+        elif convolution.groups == convolution.window.stride == 1:
+            key = (cotangent.base, grid, contribution.mask, cotangent.coupling is None)
+        merged.setdefault(key, []).append(contribution)
+    program: list[Instruction] = []
+    for group in merged.values():
+        share = group[0].share
+        program += _convolutions(workspace, base, group) if share is None else _poolings(workspace, base, group, share)
+    return program
+
+
+def _poolings(workspace: Workspace, base: Base, group: Sequence[Gathered], share: Array) -> list[Instruction]:
+    first = group[0]
+    grid = first.cotangent.base.grid
+    array = workspace.scratch(grid, base.channels)
+    target = workspace.place(array, grid)
+    program: list[Instruction] = []
+    # Shares come last, but where nothing is added to the cotangents they are a factor like any other.
+    plain = all(contribution.cotangent.coupling is None for contribution in group)
+    shares = workspace.scalars(share)
+    for contribution in group:
+        step = _combine(workspace, target, contribution.cotangent, accumulate=contribution is not first)
+        program.append(step._replace(share=shares) if plain else step)
+    if not plain:
+        ones = workspace.scalars(np.ones(base.channels))
+        program.append(Combine(target, target, _images(base.channels, grid), 0, ones, share=shares))
+    if first.mask is None and first.convolution.window == Window((3, 3), 1, (1, 1), 1):
+        program.append(Box(workspace.place(base.array, base.grid), target, _images(base.channels, base.grid)))
+        return program
+    return program + _gathers(workspace, base, [first], [first.convolution.weight], array, [0])
+
+
+def _convolutions(workspace: Workspace, base: Base, group: Sequence[Gathered]) -> list[Instruction]:
+    cotangent = group[0].cotangent
+    if cotangent.coupling is None:
+        weights = [c.convolution.weight * c.cotangent.gain[:, None, None, None] for c in group]
+        channels = [c.cotangent.channel for c in group]
+        return _gathers(workspace, base, group, weights, cotangent.base.array, channels)
+    weights = [contribution.convolution.weight for contribution in group]
+    grid = cotangent.base.grid
+    *channels, end = np.cumsum([0, *(len(weight) for weight in weights)]).tolist()
+    array = workspace.scratch(grid, end)
+    program: list[Instruction] = []
+    for contribution, channel in zip(group, channels, strict=True):
+        target = workspace.place(array, grid, channel=channel)
+        program.append(_combine(workspace, target, contribution.cotangent, accumulate=False))
+    return program + _gathers(workspace, base, group, weights, array, channels)
+
+
+def _gathers(
+    workspace: Workspace, base: Base, group: Sequence[Gathered], weights: Sequence[Array], array: Tensor, channels: Sequence[int]
+) -> list[Instruction]:
+    """The instructions that gather from the planes of ``array`` from ``channels`` on: one for each phase of the stride.
+
+    More than one contribution only without groups and stride, when they differ just in their taps.
+    """
+    first = group[0]
+    grid = first.cotangent.base.grid
+    groups = first.convolution.groups
+    vector = workspace.vector_bytes
+    parts: dict[Pair, list[tuple[Array, Array]]] = {}
+    for contribution, weight, channel in zip(group, weights, channels, strict=True):
+        convolution = contribution.convolution
+        outputs = len(convolution.weight) // convolution.groups
+        size = convolution.x.shape[2], convolution.x.shape[3]
+        for phase in phases_of(convolution.window, outputs, size, grid, vector):
+            taps = convolution.by_group(weight)[:, :, :, phase.rows][..., phase.columns]
+            taps = taps.transpose(0, 2, 1, 3, 4).reshape(base.channels, -1)
+            parts.setdefault(phase.remainders, []).append((phase.offsets + channel * grid.plane * vector, taps))
+    program: list[Instruction] = []
+    for remainders, pieces in parts.items():
+        offsets = np.concatenate([offsets for offsets, _ in pieces]).astype(np.int32)
+        value = first.mask or first.convolution.x
+        program.append(
+            Gather(
+                workspace.corner(base.array, base.grid),
+                workspace.corner(array, grid),
+                base.channels,
+                workspace.positions(value, first.mask is not None, first.convolution, remainders, grid),
+                workspace.keep(offsets),
+                workspace.scalars(np.concatenate([taps for _, taps in pieces], axis=1)),
+                taps=len(offsets),
+                group=base.channels // groups,
+                group_stride=len(weights[0]) // groups * grid.plane * vector,
+            )
+        )
+    return program
+
+
+# Sums.
+
+
+def _sums(workspace: Workspace, base: Base) -> list[Instruction]:
+    # After the sums of the channels, a row that stays zero: that of taps which never meet a pixel.
+    rows = base.channels + 1
+    steps: list[Dot | Accumulate] = []
+    done: list[Products] = []
+    # Large kernels first: the products of a 1x1 convolution are among those of a larger one with the same input.
+    for want in sorted(base.wants, key=lambda w: -w.convolution.weight[0, 0].size if isinstance(w, Products) else 0):
+        if isinstance(want, Dots):
+            want.row = rows
+            source = workspace.place(base.array, base.grid, channel=want.channel)
+            images = _images(want.z.shape[1], base.grid)
+            steps.append(Dot(Address(rows * workspace.vector_bytes), source, images, workspace.data(want.z)))
+            rows += images.channels
+        elif not any(_share_products(workspace, want, other) for other in done):
+            done.append(want)
+            rows = _products(workspace, steps, base, want, rows)
+    base.part = np.zeros((rows if base.wants else 0, LANES), workspace.dtype)
+    base.sums = np.zeros(base.part.shape)
+    start = address(base.part)
+    program: list[Instruction] = []
+    if base.normalised:
+        program.append(Sum(start, workspace.place(base.array, base.grid), _images(base.channels, base.grid)))
+    return program + [step._replace(target=Address(start + step.target)) for step in steps]
+
+
+def _share_products(workspace: Workspace, want: Products, other: Products) -> bool:
+    """Whether ``other`` has the sums that ``want`` asks for; if so, say in which rows."""
+    a, b = want.convolution, other.convolution
+    if want.channel != other.channel or workspace.same_rectified(a.x) is not workspace.same_rectified(b.x):
+        return False
+    centre = centre_of(b.window)
+    if (
+        centre is None
+        or centre_of(a.window) is None
+        or a.weight.shape[2:] not in ((1, 1), b.weight.shape[2:])
+        or (a.weight.shape[2:] == b.weight.shape[2:] and a.window != b.window)
+        or a.groups != b.groups
+        or a.weight.shape[:2] != b.weight.shape[:2]
+    ):
+        return False
+    y, x = centre
+    want.rows = other.rows if a.weight.shape == b.weight.shape else other.rows[:, :, y : y + 1, x : x + 1]
+    return True
+
+
+def _products(workspace: Workspace, steps: list[Dot | Accumulate], base: Base, want: Products, first_row: int) -> int:
+    """Add the instructions that sum g * patch for a convolution. Returns the first row that is free after them."""
+    convolution, grid = want.convolution, base.grid
+    x = workspace.same_rectified(convolution.x)
+    rectified = x.producer is not None and x.producer.op in RELUS
+    channels, groups = x.shape[1], convolution.groups
+    vector = workspace.vector_bytes
+    table, phases = products_of(
+        convolution.window, convolution.weight.shape, channels, (x.shape[2], x.shape[3]), grid, vector
+    )  # fmt: skip
+    for phase, first, offsets in phases:
+        positions = workspace.positions(x, rectified, convolution, phase.remainders, grid)
+        if not rectified:
+            (y, u), stride = phase.remainders, convolution.window.stride
+            positions = positions._replace(values=workspace.scalars(x.data[:, :, y::stride, u::stride].numpy()))
+        steps.append(
+            Accumulate(
+                Address((first_row + first) * vector),
+                workspace.corner(base.array, grid, channel=want.channel),
+                channels,
+                positions,
+                workspace.keep(offsets),
+                taps=len(phase.offsets),
+                padded_taps=len(offsets),
+                runs=int(phase.runs),
+                group=channels // groups,
+                group_stride=len(table) // groups * grid.plane * vector,
+            )
+        )
+    want.rows = np.where(table < 0, base.channels, table + first_row)
+    return first_row + sum(channels * len(offsets) for _, _, offsets in phases)
