@@ -9,7 +9,7 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
