@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tenas.errors import TenasError
-from tenas.locks import Taken, lock_folder, take_one
+from tenas.locks import Lock, lock_folder, take_one
 
 
 def choose_device(device: str) -> str:
@@ -20,7 +20,7 @@ def choose_device(device: str) -> str:
 
 
 @cache
-def _own_gpu() -> Taken:
+def _own_gpu() -> Lock:
     # By UUID: numbers are of the devices that a process sees, and two processes may see different ones.
     names = [f"gpu-{torch.cuda.get_device_properties(number).uuid}" for number in range(torch.cuda.device_count())]
     return take_one(names, lock_folder(), "GPU")
@@ -32,7 +32,7 @@ def own_gpu() -> int:
     Snakemake counts GPUs and names none, so processes settle by locks who has which, and wait where all are taken. With one GPU
     to be seen there is nothing to settle: a scheduler has named it in CUDA_VISIBLE_DEVICES, or the machine has no other.
     """
-    return _own_gpu().index if torch.cuda.device_count() > 1 else 0
+    return _own_gpu().number if torch.cuda.device_count() > 1 else 0
 
 
 def own_device(device: str) -> str:

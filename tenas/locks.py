@@ -15,10 +15,10 @@ from tenas.errors import TenasError
 POLL_SECONDS = 0.5
 
 
-class Taken(NamedTuple):
-    """What a process has, for as long as it lives or until it closes ``file``."""
+class Lock(NamedTuple):
+    """Held until the process ends or closes ``file``. ``number``: of the name that was free, from 0."""
 
-    index: int
+    number: int
     file: IO[str]
 
 
@@ -31,21 +31,21 @@ def lock_folder() -> Path:
     return folder
 
 
-def take_free(names: Sequence[str], folder: Path) -> Taken | None:
+def take_free(names: Sequence[str], folder: Path) -> Lock | None:
     """Take the first of the ``names`` that no process has, or None.
 
     The lock is of the opened file (flock), so a process that was forked from this one has it too, until it ends.
     """
-    for index, name in enumerate(names):
+    for number, name in enumerate(names):
         file = (folder / f"{name}.lock").open("a")
         with suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return Taken(index, file)
+            return Lock(number, file)
         file.close()
     return None
 
 
-def take_one(names: Sequence[str], folder: Path, what: str) -> Taken:
+def take_one(names: Sequence[str], folder: Path, what: str) -> Lock:
     """Take one of the ``names``; where other processes have all of them, say so (``what``: a word for one) and wait."""
     taken = take_free(names, folder)
     if taken is None:

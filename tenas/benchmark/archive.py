@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenas.benchmark.reading import METADATA
 from tenas.errors import TenasError
@@ -58,16 +58,16 @@ class Archive(NamedTuple):
 
     path: Path
     archs: tuple[str, ...]
-    records: Iterator[dict[int, dict]]
+    records: Iterator[dict[int, dict[str, Any]]]
     checksum: Callable[[], str]
 
 
-def _plain() -> dict[str, object]:
+def _plain() -> dict[str, Callable[..., object]]:
     """What the pickles may name: sets, ordered dictionaries and NumPy's scalars, as older and newer versions call them."""
     import numpy as np
 
     # The only public way to the function that rebuilds a scalar.
-    scalar = np.float64(0).__reduce__()[0]
+    scalar: Callable[..., object] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]  # numpy: str or tuple
     return {
         "builtins.set": set,
         "__builtin__.set": set,
@@ -92,7 +92,7 @@ class _PlainUnpickler(pickle.Unpickler):
 def _folder(path: Path) -> Archive:
     digests: dict[str, str] = {}
 
-    def load(name: str) -> dict:
+    def load(name: str) -> dict[str, Any]:
         try:
             compressed = (path / name).read_bytes()
             digests[name] = hashlib.sha256(compressed).hexdigest()
@@ -107,7 +107,7 @@ def _folder(path: Path) -> Archive:
             raise TenasError(f"The archive's file {path / name} holds something other than a dictionary.")
         return found
 
-    def records() -> Iterator[dict[int, dict]]:
+    def records() -> Iterator[dict[int, dict[str, Any]]]:
         for number in range(len(archs)):
             found = load(f"{number:06d}{SUFFIX}")
             yield {epochs: found[str(epochs)] for epochs in EPOCHS if str(epochs) in found}
@@ -130,8 +130,11 @@ def _pth(path: Path) -> Archive:
     if path.name == PTH_NAME and not md5.endswith(PTH_MD5):
         raise TenasError(f"The file {path} is damaged: its MD5 {md5} doesn't end in {PTH_MD5}, as its name says.")
     digest = sha256(path)
-    plain = [(value, name) for name, value in _plain().items()]
-    plain += [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32)]
+    dtypes: list[Callable[..., object]] = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32)]
+    plain: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
+        *((value, name) for name, value in _plain().items()),
+        *dtypes,
+    ]
     try:
         # The package calls torch.load without saying how, and torch then opens files restrictedly.
         with torch.serialization.safe_globals(plain):
@@ -141,7 +144,7 @@ def _pth(path: Path) -> Archive:
         raise TenasError(f"The file {path} cannot be read as NAS-Bench-201: {reason.rstrip('.')}.") from error
     archs = _checked(api.meta_archs, path)
 
-    def records() -> Iterator[dict[int, dict]]:
+    def records() -> Iterator[dict[int, dict[str, Any]]]:
         for number in range(len(archs)):
             try:
                 found = api.arch2infos_dict.pop(number)
@@ -162,7 +165,7 @@ def _checked(archs: object, path: Path) -> tuple[str, ...]:
     return tuple(archs)
 
 
-def open_archive(path: str | os.PathLike) -> Archive:
+def open_archive(path: str | os.PathLike[str]) -> Archive:
     """The folder ``NATS-tss-v1_0-3ffb9-simple`` or the file ``NAS-Bench-201-v1_1-096897.pth``, opened.
 
     The folder is read a cell at a time. The file has to be loaded as a whole, which takes minutes and up to 28 GB of memory.
@@ -179,7 +182,7 @@ def open_archive(path: str | os.PathLike) -> Archive:
     )
 
 
-def _values(states: dict[int, dict]) -> dict[str, float]:
+def _values(states: dict[int, dict[str, Any]]) -> dict[str, float]:
     """The columns of a cell from its states, {epochs: state}.
 
     Accuracies in % after the last epoch: ``<name>_e<epochs>``, the mean over the seeds, and ``<name>_e<epochs>_seed<seed>``.
@@ -243,15 +246,17 @@ def gather(archive: Archive, progress: Callable[[int], object] = lambda cells: N
     return columns
 
 
-def _in_order(name: str) -> tuple:
+def _in_order(name: str) -> tuple[bool, bool, bool, bool, list[int | str]]:
     """Means before single seeds, 200 epochs before 12, costs last."""
     stem, _, epochs = name.partition("_e")
     # CIFAR-10 before CIFAR-100.
-    natural = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    natural: list[int | str] = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
     return name.startswith(("params", "flops")), stem.endswith("seconds"), "seed" in epochs, not epochs.startswith("200"), natural
 
 
-def import_archive(archive: Archive, out: str | os.PathLike, progress: Callable[[int], object] = lambda cells: None) -> dict:
+def import_archive(
+    archive: Archive, out: str | os.PathLike[str], progress: Callable[[int], object] = lambda cells: None
+) -> dict[str, Any]:
     """Write an archive as one Parquet file, a row a cell (columns: docs/benchmark.md); its record is given back.
 
     The record (source, its checksum, code and packages) is also in the file, as JSON under the metadata key ``tenas``.

@@ -27,12 +27,12 @@ def builtin_table(space: str | Space = SPACE) -> Path:
     return FOLDER / f"{name}.parquet"
 
 
-def index_path(index: str | os.PathLike, space: str | Space | None = None) -> Path:
+def index_path(index: str | os.PathLike[str], space: str | Space | None = None) -> Path:
     """The file that is meant by an index: a path, or ``builtin`` for the table of ``space``."""
     return builtin_table(space or SPACE) if str(index) == BUILTIN else Path(index)
 
 
-def checksum_of(path: str | os.PathLike) -> str | None:
+def checksum_of(path: str | os.PathLike[str]) -> str | None:
     """The SHA-256 that a file must have: known of the tables that come with the project, None of others."""
     path = Path(path)
     return CHECKSUMS.get(path.stem) if path.resolve().parent == FOLDER.resolve() else None

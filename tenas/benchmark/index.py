@@ -3,10 +3,10 @@
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tenas.benchmark.builtin import BUILTIN, SPACE, builtin_table, checksum_of, has_builtin, index_path
 from tenas.benchmark.reading import load
@@ -55,7 +55,7 @@ def costs_of(table: "pd.DataFrame") -> list[str]:
     return [name for name in table.columns if name.startswith(COSTS) and is_numeric_dtype(table[name])]
 
 
-def read_index(index: str | os.PathLike, space: str | Space | None = None) -> "pd.DataFrame":
+def read_index(index: str | os.PathLike[str], space: str | Space | None = None) -> "pd.DataFrame":
     """The table of an index: a file, or ``builtin`` for the one of a space (nas-bench-201's) that comes with the project.
 
     It has the column ``arch``, the space's text, and one at least that ``is_accuracy``. What a file of ``tenas benchmark import``
@@ -104,14 +104,14 @@ def _check(table: "pd.DataFrame", path: Path, space: str | Space | None, cells: 
     zeros = ((table[accuracies] == 0).any(axis=1) & ~(table[accuracies] > 0).any(axis=1)).sum()
     if zeros:
         raise TenasError(f"The benchmark index {path} has zeros for all accuracies in {zeros:,} of its rows: it is damaged.")
-    space, table["arch"] = _archs(table["arch"], path, space)
+    named, table["arch"] = _archs(table["arch"], path, space)
     for name in ("arch", *({"index"} & set(table.columns))):
         doubled = table[name][table[name].duplicated()]
         if len(doubled):
             raise TenasError(f"The benchmark index {path} lists the cell {doubled.iloc[0]} twice.")
-    if space.listed_cells is not None and len(table) < space.listed_cells and cells != len(table):
+    if named.listed_cells is not None and len(table) < named.listed_cells and cells != len(table):
         warnings.warn(
-            f"The benchmark index {path} has {len(table):,} of the {space.listed_cells:,} cells of {space.name}.",
+            f"The benchmark index {path} has {len(table):,} of the {named.listed_cells:,} cells of {named.name}.",
             IncompleteTableWarning,
             stacklevel=3,
         )
@@ -119,18 +119,19 @@ def _check(table: "pd.DataFrame", path: Path, space: str | Space | None, cells: 
 
 def _archs(texts: Iterable[str], path: Path, space: str | Space | None) -> tuple[Space, list[str]]:
     """The space of a column of cells, by its first one where none is given, and all of them as that space writes them."""
-    found, archs = None if space is None else get_space(space), []
+    given, archs = None if space is None else get_space(space), []
     for row, text in enumerate(texts, start=1):
         try:
-            genotype = load_genotype(str(text), found)
+            genotype = load_genotype(str(text), given)
         except TenasError as error:
             raise TenasError(f"The benchmark index {path}, row {row}: {error}") from error
-        found = genotype.space
+        given = genotype.space
         archs.append(genotype.arch)
-    return found, archs
+    assert given is not None  # of no rows there is no space to find
+    return given, archs
 
 
-def read_column(index: str | os.PathLike, column: str, space: str | Space = SPACE) -> dict[str, float]:
+def read_column(index: str | os.PathLike[str], column: str, space: str | Space = SPACE) -> dict[str, float]:
     """One column of a table as text of a cell -> value, whatever it is of: accuracies, or what cells cost on some hardware.
 
     The table (a file as in ``read_index``, or ``builtin``) names its cells in a column ``arch`` or, for a space with a built-in
@@ -171,7 +172,7 @@ def read_column(index: str | os.PathLike, column: str, space: str | Space = SPAC
     return {arch: float(value) for arch, value in zip(archs, values, strict=True) if value == value}
 
 
-def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike, space: str | Space | None = None) -> int:
+def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike[str], space: str | Space | None = None) -> int:
     """The place of a cell in a table: by its text, its genotype (or a genotype's JSON file), or its number in the benchmark.
 
     The number is that of the column ``index`` or, where there is none, of the row from 0 on. Raises TenasError when the table
@@ -179,7 +180,7 @@ def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike, space:
     """
     if isinstance(cell, str) and cell.isdecimal():
         cell = int(cell)
-    if isinstance(cell, Integral):
+    if isinstance(cell, int | Integral):
         numbers = table["index"].to_numpy() if "index" in table.columns else table.index.to_numpy()
         places = (numbers == cell).nonzero()[0]
         if not len(places):
@@ -192,7 +193,7 @@ def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike, space:
     return int(places[0])
 
 
-def standing(table: "pd.DataFrame", place: int, name: str) -> dict | None:
+def standing(table: "pd.DataFrame", place: int, name: str) -> dict[str, Any] | None:
     """Where a cell stands among all cells by one accuracy; None where the table has none for it.
 
     ``rank``: 1 for the best; equal cells share the better rank. ``percentile``: % of the cells that are worse. ``regret``: what
@@ -213,7 +214,7 @@ def standing(table: "pd.DataFrame", place: int, name: str) -> dict | None:
     }
 
 
-def spread(values: "pd.Series") -> dict | None:
+def spread(values: "pd.Series") -> dict[str, float | None] | None:
     """Mean, standard deviation (None for one cell) and extremes of the accuracies that cells have; None where they have none."""
     known = values.dropna()
     if known.empty:
@@ -226,7 +227,9 @@ def spread(values: "pd.Series") -> dict | None:
     }
 
 
-def query(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike, space: str | Space | None = None) -> dict:
+def query(
+    table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike[str], space: str | Space | None = None
+) -> dict[str, Any]:
     """What a table (``read_index``) knows of a cell (``find``), JSON-ready.
 
     ``accuracies``: for each (``accuracies_of``) where the cell stands (``standing``). ``costs``: parameters and FLOPs.
@@ -262,8 +265,10 @@ def _number(value: float) -> int | float | None:
 
 
 def look_up(
-    cell: Genotype | str | int | os.PathLike, index: str | os.PathLike | None = BUILTIN, space: str | Space | None = None
-) -> dict:
+    cell: Genotype | str | int | os.PathLike[str],
+    index: str | os.PathLike[str] | None = BUILTIN,
+    space: str | Space | None = None,
+) -> dict[str, Any]:
     """What an index (a file, or ``builtin``) knows of a cell (``query``), with what made this result: benchmark.json.
 
     Where there is none the result says so under ``reason``, with ``index`` None: a search need not have a benchmark.
@@ -271,11 +276,11 @@ def look_up(
     """
     stopwatch = Stopwatch()
     builtin = str(index) == BUILTIN
-    if builtin and not isinstance(cell, Integral) and not str(cell).isdecimal():
+    if builtin and not isinstance(cell, int | Integral) and not str(cell).isdecimal():
         cell = load_genotype(cell, space)
         space = cell.space
     if index is None or (builtin and not has_builtin(space or SPACE)):
-        genotype = load_genotype(cell, space)
+        genotype = load_genotype(str(cell) if isinstance(cell, int | Integral) else cell, space)
         given = "No table of the space {} comes with the project." if builtin else "No index file was given for the space {}."
         return {
             "arch": genotype.arch,
@@ -289,11 +294,11 @@ def look_up(
     return {"index": str(index), **found, "provenance": made_by}
 
 
-def _settings(genotype: Genotype) -> dict:
+def _settings(genotype: Genotype) -> dict[str, str]:
     return {"space": genotype.space.name, "arch": genotype.arch}
 
 
-def describe(found: dict) -> str:
+def describe(found: Mapping[str, Any]) -> str:
     """The result of ``look_up`` for a reader at a terminal."""
     lines = [found["arch"]]
     if found["index"] is None:

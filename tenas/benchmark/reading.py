@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tenas.errors import TenasError
 
@@ -34,7 +34,8 @@ def _unzip(data: bytes) -> bytes:
 def _unzstd(data: bytes) -> bytes:
     import pyarrow as pa
 
-    return pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
+    unpacked: bytes = pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
+    return unpacked
 
 
 UNPACKERS: dict[bytes, Callable[[bytes], bytes]] = {
@@ -46,7 +47,7 @@ UNPACKERS: dict[bytes, Callable[[bytes], bytes]] = {
 }
 
 
-def load(path: str | os.PathLike, what: str, checksum: str | None = None) -> tuple["pd.DataFrame", dict]:
+def load(path: str | os.PathLike[str], what: str, checksum: str | None = None) -> tuple["pd.DataFrame", dict[str, Any]]:
     """The table in a file, and the record that ``tenas benchmark import`` has put into it, empty where there is none.
 
     ``what`` names the file in errors; ``checksum`` is the SHA-256 that it must have, where that is known. Raises TenasError for
@@ -74,7 +75,7 @@ def load(path: str | os.PathLike, what: str, checksum: str | None = None) -> tup
         raise TenasError(f"The {what} {path} cannot be read: {reason}.") from error
 
 
-def _parquet(data: bytes) -> tuple["pd.DataFrame", dict]:
+def _parquet(data: bytes) -> tuple["pd.DataFrame", dict[str, Any]]:
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -7,10 +7,10 @@ the beginning of a longer one.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenas.errors import TenasError, one_of
 from tenas.seeds import derive_seed
@@ -43,7 +43,7 @@ def _fresh(cells: int, looked: Iterable[int], random: Random) -> int:
 
 def random_search(landscape: Landscape, seed: int, budget: int) -> list[int]:
     """One cell after another, drawn uniformly."""
-    random, looked = Random(seed), {}
+    random, looked = Random(seed), dict[int, None]()
     while len(looked) < budget:
         looked[_fresh(len(landscape.valid), looked, random)] = None
     return list(looked)
@@ -54,7 +54,7 @@ def regularised_evolution(landscape: Landscape, seed: int, budget: int) -> list[
 
     A child that has been looked at is mutated on until it is a new cell. Source: Real et al., AAAI 2019, algorithm 1.
     """
-    random, looked, population = Random(seed), {}, deque(maxlen=POPULATION)
+    random, looked, population = Random(seed), dict[int, None](), deque[int](maxlen=POPULATION)
     while len(looked) < budget:
         if len(population) < POPULATION:
             cell = _fresh(len(landscape.valid), looked, random)
@@ -72,7 +72,7 @@ def local_search(landscape: Landscape, seed: int, budget: int) -> list[int]:
 
     All neighbours are looked at before a step, in random order. Source: White et al., UAI 2021, algorithm 1.
     """
-    random, looked = Random(seed), {}
+    random, looked = Random(seed), dict[int, None]()
     while len(looked) < budget:
         here = _fresh(len(landscape.valid), looked, random)
         looked[here] = None
@@ -138,7 +138,7 @@ def search_table(
     budgets: Sequence[int],
     searches: int,
     progress: Callable[[int], object] = lambda searches: None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Rows of table_search.csv (COLUMNS): what each method has chosen after each budget, with seeds from 0 to ``searches`` - 1.
 
     ``table``: of ``read_index``, with all cells of NAS-Bench-201. ``regret``: test accuracy below the table's best, in points.
@@ -185,9 +185,9 @@ def search_table(
     return rows
 
 
-def describe_searches(rows: Iterable[dict]) -> str:
+def describe_searches(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows of ``search_table`` for a reader at a terminal: mean test accuracy and standard deviation over the seeds."""
-    found: dict[tuple, list[float]] = {}
+    found: dict[tuple[str, str, int], list[float]] = {}
     for row in rows:
         found.setdefault((row["dataset"], row["method"], row["budget"]), []).append(row["test_accuracy"])
     lines = [f"{'data set':12}{'method':24}{'budget':>8}{'test accuracy, mean (sd)':>28}"]

@@ -159,7 +159,7 @@ def _write(
     return card
 
 
-def read_labels(images: str | os.PathLike) -> np.ndarray:
+def read_labels(images: str | os.PathLike[str]) -> np.ndarray:
     """The classes of prepared images, from the file beside them: int64 (n,), from 0.
 
     Raises TenasError when the file is missing or not that of the card, or when the images have no labels.
@@ -168,7 +168,7 @@ def read_labels(images: str | os.PathLike) -> np.ndarray:
     card = read_json(path.with_name("card.json"), "data card")
     try:
         digest = sha256(path)
-        labels = np.load(path, allow_pickle=False)
+        labels: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise TenasError(f"The labels {path} cannot be read: {error}. Prepare the data set again.") from error
     if digest != card.get("labels_sha256"):
@@ -178,7 +178,7 @@ def read_labels(images: str | os.PathLike) -> np.ndarray:
     return labels
 
 
-def read_images(path: str | os.PathLike) -> tuple[np.ndarray, dict]:
+def read_images(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, Any]]:
     """The prepared images, memory-mapped read-only, and their card, which lies beside them.
 
     Returns uint8 (n, side, side, 3) and the card (keys ``classes``, ``side``, ``mean``, ``std``, ``sha256``, ...).

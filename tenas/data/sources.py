@@ -5,11 +5,11 @@ import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,11 +35,13 @@ class Arrays:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """The images of ``indices``, in their order: uint8 (k, h, w, 3)."""
-        return self.images[indices]
+        images: np.ndarray = self.images[indices]
+        return images
 
     def picture(self, index: int) -> np.ndarray:
         """One image: uint8 (h, w, 3)."""
-        return self.images[index]
+        image: np.ndarray = self.images[index]
+        return image
 
     def take(self, indices: np.ndarray) -> "Arrays":
         return Arrays(self.images[indices], self.labels[indices])
@@ -63,7 +65,7 @@ class Arrays:
         return Arrays(images, self.labels)
 
 
-class Paths(Sequence):
+class Paths:
     """Many paths in one array of bytes. A list of a million objects is copied, page by page, into each process that reads it."""
 
     def __init__(self, names: np.ndarray) -> None:
@@ -78,6 +80,9 @@ class Paths(Sequence):
 
     def __getitem__(self, index: int) -> Path:
         return Path(os.fsdecode(self.names[index]))
+
+    def __iter__(self) -> Iterator[Path]:
+        return (self[index] for index in range(len(self)))
 
     def take(self, indices: np.ndarray) -> "Paths":
         return Paths(self.names[indices])
@@ -98,8 +103,9 @@ class Files:
     def read(self, indices: np.ndarray) -> np.ndarray:
         # Decoding releases the interpreter's lock, so threads help.
         with ThreadPoolExecutor() as pool:
-            images = pool.map(lambda i: decode(self.paths[i], self.side, self.middle), indices)
-            return np.stack(list(images)) if len(indices) else np.empty((0, self.side, self.side, 3), np.uint8)
+            images = list(pool.map(lambda i: decode(self.paths[i], self.side, self.middle), indices))
+        side = self.side or 0
+        return np.stack(images) if images else np.empty((0, side, side, 3), np.uint8)
 
     def picture(self, index: int) -> np.ndarray:
         """One image in its own size: uint8 (h, w, 3)."""
@@ -352,6 +358,7 @@ def load_npz(path: Path) -> Loaded:
             f"'images' in {path} must be uint8 of the shape (n, height, width, 3); it is {images.dtype} {images.shape}."
         )
     if labels is None:
+        assert names is not None  # or the labels would be missing
         return Loaded(Arrays(images, np.full(len(images), UNLABELLED)), None, len(names), [path])
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise TenasError(f"'labels' in {path} must be {len(images)} integers, one an image; it is {labels.dtype} {labels.shape}.")
@@ -383,7 +390,7 @@ class Source(NamedTuple):
     known before anything is loaded.
     """
 
-    load: Callable[[Path | None], Loaded]
+    load: Callable[..., Loaded]
     side: int | None = None
     needs_path: bool = True
     classes: int | None = None
@@ -413,7 +420,7 @@ def get_source(name: str) -> Source:
     return SOURCES[name]
 
 
-def check_source(dataset: Mapping) -> Source:
+def check_source(dataset: Mapping[str, Any]) -> Source:
     """The source of a configuration's entry. Raises TenasError for an unknown one, a path that is missing or superfluous."""
     source = get_source(dataset["source"])
     path = dataset.get("path")
@@ -424,7 +431,7 @@ def check_source(dataset: Mapping) -> Source:
     return source
 
 
-def load(dataset: Mapping) -> tuple[Loaded, int]:
+def load(dataset: Mapping[str, Any]) -> tuple[Loaded, int]:
     """The data set of an entry of the configuration's ``datasets``, and the side that its images are to have.
 
     Raises TenasError for an unknown source, a path that is missing or superfluous, and whatever the source refuses.
@@ -443,7 +450,7 @@ def _size(part: Part) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def load_splits(dataset: Mapping, side: int | None = None, middle: float = 1.0) -> Splits:
+def load_splits(dataset: Mapping[str, Any], side: int | None = None, middle: float = 1.0) -> Splits:
     """The whole data set of a configuration's entry, for retraining. Arrays are in memory; folders are read as needed.
 
     The test part is the source's own where it has one (CIFAR, ImageNet16-120, a folder with ``val``); else TEST_SHARE

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +59,12 @@ def to_onnx(program: torch.export.ExportedProgram) -> bytes:
     with warnings.catch_warnings():
         # About the exporter's own insides; the result is checked by running it.
         warnings.simplefilter("ignore")
-        model = torch.onnx.export(
+        exported = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"], verbose=False
         )
-    buffer = io.BytesIO()
-    model.save(buffer)
-    return buffer.getvalue()
+    assert exported is not None  # with dynamo=True it never is
+    model: bytes = exported.model_proto.SerializeToString()
+    return model
 
 
 def run_onnx(model: bytes) -> Callable[[Tensor], Tensor]:
@@ -82,7 +83,7 @@ def _missing(error: ImportError) -> TenasError:
     return TenasError(f"To export to ONNX, the package {error.name} is needed: install onnx, onnxscript and onnxruntime.")
 
 
-def export(network: str | os.PathLike, out: str | os.PathLike) -> dict:
+def export(network: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
     """Export the trained network of the file ``network`` (a retraining's network.pt) to the folder ``out``; returns the card.
 
     network.pt2: a program for torch.export.load. network.onnx: the same for ONNX runtimes. export.json: what they take and

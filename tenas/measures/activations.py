@@ -5,13 +5,15 @@ function. An activation that several layers read, as the ReLU of a node in this 
 networks have one ReLU per convolution count it once per convolution.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._ops import OpOverload
 
 from tenas.errors import TenasError
-from tenas.measures.common import LAYERS, check_batch, hooked, undisturbed
+from tenas.measures.common import LAYERS, Observer, check_batch, hooked, name_of, undisturbed
 from tenas.measures.regions import count_distinct_rows, relu_signs
 from tenas.measures.threads import one_thread
 
@@ -68,7 +70,7 @@ def near(network: nn.Module, images: Tensor) -> float:
     check_batch(images)
     ranks: list[float] = []
 
-    def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         ranks.append(_effective_rank(output))
 
     with undisturbed(network), torch.no_grad(), hooked(network, LAYERS, note), _ActivationFunctions(len(images), ranks):
@@ -87,10 +89,10 @@ def _effective_rank(output: Tensor) -> float:
         return 0.0
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     shares = values / values.sum()
-    return torch.special.entr(shares).sum().exp().item()
+    return float(torch.special.entr(shares).sum().exp().item())
 
 
-class _ActivationFunctions(TorchDispatchMode):
+class _ActivationFunctions(Observer):
     """Appends the effective rank of each activation function's result to ``ranks``."""
 
     NAMES = frozenset({"relu", "leaky_relu", "elu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardtanh",
@@ -100,12 +102,6 @@ class _ActivationFunctions(TorchDispatchMode):
         super().__init__()
         self.samples, self.ranks = samples, ranks
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # as in tenas.measures.regions: nothing is compiled here
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func._schema.name.removeprefix("aten::").removesuffix("_") in self.NAMES and out.shape[:1] == (self.samples,):
+    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
+        if name_of(operator).removesuffix("_") in self.NAMES and out.shape[:1] == (self.samples,):
             self.ranks.append(_effective_rank(out))
-        return out

@@ -14,13 +14,14 @@ overflowing features have the worst value, -inf.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tenas.errors import TenasError
 from tenas.measures.common import check_batch, undisturbed
@@ -129,7 +130,7 @@ def _pass_blocks(network: nn.Module, images: Tensor, *, gradients: bool) -> tupl
     scores: list[float] = []
     inputs: list[Tensor] = []
 
-    def before(module: nn.Module, arguments: tuple) -> tuple | None:
+    def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not gradients or not entropies:
             return None
         # The graph begins here. Clones, as a block may write to its input, and a tensor that gradients are asked for
@@ -142,7 +143,7 @@ def _pass_blocks(network: nn.Module, images: Tensor, *, gradients: bool) -> tupl
         detached[places[-1]] = inputs[-1].clone()
         return tuple(detached)
 
-    def after(module: nn.Module, arguments: tuple, output: object) -> Tensor:
+    def after(module: nn.Module, arguments: tuple[Any, ...], output: object) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim not in (2, 4) or len(output) != len(images):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise TenasError(
@@ -162,8 +163,12 @@ def _pass_blocks(network: nn.Module, images: Tensor, *, gradients: bool) -> tupl
 
 
 @contextmanager
-def _hooked_blocks(blocks: Sequence[nn.Module], before, after) -> Iterator[None]:
-    handles = []
+def _hooked_blocks(
+    blocks: Sequence[nn.Module],
+    before: Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None],
+    after: Callable[[nn.Module, tuple[Any, ...], object], Tensor],
+) -> Iterator[None]:
+    handles: list[RemovableHandle] = []
     try:
         for block in blocks:
             handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
@@ -188,7 +193,7 @@ def _entropy(features: Tensor) -> float:
         return -math.inf
     spectrum = torch.linalg.eigvalsh(covariance).clamp(min=0)
     shares = spectrum / spectrum.sum()
-    return -(shares * (shares + SHIFT).log()).sum().item()
+    return float(-(shares * (shares + SHIFT).log()).sum().item())
 
 
 def _block_trainability(output: Tensor, given: Tensor, seed: int) -> float:
@@ -205,7 +210,7 @@ def _block_trainability(output: Tensor, given: Tensor, seed: int) -> float:
     matrix = rows.T @ _rows(cotangent) / len(rows)
     if not matrix.isfinite().all():
         return -math.inf
-    s = torch.linalg.matrix_norm(matrix, 2).item()
+    s = float(torch.linalg.matrix_norm(matrix, 2).item())
     return 2 - s - 1 / (s + REGULARISER)
 
 

@@ -12,14 +12,28 @@ a gradient; batch normalisation and biases are no weights here, as in the papers
 """
 
 import math
+from functools import reduce
+from operator import add
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._ops import OpOverload
 
 from tenas.errors import TenasError
-from tenas.measures.common import BATCH_NORMS, LAYERS, batch_loss, check_batch, gradients_of, hooked, undisturbed, weights_of
+from tenas.measures.common import (
+    BATCH_NORMS,
+    LAYERS,
+    Observer,
+    batch_loss,
+    check_batch,
+    gradients_of,
+    hooked,
+    name_of,
+    undisturbed,
+    weights_of,
+)
 from tenas.measures.regions import relu_signs
 from tenas.measures.threads import one_thread
 
@@ -36,7 +50,8 @@ def gradient_norm(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     initialisation decides between layers; skip connections raise it whether or not they help.
     """
     with undisturbed(network), torch.enable_grad():
-        return sum(g.double().norm().item() for g in gradients_of(batch_loss(network, images, labels), weights_of(network)))
+        gradients = gradients_of(batch_loss(network, images, labels), weights_of(network))
+        return float(sum(gradient.double().norm().item() for gradient in gradients))
 
 
 @one_thread()
@@ -66,7 +81,7 @@ def grasp(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     weights = weights_of(network)
     with undisturbed(network), torch.enable_grad():
         gradients = gradients_of(batch_loss(network, images, labels), weights, create_graph=True)
-        product = sum((g.detach() * g).sum() for g in gradients)
+        product = reduce(add, ((g.detach() * g).sum() for g in gradients))
         curvature = gradients_of(product, weights)
     return -sum((w.detach() * h).double().sum().item() for w, h in zip(weights, curvature, strict=True))
 
@@ -83,7 +98,7 @@ def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """
     outputs: list[Tensor] = []
 
-    def note(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         outputs.append(output)
         return output.clone()  # a ReLU in place changes the copy
 
@@ -118,7 +133,7 @@ def jacobian_covariance(network: nn.Module, images: Tensor) -> float:
     if (norms == 0).any():
         return -math.inf
     eigenvalues = torch.linalg.eigvalsh((rows / norms) @ (rows / norms).T).clamp(min=0) + SHIFT
-    return -(eigenvalues.log() + 1 / eigenvalues).sum().item()
+    return float(-(eigenvalues.log() + 1 / eigenvalues).sum().item())
 
 
 @one_thread()
@@ -135,7 +150,7 @@ def naswot(network: nn.Module, images: Tensor) -> float:
     kernel = torch.from_numpy(_agreements(signs)).double()
     if len(torch.unique(kernel, dim=0)) < len(kernel) or signs.shape[1] == 0:
         return -math.inf
-    return torch.linalg.slogdet(kernel).logabsdet.item()
+    return float(torch.linalg.slogdet(kernel).logabsdet.item())
 
 
 def _agreements(signs: np.ndarray) -> np.ndarray:
@@ -147,10 +162,11 @@ def _agreements(signs: np.ndarray) -> np.ndarray:
     differ = np.zeros((n, n), np.int64)
     for i in range(n - 1):
         differ[i, i + 1 :] = np.bitwise_count(words[i + 1 :] ^ words[i]).sum(axis=1, dtype=np.int64)
-    return units - differ - differ.T
+    agree: np.ndarray = units - differ - differ.T
+    return agree
 
 
-class _LastFeatures(TorchDispatchMode):
+class _LastFeatures(Observer):
     """Notes the last (n, c, h, w) of a convolution, normalisation, ReLU, sum or concatenation: the features before pooling."""
 
     OPERATORS = frozenset({"convolution", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
@@ -160,16 +176,10 @@ class _LastFeatures(TorchDispatchMode):
         super().__init__()
         self.features: Tensor | None = None
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
         made = out[0] if isinstance(out, tuple) else out
-        if func._schema.name.removeprefix("aten::") in self.OPERATORS and made.ndim == 4:
+        if name_of(operator) in self.OPERATORS and made.ndim == 4:
             self.features = made
-        return out
 
 
 def _features(network: nn.Module, images: Tensor) -> Tensor:
@@ -177,7 +187,8 @@ def _features(network: nn.Module, images: Tensor) -> Tensor:
         network(images)
     if last.features is None:
         raise TenasError("The Zen-score needs a network with feature maps (n, channels, height, width).")
-    return last.features.double()
+    features: Tensor = last.features
+    return features.double()
 
 
 @one_thread()
@@ -197,7 +208,7 @@ def zen(network: nn.Module, images: Tensor) -> float:
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     scales: list[Tensor] = []
 
-    def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         variances = inputs[0].double().transpose(0, 1).flatten(1).var(1, unbiased=False)
         if variances.any():
             scales.append(variances.mean().log() / 2)

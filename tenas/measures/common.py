@@ -1,12 +1,15 @@
 """Helpers of several measures: checks of batches, losses, weights, gradients, temporary hooks."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenas.errors import TenasError
 
@@ -57,7 +60,7 @@ def check_batch(images: Tensor) -> None:
         raise TenasError("The measure of an empty batch is not defined.")
 
 
-def weights_of(network: nn.Module) -> list[nn.Parameter]:
+def weights_of(network: nn.Module) -> list[Tensor]:
     """Weights of convolutions and linear layers that require a gradient. Raises TenasError when there are none."""
     weights = [m.weight for m in network.modules() if isinstance(m, LAYERS) and m.weight.requires_grad]
     if not weights:
@@ -79,16 +82,20 @@ def batch_loss(network: nn.Module, images: Tensor, labels: Tensor, reduction: st
     return cross_entropy(logits, labels, reduction=reduction)
 
 
-def gradients_of(value: Tensor, tensors: list, **options: bool) -> list[Tensor]:
+def gradients_of(value: Tensor, tensors: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
     """Gradients of ``value``; zeros for what it does not depend on, e.g. operators that a mask leaves out."""
     if not value.requires_grad:
         return [torch.zeros_like(tensor) for tensor in tensors]
-    found = torch.autograd.grad(value, tensors, allow_unused=True, **options)
+    found = torch.autograd.grad(value, tensors, allow_unused=True, create_graph=create_graph)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
 
 
 @contextmanager
-def hooked(network: nn.Module, kinds: type | tuple, hook) -> Iterator[None]:
+def hooked(
+    network: nn.Module,
+    kinds: type[nn.Module] | tuple[type[nn.Module], ...],
+    hook: Callable[[nn.Module, tuple[Any, ...], Any], Any],
+) -> Iterator[None]:
     """Call ``hook(module, inputs, output)`` after each pass of a layer of these kinds; no hook is left behind."""
     handles = [module.register_forward_hook(hook) for module in network.modules() if isinstance(module, kinds)]
     try:
@@ -96,3 +103,31 @@ def hooked(network: nn.Module, kinds: type | tuple, hook) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+class Observer(TorchDispatchMode):
+    """Calls ``saw`` after each operator of a pass, whether a module or a function runs it, without touching the network."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types there
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here. Torch's default is to guard against that, which imports its compiler: seconds per process.
+        return False
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.saw(func, (args, kwargs or {}), out)
+        return out
+
+    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
+        """``read``: the arguments, nested. ``out``: the result, mostly a tensor."""
+        raise NotImplementedError
+
+
+def name_of(operator: OpOverload) -> str:
+    """The operator's name in torch, e.g. ``convolution``, the same for all of its overloads."""
+    return str(operator._schema.name).removeprefix("aten::")

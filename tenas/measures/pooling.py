@@ -5,7 +5,8 @@ of its loop takes 2.3 ms, of whole images that are shifted and added 0.5 ms.
 """
 
 import functools
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
+Setting = int | tuple[int, ...]  # of a window: one number, or one per dimension
 
-def _pair(setting: int | tuple[int, ...]) -> tuple[int, int]:
+
+def _pair(setting: Setting) -> tuple[int, int]:
     return (setting, setting) if isinstance(setting, int) else (setting[0], setting[-1])
 
 
@@ -24,7 +27,15 @@ def _suits(x: object) -> bool:
     return images and not torch.is_grad_enabled()
 
 
-def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False) -> Tensor | None:
+def max_pool2d(
+    x: Tensor,
+    kernel_size: Setting,
+    stride: Setting | None = None,
+    padding: Setting = 0,
+    dilation: Setting = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | None:
     """``max_pool2d`` on a CPU without gradients: the maxima of rows, then of columns. None where it is not for that.
 
     A zero may have the other sign, where both are in a window.
@@ -46,7 +57,13 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
 
 
 def avg_pool2d(
-    x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+    x: Tensor,
+    kernel_size: Setting,
+    stride: Setting | None = None,
+    padding: Setting = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
 ) -> Tensor | None:
     """``avg_pool2d`` with stride 1 on a CPU without gradients, summed in torch's order. None where it is not for that."""
     kernel, padding = _pair(kernel_size), _pair(padding)
@@ -93,13 +110,19 @@ def _shifted(x: Tensor, dim: int, kernel: int, stride: int, dilation: int) -> li
 class FasterPooling(TorchFunctionMode):
     """Within it torch's poolings are those of this module, where they apply."""
 
-    FASTER: ClassVar = {
+    FASTER: ClassVar[dict[Callable[..., Any], Callable[..., Tensor | None]]] = {
         torch.nn.functional.max_pool2d: max_pool2d,
         torch.max_pool2d: max_pool2d,
         torch.nn.functional.avg_pool2d: avg_pool2d,
     }
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         faster = self.FASTER.get(func)
         result = faster(*args, **(kwargs or {})) if faster else None
         return func(*args, **(kwargs or {})) if result is None else result

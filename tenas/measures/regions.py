@@ -3,14 +3,15 @@
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._ops import OpOverload
 
 from tenas.errors import TenasError
-from tenas.measures.common import undisturbed
+from tenas.measures.common import Observer, undisturbed
 from tenas.measures.pooling import FasterPooling
 from tenas.measures.threads import one_thread
 
@@ -27,7 +28,7 @@ class _EnoughError(Exception):
     """Ends a forward pass of which no more has to be seen."""
 
 
-class _ReluSigns(TorchDispatchMode):
+class _ReluSigns(Observer):
     """Notes where each ReLU that runs is active, be it a module or a function, without touching the network.
 
     ``first_only``: end the pass with _EnoughError at the first of them.
@@ -40,14 +41,8 @@ class _ReluSigns(TorchDispatchMode):
         self.samples, self.first_only = samples, first_only
         self.bits: list[np.ndarray] = []
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Nothing is compiled here. Torch's default is to guard against that, which imports its compiler: seconds a process.
-        return False
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func in self.RELUS:
+    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
+        if operator in self.RELUS:
             if out.ndim == 0 or len(out) != self.samples:
                 raise TenasError(
                     f"A ReLU gave {tuple(out.shape)} for {self.samples} inputs: its first dimension must be the samples."
@@ -55,7 +50,6 @@ class _ReluSigns(TorchDispatchMode):
             self.bits.append((out > 0).reshape(self.samples, -1).cpu().numpy())
             if self.first_only:
                 raise _EnoughError
-        return out
 
 
 def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) -> np.ndarray:
@@ -77,7 +71,7 @@ def activation_patterns(network: nn.Module, inputs: Tensor, *, first_only: bool 
 
 def count_distinct_rows(patterns: np.ndarray) -> int:
     """Distinct rows of (n, bytes) uint8, exactly: by sorting whole rows, n log n, not by comparing all pairs."""
-    n, width = patterns.shape
+    n, width = len(patterns), int(patterns.shape[1])
     if n == 0 or width == 0:
         return min(n, 1)
     if width <= 8:  # a row is a number, which sorts several times faster than a string of bytes

@@ -2,6 +2,7 @@
 
 import os
 from types import ModuleType
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -45,10 +46,24 @@ def _check_sizes(**sizes: int) -> None:
             raise TenasError(f"A network needs at least 1 of {name}, as a whole number, not {size!r}.")
 
 
+Output = TypeVar("Output", covariant=True)
+
+
+class Body(Protocol[Output]):
+    """The module that a space's builder gives."""
+
+    @property
+    def blocks(self) -> list[nn.Module]: ...
+
+    def set_mask(self, mask: Mask) -> None: ...
+
+    def __call__(self, images: Tensor) -> Output: ...
+
+
 class _Masked(nn.Module):
     """A network that carries every operator of its space and runs those that a mask leaves active."""
 
-    def __init__(self, space: Space, body: nn.Module, mask: Mask | None) -> None:
+    def __init__(self, space: Space, body: Body[Tensor], mask: Mask | None) -> None:
         super().__init__()
         self.space = space
         self.body = body
@@ -114,7 +129,7 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        genotype: Genotype | str | os.PathLike,
+        genotype: Genotype | str | os.PathLike[str],
         *,
         channels: int,
         cells: int,
@@ -132,7 +147,8 @@ class Network(nn.Module):
             raise TenasError(f"The networks of {space.name} have no auxiliary head.")
         options = ({"auxiliary": True} if auxiliary else {}) | ({"stem": stem} if stem != "cifar" else {})
         mask = space.mask(self.genotype)
-        self.body = builders(space).network(space, _operators(mask), channels=channels, cells=cells, classes=classes, **options)
+        body = builders(space).network(space, _operators(mask), channels=channels, cells=cells, classes=classes, **options)
+        self.body: Body[Tensor | tuple[Tensor, Tensor]] = body
         self.body.set_mask(mask)
 
     @property

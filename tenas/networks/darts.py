@@ -55,7 +55,8 @@ class DoubleSeparableConv(nn.Module):
         self.second = SeparableConv(channels, kernel, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(relu(self.first(x)))
+        reduced: Tensor = self.second(relu(self.first(x)))
+        return reduced
 
 
 class FactorisedReduce(nn.Module):
@@ -81,14 +82,19 @@ class FactorisedReduce(nn.Module):
         reduced = self.odd(shifted[:, :, 1:, 1:])
         if self.even is not None:
             reduced = torch.cat((self.even(x), reduced), 1)
-        return self.bn(reduced)
+        normalised: Tensor = self.bn(reduced)
+        return normalised
 
 
 class Identity(nn.Identity):
+    """The space's skip_connect with stride 1."""
+
     reads_rectified = False
 
 
 class AvgPool(nn.AvgPool2d):
+    """The space's avg_pool_3x3."""
+
     reads_rectified = False
 
     def __init__(self, stride: int) -> None:
@@ -96,6 +102,8 @@ class AvgPool(nn.AvgPool2d):
 
 
 class MaxPool(nn.MaxPool2d):
+    """The space's max_pool_3x3."""
+
     reads_rectified = False
 
     def __init__(self, stride: int) -> None:
@@ -160,19 +168,20 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        self.type = space.cell_types[-1 if reduction else 0]
+        self.cell_type = space.cell_types[-1 if reduction else 0]
         self.stride = 2 if reduction else 1
         self.preprocess = nn.ModuleList(
             [(FactorisedReduce if halved else ConvBN)(inputs[0], channels), ConvBN(inputs[1], channels)]
         )
         self.edges = nn.ModuleList(
-            Edge(space, (self.type, index), names, channels, channels, self.stride if edge.source < space.inputs else 1)
+            Edge(space, (self.cell_type, index), names, channels, channels, self.stride if edge.source < space.inputs else 1)
             for index, (edge, names) in enumerate(zip(space.edges, operators, strict=True))
         )
         self.active: list[list[nn.Module | None]] = []
 
     def set_mask(self, mask: Mask) -> None:
-        self.active = [edge.chosen(mask.operators(self.type, index)) for index, edge in enumerate(self.edges)]
+        edges = [edge for edge in self.edges if isinstance(edge, Edge)]
+        self.active = [edge.chosen(mask.operators(self.cell_type, index)) for index, edge in enumerate(edges)]
 
     def forward(self, before: Tensor, now: Tensor, drop_probability: Tensor | None = None) -> Tensor:
         nodes = [self.preprocess[0](before), self.preprocess[1](now)]
@@ -244,7 +253,8 @@ class CellStack(nn.Module):
 
     def set_mask(self, mask: Mask) -> None:
         for cell in self.cells:
-            cell.set_mask(mask)
+            if isinstance(cell, Cell):
+                cell.set_mask(mask)
 
     def forward(self, before: Tensor, now: Tensor, drop_probability: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The output of the last cell, and that of the second reduction cell where there is one. Inputs are rectified."""
@@ -303,7 +313,8 @@ class SearchSkeleton(nn.Module):
         self.cells.set_mask(mask)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.cells(self.stem(images)).mean((2, 3)))
+        logits: Tensor = self.classifier(self.cells(self.stem(images)).mean((2, 3)))
+        return logits
 
 
 class AuxiliaryHead(nn.Module):
@@ -315,6 +326,7 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, inputs: int, classes: int, stride: int, *, second_norm: bool) -> None:
         super().__init__()
+        self.smallest = 5 + stride
         self.pool = nn.AvgPool2d(5, stride=stride)
         self.conv_a = nn.Conv2d(inputs, 128, 1, bias=False)
         self.bn_a = nn.BatchNorm2d(128)
@@ -323,15 +335,15 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(768, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        smallest = 5 + self.pool.stride
-        if min(x.shape[2:]) < smallest:
+        if min(x.shape[2:]) < self.smallest:
             raise TenasError(
-                f"The auxiliary head needs features of {smallest}x{smallest} at least, and these images leave "
+                f"The auxiliary head needs features of {self.smallest}x{self.smallest} at least, and these images leave "
                 f"{x.shape[2]}x{x.shape[3]}: use larger images or no auxiliary head."
             )
         x = relu(self.bn_a(self.conv_a(self.pool(x))))
         x = relu(self.bn_b(self.conv_b(x)))
-        return self.classifier(x.mean((2, 3)))
+        logits: Tensor = self.classifier(x.mean((2, 3)))
+        return logits
 
 
 class DiscreteSkeleton(nn.Module):
@@ -341,6 +353,8 @@ class DiscreteSkeleton(nn.Module):
     three times as wide as a node; ``imagenet`` halves them three times. ``auxiliary``: a second classifier that reads the
     second reduction cell; in training mode the network then gives (logits, auxiliary logits), in evaluation mode logits.
     """
+
+    drop_probability: Tensor
 
     def __init__(
         self,
@@ -363,7 +377,7 @@ class DiscreteSkeleton(nn.Module):
                 nn.Conv2d(first, channels, 3, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(channels),
             )
-            self.second_stem = nn.Sequential(
+            self.second_stem: nn.Sequential | None = nn.Sequential(
                 nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels)
             )
             width = channels
@@ -372,7 +386,7 @@ class DiscreteSkeleton(nn.Module):
             self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
             self.second_stem = None
         self.stack = CellStack(space, operators, channels, cells, (width, width), halved=stem == "imagenet")
-        self.auxiliary = None
+        self.auxiliary: AuxiliaryHead | None = None
         if auxiliary:
             if cells < 3:
                 raise TenasError(
@@ -406,7 +420,7 @@ class DiscreteSkeleton(nn.Module):
             now = relu(self.second_stem(before))
         drop_probability = self.drop_probability if self.training and self.drops_paths else None
         features, second = self.stack(before, now, drop_probability)
-        logits = self.classifier(features.mean((2, 3)))
+        logits: Tensor = self.classifier(features.mean((2, 3)))
         if self.auxiliary is None or not self.training:
             return logits
         return logits, self.auxiliary(relu(second))

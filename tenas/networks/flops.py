@@ -1,6 +1,7 @@
 """What a network costs: parameters, and multiply-accumulates of one image."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ def layer_flops(layer: nn.Conv2d | nn.Linear, output: Tensor) -> int:
     return output.numel() * layer.weight[0].numel() + (0 if layer.bias is None else output.numel())
 
 
-def count_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def count_flops(network: nn.Module, image_shape: Sequence[int]) -> int:
     """Multiply-accumulates of the network for one image of ``image_shape`` (channels, height, width), in evaluation mode.
 
     Counted as the "FLOPs" of NAS-Bench-201: one for each multiplication of a convolution or a linear layer, one for each

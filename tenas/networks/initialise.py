@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Generator, nn
@@ -12,7 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 from tenas.errors import one_of
 
 # How a scheme draws the weight of a convolution or a linear layer; None is PyTorch's own default.
-INITIALISERS = {"kaiming_fan_in": "fan_in", "kaiming_fan_out": "fan_out", "pytorch": None, "normal": "normal"}
+INITIALISERS: dict[str, Literal["fan_in", "fan_out", "normal"] | None] = {
+    "kaiming_fan_in": "fan_in", "kaiming_fan_out": "fan_out", "pytorch": None, "normal": "normal",
+}  # fmt: skip
 
 
 @contextmanager
@@ -40,32 +43,33 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
     """
     if scheme not in INITIALISERS:
         raise one_of("initialisation", scheme, INITIALISERS)
+    mode = INITIALISERS[scheme]
     generator = Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, _ConvNd | nn.Linear):
             # On a CPU the weight itself, elsewhere a copy.
             weight = module.weight.detach().to("cpu")
             bias = None if module.bias is None else module.bias.detach().to("cpu")
-            if INITIALISERS[scheme] is None:
+            if mode is None:
                 nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
                 if bias is not None:
                     bound = 1 / math.sqrt(weight[0].numel())
                     nn.init.uniform_(bias, -bound, bound, generator=generator)
             else:
-                if scheme == "normal":
+                if mode == "normal":
                     nn.init.normal_(weight, generator=generator)
                 else:
-                    nn.init.kaiming_normal_(weight, mode=INITIALISERS[scheme], nonlinearity="relu", generator=generator)
+                    nn.init.kaiming_normal_(weight, mode=mode, nonlinearity="relu", generator=generator)
                 if bias is not None:
                     nn.init.zeros_(bias)
             if module.weight.device.type != "cpu":
                 module.weight.data.copy_(weight)
-                if bias is not None:
+                if module.bias is not None and bias is not None:
                     module.bias.data.copy_(bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
         elif hasattr(module, "reset_parameters"):
-            drawn = copy.deepcopy(module).to("cpu")
+            drawn: Any = copy.deepcopy(module).to("cpu")  # nn.Module itself has no reset_parameters
             with seeded(int(torch.randint(2**62, (), generator=generator))):
                 drawn.reset_parameters()
             module.load_state_dict(drawn.state_dict())

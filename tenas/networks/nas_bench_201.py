@@ -21,7 +21,8 @@ class ConvBN(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+        normalised: Tensor = self.bn(self.conv(x))
+        return normalised
 
 
 class Identity(nn.Identity):

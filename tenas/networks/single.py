@@ -30,7 +30,8 @@ class Cell(nn.Module):
 
     def set_mask(self, mask: Mask) -> None:
         (cell,) = self.space.cell_types
-        self.active = [edge.chosen(mask.operators(cell, index)) for index, edge in enumerate(self.edges)]
+        edges = [edge for edge in self.edges if isinstance(edge, Edge)]
+        self.active = [edge.chosen(mask.operators(cell, index)) for index, edge in enumerate(edges)]
 
     def incoming(self, target: int) -> Iterator[tuple[tuple[int, int], list[nn.Module | None]]]:
         """The edges into a node, each with its active operators."""
@@ -97,7 +98,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         residual = self.bn_a(self.conv_a(relu(x)))
         residual = self.bn_b(self.conv_b(relu(residual)))
-        return self.shortcut(x) + residual
+        total: Tensor = self.shortcut(x) + residual
+        return total
 
 
 class Skeleton(nn.Module):
@@ -132,7 +134,8 @@ class Skeleton(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = relu(self.bn(self.layers(self.stem(images))))
-        return self.classifier(features.mean((2, 3)))
+        logits: Tensor = self.classifier(features.mean((2, 3)))
+        return logits
 
 
 def supernet(space: Space, operators: Sequence[Sequence[str]], *, channels: int, cells: int, classes: int) -> Skeleton:

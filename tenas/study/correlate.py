@@ -1,7 +1,7 @@
 """How well measures order cells: rank correlations with their accuracy, and intervals. No torch."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import kendalltau, rankdata
@@ -93,7 +93,7 @@ def correlations(
     together: Sequence[Sequence[str]] = (),
     valid: np.ndarray | None = None,
     resamples: int = RESAMPLES,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """A row for each measure, accuracy and subset of cells, as COLUMNS. Signs: positive where better by the measure is better.
 
     ``scores``: by name of the measure. ``accuracies``: name -> (cells,), in %. ``together``: as in ``oriented``.
@@ -135,7 +135,7 @@ def correlations(
                         for i, statistic in enumerate(STATISTICS)
                         for end, value in zip(("", "_low", "_high"), (found[i], *_interval(resampled[:, i])), strict=True)
                     }
-                    | _of_draws([draw[name][chosen] for draw in single], accuracy_of, costs["repeats"])
+                    | _of_draws([draw[name][chosen] for draw in single], accuracy_of, int(costs["repeats"]))
                     | costs
                 )
     return rows

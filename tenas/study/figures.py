@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ OTHER = "#4477aa"
 PANELS = 4  # scatter plots in a row
 
 
-def plot_forest(rows: Sequence[Mapping], out: str | os.PathLike) -> None:
+def plot_forest(rows: Sequence[Mapping[str, Any]], out: str | os.PathLike[str]) -> None:
     """Kendall's tau (dot) and Spearman's rho (diamond) of all cells, with intervals: a panel an accuracy, a line a measure."""
     from matplotlib.figure import Figure
 
@@ -44,7 +45,7 @@ def plot_forest(rows: Sequence[Mapping], out: str | os.PathLike) -> None:
         save_svg(figure, out)
 
 
-def plot_scatter(places: Mapping[str, np.ndarray], accuracy: str, values: np.ndarray, out: str | os.PathLike) -> None:
+def plot_scatter(places: Mapping[str, np.ndarray], accuracy: str, values: np.ndarray, out: str | os.PathLike[str]) -> None:
     """A panel a measure: the cells' ``values`` of the accuracy over their place by the measure, the best on the right.
 
     Places and not values of the measure: some of these span fifty powers of ten. The axis of accuracy begins at its 5th

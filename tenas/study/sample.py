@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from tenas.seeds import derive_seed
 from tenas.spaces import Genotype, get_space, load_genotype
 
 
-def sample_table(settings: Mapping, index: str | os.PathLike) -> Cells:
+def sample_table(settings: Mapping[str, Any], index: str | os.PathLike[str]) -> Cells:
     """The cells of a study, by number: a seeded sample of the table's without the excluded operators, or all of these.
 
     Raises TenasError when the table has fewer cells than are asked for, or cells of another space.
