@@ -1,6 +1,6 @@
 # make search   the search on the embedded default data, its retraining, and a report
-# make test     the whole test suite
-# make lint     style of the Python code and of the workflow
+# make test     the whole test suite, and what it covers
+# make lint     style, types and spelling of the code and of the workflow
 # Each makes .venv first where there is none. Another Python: make search PYTHON=python3.12
 
 PYTHON ?= python3
@@ -16,12 +16,13 @@ search: .venv/installed
 	tenas show results/digits
 
 test: .venv/installed
-	pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
+	pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder --cov
 
 lint: .venv/installed
 	ruff check .
 	ruff format --check .
 	mypy
+	codespell
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 

@@ -23,6 +23,7 @@ FEWEST_CLASSES, SMALLEST_SIDE = 2, 8
 
 def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
     """A configuration with defaults filled in and presets resolved: ``runs.<name>.settings`` and ``.retrain_settings``.
+
     The entries of ``studies`` are their settings. ``benchmark`` has ``builtin`` for spaces of which it says nothing and of which
     a table comes with the project.
 

@@ -55,8 +55,10 @@ class Step(NamedTuple):
         return [] if self.limits is None else [layout.path(layout.LIMITS, self.case.folder)]
 
     def after(self, value: Mask | Cells | None, *, sound: bool = True) -> State | None:
-        """What follows from the decision. After faulty measurements what was written is the likelier one: what comes next is
-        then judged by itself. None when there is neither."""
+        """What follows from the decision; None when there is neither that nor a written one.
+
+        After faulty measurements what was written is the likelier one: what comes next is then judged by itself.
+        """
         path = self.file(layout.STATE[self.round.stage])
         if not sound or value is None:
             value = self._written(path) or value

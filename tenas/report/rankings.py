@@ -114,8 +114,11 @@ def _draw_changes(axes: "Axes", measure: str, rows: list[dict[str, str]], *, lab
 
 
 def _cells(path: Path) -> tuple[list[Panel], float]:
-    """With two measures, their ranks against each other; with more, the place by all against the rank by each; with one, its
-    score against its place."""
+    """Panels of a round of cells, and their height.
+
+    With two measures, their ranks against each other; with more, the place by all against the rank by each; with one, its score
+    against its place.
+    """
     table = _read(path, ("cell", "place", "kept"), "_rank", ("_score", "_se", "_rank"), ("place",))
     if len(table.measures) == 1:
         (measure,) = table.measures

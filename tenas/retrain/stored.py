@@ -50,12 +50,12 @@ def save_network(
 
 
 def load_network(path: str | os.PathLike, space: str | None = None) -> tuple[Network, dict]:
-    """The trained network, in evaluation mode on the CPU, and what else its file says: ``space``, ``arch``, ``channels``,
-    ``cells``, ``classes``, ``stem``, ``side``, ``mean``, ``std``.
+    """The trained network of a file, in evaluation mode on the CPU, and what else the file says.
 
-    It takes images (n, 3, side, side) of values from 0 to 1, minus ``mean``, over ``std``. Nothing in the file is run; a space
-    of one's own is imported by the reference that stands there, or by ``space`` where its file lies elsewhere now. Files of
-    earlier versions name no space: their text says which one of the package's it is of.
+    That is ``space``, ``arch``, ``channels``, ``cells``, ``classes``, ``stem``, ``side``, ``mean``, ``std``. The network takes
+    images (n, 3, side, side) of values from 0 to 1, minus ``mean``, over ``std``. Nothing in the file is run; a space of one's
+    own is imported by the reference that stands there, or by ``space`` where its file lies elsewhere now. Files of earlier
+    versions name no space: their text says which one of the package's it is of.
     Raises TenasError when the file is missing, damaged or something else.
     """
     path = Path(path)

@@ -27,6 +27,7 @@ def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
 
 
 def steps_of_epoch(images: int, batch: int) -> int:
+    """Steps of an epoch, with at most ``batch`` images each."""
     return math.ceil(images / batch)
 
 
@@ -40,6 +41,7 @@ def batches(indices: np.ndarray, most: int) -> Iterator[np.ndarray]:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network computes in ``precision``."""
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
 
 

@@ -19,10 +19,9 @@ def _costs(space: str, side: int, classes: int, network: tuple[tuple[str, Any], 
 
 
 def resolved_limits(settings: Mapping[str, Any], *, classes: int, side: int) -> dict[str, Any]:
-    """limits.json of a run (tenas.search.limits.resolve). ``classes`` and ``side``: of the images, unless the retraining has a
-    side.
+    """limits.json of a run (tenas.search.limits.resolve).
 
-    Raises TenasError for limits that no cell meets.
+    ``classes`` and ``side``: of the images, unless the retraining has a side. Raises TenasError for limits that no cell meets.
     """
     space, limits, network = get_space(settings["space"]), settings["limits"], dict(settings["network"])
     side = network.pop("side", None) or side
