@@ -60,7 +60,7 @@ def test_each_is_had_by_one_process_at_a_time(tmp_path):
     assert [taken.number for taken in ours] == [0, 1]
     with holders(tmp_path, len(NAMES) + 2, 0.2) as processes:
         for process in processes:
-            assert process.stderr.readline() == "tenas: waiting for a GPU: other processes have all 2.\n"
+            assert process.stderr.readline() == "tenas: waiting for a GPU: other processes hold all 2.\n"
         assert events(tmp_path) == []
         for taken in ours:
             taken.file.close()

@@ -1,4 +1,4 @@
-"""The report of a study, file to file: correlations and figures."""
+"""The report of a study: from files of scores to files of correlations and figures."""
 
 import math
 import os
@@ -26,9 +26,9 @@ from tenas.study.sample import is_valid
 def read_table_of_values(
     scores: Sequence[str | os.PathLike[str]], measures: Mapping[str, Any], cells: Cells
 ) -> dict[str, Scores]:
-    """All measurements of a study by measure, with the mean seconds that one cost, by the records.
+    """All scores of a study by measure, with the mean seconds per measurement from the records.
 
-    Raises TenasError when a file is cut off or damaged, or a measurement is missing or doubled.
+    Raises TenasError if a file is truncated or damaged, or a measurement is missing or duplicated.
     """
     values = read_scores(scores, measures, cells, "this study")
     spent: dict[str, list[float]] = {}
@@ -50,7 +50,7 @@ def read_table_of_values(
 
 
 def read_accuracies(index: str | os.PathLike[str], cells: Sequence[Cell], space: str) -> dict[str, np.ndarray]:
-    """Test accuracies of the cells in a table, by name, in %. Raises TenasError when it lacks a cell or an accuracy."""
+    """Test accuracies of the cells in a table, by name, in %. Raises TenasError if it lacks a cell or an accuracy."""
     table = read_index(index, space).set_index("arch")
     missing = [cell.arch for cell in cells if cell.arch not in table.index]
     if missing:
@@ -85,7 +85,7 @@ def correlate(
     scores: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
 ) -> None:
-    """Into the folder ``out``: correlations.csv with correlations.json, what made it; forest.svg and scatter.svg."""
+    """Write correlations.csv, its record correlations.json, forest.svg and scatter.svg to the folder ``out``."""
     from tenas.study.figures import plot_forest, plot_scatter
 
     stopwatch = Stopwatch()
