@@ -1,6 +1,6 @@
-"""Networks of cells with one input, as those of NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2): cell and skeleton.
+"""Networks of cells with one input, as in NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2): cell and skeleton.
 
-A space whose ``networks`` is this module says with ``operation`` what its operators are.
+A space whose ``networks`` is this module builds its operators by ``operation``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +16,8 @@ from tenas.spaces.base import Mask, Space
 class Cell(nn.Module):
     """A cell, (n, channels, h, w) to the same: an edge is the average of its active operators, a node the sum of its edges.
 
-    ``operators`` says which operators each edge is built with: all of them in a supernet, so that its weights do not
-    depend on the mask; the chosen one in a discrete network.
+    ``operators``: the operators that each edge is built with: all of them in a supernet, so that its weights do not depend on
+    the mask; the chosen one in a discrete network.
     """
 
     def __init__(self, space: Space, operators: Iterable[Iterable[str]], channels: int) -> None:
@@ -63,9 +63,9 @@ class Cell(nn.Module):
 
 
 class Cells(nn.Module):
-    """One cell and the BN-ReLU behind it: (n, channels, h, w) to the same. Where the released code counts linear regions.
+    """One cell followed by BN-ReLU, (n, channels, h, w) to the same: the released code counts linear regions on it.
 
-    Without the last ReLU no edge into the last node could change the count.
+    Without the last ReLU, no edge into the last node could change the count.
     """
 
     def __init__(self, space: Space, operators: Iterable[Iterable[str]], channels: int) -> None:
@@ -105,8 +105,8 @@ class ResidualBlock(nn.Module):
 class Skeleton(nn.Module):
     """Stem, three stages of cells with residual blocks between, BN-ReLU, global average pooling, a linear classifier.
 
-    ``cells`` is the number of cells in each stage (N); ``channels`` those of the first stage (C). The benchmark's own
-    networks have C = 16 and N = 5, the TE-NAS search network C = 3 and N = 1.
+    ``cells``: number of cells per stage (N). ``channels``: of the first stage (C). The benchmark's networks have C = 16 and
+    N = 5, TE-NAS's search network C = 3 and N = 1.
     """
 
     def __init__(self, space: Space, operators: Iterable[Iterable[str]], *, channels: int, cells: int, classes: int) -> None:
@@ -144,7 +144,7 @@ def supernet(space: Space, operators: Sequence[Sequence[str]], *, channels: int,
 
 
 def cells(space: Space, operators: Sequence[Sequence[str]], *, channels: int) -> Cells:
-    """The first cell alone, on which TE-NAS's released code counts linear regions."""
+    """Only the first cell, on which TE-NAS's released code counts linear regions."""
     return Cells(space, operators, channels)
 
 
