@@ -238,7 +238,7 @@ def search(
             settings = resolved("none")
         of_a_loss = [name for name in _measures(settings) if get_measure(name).needs_labels]
         if of_a_loss:
-            raise TenasError(f"The measure {of_a_loss[0]} is one of a loss: it needs labels.")
+            raise TenasError(f"The measure {of_a_loss[0]} is loss-based: it needs labels.")
     with nullcontext(out) if out is not None else TemporaryDirectory(prefix="tenas-") as name:
         folder = Path(name)
         prepare_arrays(images, labels, classes, folder / "data")

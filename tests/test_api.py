@@ -165,7 +165,7 @@ def test_what_needs_labels_is_left_out_or_refused_without_them():
     assert found.genotype.arch == found.rounds[0].kept[0]
     with pytest.raises(tenas.TenasError, match="Short trainings need labels"):
         search(rounds=[CELLS, TRAINING], trainings="real")
-    with pytest.raises(tenas.TenasError, match="The measure snip is one of a loss: it needs labels"):
+    with pytest.raises(tenas.TenasError, match="The measure snip is loss-based: it needs labels"):
         search(rounds=[CELLS | {"measures": {"snip": NASWOT}}])
 
 

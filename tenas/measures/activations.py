@@ -1,7 +1,7 @@
 """Measures of activations: SWAP and NEAR. MORE IS BETTER in both; no labels, no gradients.
 
-The network is measured in the mode that it is in and left as it was. Both see every activation function that runs, module or
-function. An activation that several layers read, as the ReLU of a node in this package's cells, counts once; papers whose
+The network is measured in its current mode and not modified. Both measures see every activation function that runs, module or
+function. An activation that several layers read, such as the ReLU of a node in this package's cells, counts once; papers whose
 networks have one ReLU per convolution count it once per convolution.
 """
 
@@ -27,7 +27,7 @@ def swap(network: nn.Module, images: Tensor) -> int:
 
     Source: Peng et al., SWAP-NAS: Sample-Wise Activation Patterns for Ultra-fast NAS, ICLR 2024 (SWAP-score, without the
     regularisation by the number of parameters); there on 16 real images. Traps: at most 2^n and at most the number of units.
-    It saturates at 2^n when few images meet many units, and just counts the units when all of them differ.
+    It saturates at 2^n with few images and many units, and merely counts the units if all of them differ.
     """
     check_batch(images)
     with undisturbed(network):
@@ -37,7 +37,7 @@ def swap(network: nn.Module, images: Tensor) -> int:
     return _distinct_columns(signs)
 
 
-# Up to that many images each pattern has a place of its own in a table.
+# Up to so many images, each possible pattern has an entry in a table.
 TABLED = 16
 
 
@@ -63,8 +63,8 @@ def near(network: nn.Module, images: Tensor) -> float:
 
     Source: Husistein, Reiher and Eckhoff, NEAR: A Training-Free Pre-Estimator of Machine Learning Model Performance,
     ICLR 2025 (effective rank of the pre-activation plus that of the post-activation matrix of each layer). The paper takes as
-    many contiguous rows of a convolution's matrix as it has channels, chosen at random; here the whole matrix is taken, so
-    nothing is random. Traps: a rank is at most the number of channels, so NEAR follows width and depth; matrices are not
+    many contiguous rows of a convolution's matrix as it has channels, chosen at random; here the whole matrix is used, without
+    randomness. Traps: a rank is at most the number of channels, so NEAR follows width and depth; matrices are not
     centred, and a large mean lowers the rank.
     """
     check_batch(images)
@@ -83,7 +83,7 @@ def near(network: nn.Module, images: Tensor) -> float:
 def _effective_rank(output: Tensor) -> float:
     """exp of the entropy of the normalised singular values of (n, channels, ...) as (n * positions) x channels."""
     rows = output.movedim(1, -1).reshape(-1, output.shape[1]).double() if output.ndim > 1 else output.double()[:, None]
-    # Eigenvalues are exact to 1e-16 of the largest, singular values to 1e-8: enough for an entropy.
+    # Eigenvalues are accurate to 1e-16 of the largest, singular values to 1e-8: enough for an entropy.
     gram = rows.T @ rows if rows.shape[0] >= rows.shape[1] else rows @ rows.T
     if not gram.isfinite().all() or not gram.any():
         return 0.0

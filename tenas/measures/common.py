@@ -1,4 +1,4 @@
-"""Helpers of several measures: checks of batches, losses, weights, gradients, temporary hooks."""
+"""What several measures share: checks of batches, losses, weights, gradients, temporary hooks, an observer of operators."""
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Put the network's buffers (running statistics, counters) back afterwards."""
+    """Restore the network's buffers (running statistics, counters) after the block."""
     buffers = list(network.buffers())
     saved = [buffer.clone() for buffer in buffers]
     try:
@@ -32,7 +32,7 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No garbage collection meanwhile: a network makes thousands of objects, as a pass does, and torch has a million."""
+    """Pause garbage collection: networks and passes create thousands of objects, and each collection scans torch's million."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -44,7 +44,7 @@ def collector_paused() -> Iterator[None]:
 
 @contextmanager
 def collector_spared() -> Iterator[None]:
-    """Meanwhile the garbage collector doesn't look through what there is by now, a million objects of torch, again and again."""
+    """Exclude the existing objects, a million of torch's, from garbage collection within the block."""
     frozen = gc.get_freeze_count() > 0
     gc.freeze()
     try:
@@ -61,7 +61,7 @@ def check_batch(images: Tensor) -> None:
 
 
 def weights_of(network: nn.Module) -> list[Tensor]:
-    """Weights of convolutions and linear layers that require a gradient. Raises TenasError when there are none."""
+    """Weights of convolutions and linear layers that require a gradient. Raises TenasError if there are none."""
     weights = [m.weight for m in network.modules() if isinstance(m, LAYERS) and m.weight.requires_grad]
     if not weights:
         raise TenasError("The network has no convolution or linear layer whose weights require a gradient.")
@@ -69,7 +69,7 @@ def weights_of(network: nn.Module) -> list[Tensor]:
 
 
 def batch_loss(network: nn.Module, images: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of a batch. Raises TenasError when batch, logits and labels don't fit each other."""
+    """Cross-entropy of a batch. Raises TenasError if the shapes of batch, logits and labels do not match."""
     check_batch(images)
     logits = network(images)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
@@ -83,7 +83,7 @@ def batch_loss(network: nn.Module, images: Tensor, labels: Tensor, reduction: st
 
 
 def gradients_of(value: Tensor, tensors: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
-    """Gradients of ``value``; zeros for what it does not depend on, e.g. operators that a mask leaves out."""
+    """Gradients of ``value``; zeros for tensors that it does not depend on, e.g. those of masked operators."""
     if not value.requires_grad:
         return [torch.zeros_like(tensor) for tensor in tensors]
     found = torch.autograd.grad(value, tensors, allow_unused=True, create_graph=create_graph)
@@ -96,7 +96,7 @@ def hooked(
     kinds: type[nn.Module] | tuple[type[nn.Module], ...],
     hook: Callable[[nn.Module, tuple[Any, ...], Any], Any],
 ) -> Iterator[None]:
-    """Call ``hook(module, inputs, output)`` after each pass of a layer of these kinds; no hook is left behind."""
+    """Call ``hook(module, inputs, output)`` after each call of a layer of these kinds, within the block."""
     handles = [module.register_forward_hook(hook) for module in network.modules() if isinstance(module, kinds)]
     try:
         yield
@@ -113,7 +113,7 @@ class Observer(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Nothing is compiled here. Torch's default is to guard against that, which imports its compiler: seconds per process.
+        # Nothing is compiled here. Torch's default checks for that, which imports its compiler: seconds per process.
         return False
 
     def __torch_dispatch__(

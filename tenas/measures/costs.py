@@ -1,7 +1,7 @@
 """Costs of a network: parameters, multiply-accumulates, depth. MORE IS BETTER, as larger networks tend to be more accurate.
 
-Operators that a mask prunes do not count. Nothing is computed: a copy on the meta device runs in evaluation mode, so that the
-values of weights and images do not matter. Every other measure should be compared with these.
+Masked operators do not count. Nothing is computed: a copy runs on the meta device in evaluation mode, so the values of weights
+and images do not matter. Every other measure should be compared with these.
 """
 
 import copy
@@ -19,9 +19,9 @@ from tenas.networks import count_flops
 
 @one_thread()
 def parameters(network: nn.Module, images: Tensor) -> int:
-    """Trainable parameters of the modules that run: in a masked supernet those of the operators that are left.
+    """Trainable parameters of the modules that run: in a masked supernet, those of the active operators.
 
-    Counted once for a module that runs several times. A discrete network's are ``tenas.networks.count_parameters``.
+    A module that runs several times counts once. For a discrete network this equals ``tenas.networks.count_parameters``.
     """
     check_batch(images)
     counted: dict[int, int] = {}
@@ -47,7 +47,7 @@ def layers(network: nn.Module, images: Tensor) -> int:
     """Depth: the number of convolutions and linear layers on the longest path from the images to the output.
 
     A layer is a matrix product or convolution with a parameter, called as a module or as a function. Depthwise and pointwise
-    convolutions count one each; normalisation and pooling do not count. 0 where the output does not depend on the images.
+    convolutions count one each; normalisation and pooling do not count. 0 if the output does not depend on the images.
     Trap: the longest path is not the most important one; in a residual block it is the branch with the convolutions.
     """
     check_batch(images)
@@ -65,8 +65,8 @@ def _on_meta(network: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
 class _Depths(Observer):
     """Tracks the number of layers between the image and each tensor, operator by operator.
 
-    Depths are kept per storage, so that views and writes in place need no rules of their own. A tensor that does not depend
-    on the image has none.
+    Depths are kept per storage, so that views and in-place writes need no special rules. A tensor that does not depend on the
+    image has none.
     """
 
     PRODUCTS = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm", "linear"})
@@ -89,7 +89,7 @@ class _Depths(Observer):
         name = name_of(operator)
         tensors = [tensor for tensor in tree_leaves(read) if isinstance(tensor, Tensor)]
         depths = [depth for tensor in tensors if (depth := self.of(tensor)) is not None]
-        # zeros_like and its kind read shapes, not values.
+        # zeros_like and the like read shapes, not values.
         if depths and not name.endswith("_like") and not name.startswith("new_"):
             layer = name in self.PRODUCTS and any(self._key(tensor) in self.weights for tensor in tensors)
             for tensor in tree_leaves(out):
