@@ -1,7 +1,8 @@
 # make search      the search on the embedded default data, its retraining, and a report
 # make test        the whole test suite
+# make coverage    the same, with the lines and branches that it covers: half as long again
 # make test-fast   the tests that aren't marked slow, in a few minutes
-# make lint        style of the Python code and of the workflow
+# make lint        style, types and spelling of the code and of the workflow
 # Each makes .venv first where there is none. Another Python: make search PYTHON=python3.12
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ CORES ?= $(shell nproc)
 PARALLEL := --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: search test test-fast lint
+.PHONY: search test coverage test-fast lint
 .DELETE_ON_ERROR:
 
 search: .venv/installed
@@ -21,6 +22,9 @@ search: .venv/installed
 test: .venv/installed
 	pytest $(PARALLEL)
 
+coverage: .venv/installed
+	pytest $(PARALLEL) --cov
+
 test-fast: .venv/installed
 	pytest $(PARALLEL) -m "not slow"
 
@@ -28,6 +32,7 @@ lint: .venv/installed
 	ruff check .
 	ruff format --check .
 	mypy
+	codespell
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 

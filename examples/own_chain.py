@@ -1,5 +1,6 @@
-"""A chain of layers that each choose: kernel size, expansion, or to be skipped. A configuration names it
-examples/own_chain.py:SPACE.
+"""A chain of layers that each choose: kernel size, expansion, or to be skipped.
+
+A configuration names it examples/own_chain.py:SPACE.
 
 The layers are inverted residuals (Sandler et al., MobileNetV2, CVPR 2018): a 1x1 convolution that widens, a convolution of each
 channel, a 1x1 convolution that narrows; k5_e4 has a kernel of 5 and widens fourfold.

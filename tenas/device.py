@@ -1,4 +1,4 @@
-"""Which device to compute on, and the way there. Imports torch."""
+"""The device to compute on, and transfers to it. Imports torch."""
 
 from functools import cache
 
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from tenas.errors import TenasError
-from tenas.locks import Taken, lock_folder, take_one
+from tenas.locks import Lock, lock_folder, take_one
 
 
 def choose_device(device: str) -> str:
-    """``auto`` is a GPU where there is one. Raises TenasError for ``cuda`` without one."""
+    """Resolve ``auto`` to a GPU if there is one, else to the CPU. Raises TenasError for ``cuda`` without a GPU."""
     if device == "cuda" and not torch.cuda.is_available():
         raise TenasError("The device cuda was asked for, but PyTorch finds no GPU here.")
     if device == "auto":
@@ -20,23 +20,23 @@ def choose_device(device: str) -> str:
 
 
 @cache
-def _own_gpu() -> Taken:
-    # By UUID: numbers are of the devices that a process sees, and two processes may see different ones.
+def _own_gpu() -> Lock:
+    # By UUID: indices count the devices that a process sees, and two processes may see different ones.
     names = [f"gpu-{torch.cuda.get_device_properties(number).uuid}" for number in range(torch.cuda.device_count())]
     return take_one(names, lock_folder(), "GPU")
 
 
 def own_gpu() -> int:
-    """The number of a GPU that no other of the user's processes has; this one keeps it to its end, as it does its CUDA context.
+    """Index of a GPU that no other process of this user holds, held until this process ends, as is its CUDA context.
 
-    Snakemake counts GPUs and names none, so processes settle by locks who has which, and wait where all are taken. With one GPU
-    to be seen there is nothing to settle: a scheduler has named it in CUDA_VISIBLE_DEVICES, or the machine has no other.
+    Snakemake counts GPUs but assigns none, so processes assign them by locks, and wait while all are held. With one visible GPU
+    there is nothing to assign: the scheduler chose it by CUDA_VISIBLE_DEVICES, or the machine has no other.
     """
-    return _own_gpu().index if torch.cuda.device_count() > 1 else 0
+    return _own_gpu().number if torch.cuda.device_count() > 1 else 0
 
 
 def own_device(device: str) -> str:
-    """``choose_device``, and on a GPU it is one that this process alone has (``own_gpu``), the current device of torch."""
+    """``choose_device``; if it is a GPU, make one that only this process holds (``own_gpu``) torch's current device."""
     kind = choose_device(device)
     if kind == "cuda":
         torch.cuda.set_device(own_gpu())
@@ -44,9 +44,9 @@ def own_device(device: str) -> str:
 
 
 def send(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """Put values where ``device`` reads them, without waiting until a GPU has done what it was asked before."""
+    """Copy values to ``device`` without waiting for the work queued on a GPU."""
     tensor = torch.as_tensor(values)
     if device.type == "cuda" and not tensor.is_cuda:
-        # Only out of pinned memory can a copy go on by itself.
+        # Copies are asynchronous from pinned memory only.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor

@@ -41,6 +41,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text in UTF-8, whole or not at all."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -51,6 +52,7 @@ def json_text(value: object) -> str:
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Write a value as ``json_text``, whole or not at all."""
     write_text(path, json_text(value))
 
 
@@ -68,7 +70,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
 
 
 def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """Format CSV text with ``\\n`` line ends. Floats have their shortest exact form, so equal numbers are equal bytes."""
+    r"""Format CSV text with ``\n`` line ends. Floats have their shortest exact form, so equal numbers are equal bytes."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -77,6 +79,7 @@ def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> 
 
 
 def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write rows as ``format_csv``, whole or not at all."""
     write_text(path, format_csv(columns, rows))
 
 

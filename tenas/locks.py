@@ -1,4 +1,4 @@
-"""Things that one process at a time may have, each with a file as its lock: the kernel lets go of it when the process ends."""
+"""Exclusive resources of a user, each guarded by a lock file, which the OS releases when the process ends."""
 
 import fcntl
 import os
@@ -15,41 +15,41 @@ from tenas.errors import TenasError
 POLL_SECONDS = 0.5
 
 
-class Taken(NamedTuple):
-    """What a process has, for as long as it lives or until it closes ``file``."""
+class Lock(NamedTuple):
+    """Held until the process ends or closes ``file``. ``number``: of the name that was free, from 0."""
 
-    index: int
+    number: int
     file: IO[str]
 
 
 def lock_folder() -> Path:
-    """The folder of a user's locks on this machine, made where there is none. Raises TenasError when it is someone else's."""
+    """The folder of the user's locks on this machine, created if missing. Raises TenasError if it belongs to another user."""
     folder = Path(tempfile.gettempdir()) / f"tenas-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise TenasError(f"The folder {folder} is to hold locks, but belongs to another user: remove it, or set TMPDIR.")
+        raise TenasError(f"The lock folder {folder} belongs to another user: remove it, or set TMPDIR.")
     return folder
 
 
-def take_free(names: Sequence[str], folder: Path) -> Taken | None:
-    """Take the first of the ``names`` that no process has, or None.
+def take_free(names: Sequence[str], folder: Path) -> Lock | None:
+    """Take the first of the ``names`` that no process holds; None if all are held.
 
-    The lock is of the opened file (flock), so a process that was forked from this one has it too, until it ends.
+    The lock belongs to the open file (flock), so a process forked from this one holds it too, until it ends.
     """
-    for index, name in enumerate(names):
+    for number, name in enumerate(names):
         file = (folder / f"{name}.lock").open("a")
         with suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return Taken(index, file)
+            return Lock(number, file)
         file.close()
     return None
 
 
-def take_one(names: Sequence[str], folder: Path, what: str) -> Taken:
-    """Take one of the ``names``; where other processes have all of them, say so (``what``: a word for one) and wait."""
+def take_one(names: Sequence[str], folder: Path, what: str) -> Lock:
+    """Take one of the ``names``; if other processes hold all of them, print that and wait. ``what``: the noun for one of them."""
     taken = take_free(names, folder)
     if taken is None:
-        print(f"tenas: waiting for a {what}: other processes have all {len(names)}.", file=sys.stderr, flush=True)
+        print(f"tenas: waiting for a {what}: other processes hold all {len(names)}.", file=sys.stderr, flush=True)
     while taken is None:
         time.sleep(POLL_SECONDS)
         taken = take_free(names, folder)

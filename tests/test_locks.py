@@ -23,9 +23,9 @@ from tenas.locks import take_one
 folder, log, seconds, names = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4:]
 taken = take_one(names, folder, "GPU")
 log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-os.write(log, f"{taken.index} taken {os.getpid()}\\n".encode())
+os.write(log, f"{taken.number} taken {os.getpid()}\\n".encode())
 time.sleep(seconds)
-os.write(log, f"{taken.index} left {os.getpid()}\\n".encode())
+os.write(log, f"{taken.number} left {os.getpid()}\\n".encode())
 """
 
 
@@ -57,10 +57,10 @@ def wait_for(folder: Path, count: int) -> list[tuple[int, str, int]]:
 
 def test_each_is_had_by_one_process_at_a_time(tmp_path):
     ours = [take_free(NAMES, tmp_path) for _ in NAMES]
-    assert [taken.index for taken in ours] == [0, 1]
+    assert [taken.number for taken in ours] == [0, 1]
     with holders(tmp_path, len(NAMES) + 2, 0.2) as processes:
         for process in processes:
-            assert process.stderr.readline() == "tenas: waiting for a GPU: other processes have all 2.\n"
+            assert process.stderr.readline() == "tenas: waiting for a GPU: other processes hold all 2.\n"
         assert events(tmp_path) == []
         for taken in ours:
             taken.file.close()
@@ -86,10 +86,10 @@ def test_what_a_killed_process_had_is_free(tmp_path):
         victim.kill()
         victim.wait()
         taken = take_free(NAMES, tmp_path)
-        assert taken.index == first
+        assert taken.number == first
         assert take_free(NAMES, tmp_path) is None
         taken.file.close()
-        assert take_free(NAMES, tmp_path).index == first
+        assert take_free(NAMES, tmp_path).number == first
 
 
 def test_the_folder_is_the_users_own(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ FOLLOW: dict[str, Callable[[Step], State | None]] = {
 
 
 def seeds_of(run: Path) -> list[int]:
+    """The seeds of a run that have a folder, ascending."""
     return sorted(int(path.name[4:]) for path in run.glob("seed*") if re.fullmatch(r"seed\d+", path.name) and path.is_dir())
 
 

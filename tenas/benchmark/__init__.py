@@ -1,4 +1,4 @@
-"""What a genotype is known to be worth: a tabular benchmark, looked up. No torch, but to import the official files."""
+"""Tabular benchmarks: what the cells of a space reach when they are trained. Torch only to import the official files."""
 
 from tenas.benchmark.builtin import BUILTIN, builtin_table, has_builtin, index_path
 from tenas.benchmark.index import accuracies_of, find, is_accuracy, look_up, query, read_column, read_index

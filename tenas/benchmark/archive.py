@@ -1,7 +1,7 @@
-"""The official files of NAS-Bench-201, in either of their forms, turned into one small Parquet file.
+"""Convert the official files of NAS-Bench-201, in either of their forms, to one small Parquet file.
 
-Both forms hold the same records, one for each (cell, epochs, data set, seed), as the package nas-bench-201 keeps them. They are
-pickles, which can run any code when they are opened. So nothing is built here but what the format needs (``PLAIN``).
+Both forms hold the same records, one per (cell, epochs, data set, seed), as the package nas-bench-201 defines them. They are
+pickles, which can run any code when they are opened. So only what the format needs is built here (``_plain``).
 """
 
 import bz2
@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenas.benchmark.reading import METADATA
 from tenas.errors import TenasError
@@ -28,7 +28,7 @@ from tenas.spaces import get_space
 if TYPE_CHECKING:
     import numpy as np
 
-# The archive's names of training sets, and what networks trained on them are evaluated on, with ours. `cifar10-valid` is half of
+# Names of the archive -> ours: training sets, and the parts that their networks are evaluated on. `cifar10-valid` is half of
 # CIFAR-10's training set, the other half being `x-valid`. `ori-test` is a data set's own test set; of CIFAR-100 and
 # ImageNet16-120 it is halved into `x-valid` and `x-test`. `train` is the training set itself.
 ACCURACIES = {
@@ -50,24 +50,24 @@ PTH_MD5 = "096897"
 
 
 class Archive(NamedTuple):
-    """Official files, opened. ``records`` yields for each of ``archs`` its {epochs: state}, and can be run through once.
+    """Opened official files. ``records`` yields {epochs: state} for each of ``archs``, once.
 
     A state is that of an ``ArchResults`` of the package nas-bench-201, plain data: all trainings of a cell with so many epochs.
-    ``checksum``: the SHA-256 of what has been read: complete when all records have been.
+    ``checksum``: SHA-256 of what has been read; call it after all records.
     """
 
     path: Path
     archs: tuple[str, ...]
-    records: Iterator[dict[int, dict]]
+    records: Iterator[dict[int, dict[str, Any]]]
     checksum: Callable[[], str]
 
 
-def _plain() -> dict[str, object]:
-    """What the pickles may name: sets, ordered dictionaries and NumPy's scalars, as older and newer versions call them."""
+def _plain() -> dict[str, Callable[..., object]]:
+    """Objects that the pickles may name: sets, ordered dictionaries and NumPy's scalars, by their old and new names."""
     import numpy as np
 
     # The only public way to the function that rebuilds a scalar.
-    scalar = np.float64(0).__reduce__()[0]
+    scalar: Callable[..., object] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]  # numpy: str or tuple
     return {
         "builtins.set": set,
         "__builtin__.set": set,
@@ -80,7 +80,7 @@ def _plain() -> dict[str, object]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds plain data alone: dictionaries, lists, sets, texts, numbers."""
+    """Builds only plain data: dictionaries, lists, sets, texts, numbers."""
 
     def find_class(self, module: str, name: str) -> object:
         found = _plain().get(f"{module}.{name}")
@@ -92,7 +92,7 @@ class _PlainUnpickler(pickle.Unpickler):
 def _folder(path: Path) -> Archive:
     digests: dict[str, str] = {}
 
-    def load(name: str) -> dict:
+    def load(name: str) -> dict[str, Any]:
         try:
             compressed = (path / name).read_bytes()
             digests[name] = hashlib.sha256(compressed).hexdigest()
@@ -100,14 +100,14 @@ def _folder(path: Path) -> Archive:
                 found = _PlainUnpickler(file).load()
         except FileNotFoundError as error:
             raise TenasError(f"The archive {path} is incomplete: it has no {name}.") from error
-        # An unpickler raises almost anything on bytes that aren't a pickle.
+        # On bytes that are not a pickle, an unpickler raises almost anything.
         except Exception as error:
             raise TenasError(f"The archive's file {path / name} cannot be read: {' '.join(str(error).split())}.") from error
         if not isinstance(found, dict):
             raise TenasError(f"The archive's file {path / name} holds something other than a dictionary.")
         return found
 
-    def records() -> Iterator[dict[int, dict]]:
+    def records() -> Iterator[dict[int, dict[str, Any]]]:
         for number in range(len(archs)):
             found = load(f"{number:06d}{SUFFIX}")
             yield {epochs: found[str(epochs)] for epochs in EPOCHS if str(epochs) in found}
@@ -130,10 +130,13 @@ def _pth(path: Path) -> Archive:
     if path.name == PTH_NAME and not md5.endswith(PTH_MD5):
         raise TenasError(f"The file {path} is damaged: its MD5 {md5} doesn't end in {PTH_MD5}, as its name says.")
     digest = sha256(path)
-    plain = [(value, name) for name, value in _plain().items()]
-    plain += [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32)]
+    dtypes: list[Callable[..., object]] = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32)]
+    plain: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
+        *((value, name) for name, value in _plain().items()),
+        *dtypes,
+    ]
     try:
-        # The package calls torch.load without saying how, and torch then opens files restrictedly.
+        # The package calls torch.load with its defaults, which are weights_only=True.
         with torch.serialization.safe_globals(plain):
             api = NASBench201API(path, verbose=False)
     except Exception as error:
@@ -141,7 +144,7 @@ def _pth(path: Path) -> Archive:
         raise TenasError(f"The file {path} cannot be read as NAS-Bench-201: {reason.rstrip('.')}.") from error
     archs = _checked(api.meta_archs, path)
 
-    def records() -> Iterator[dict[int, dict]]:
+    def records() -> Iterator[dict[int, dict[str, Any]]]:
         for number in range(len(archs)):
             try:
                 found = api.arch2infos_dict.pop(number)
@@ -153,7 +156,7 @@ def _pth(path: Path) -> Archive:
 
 
 def _checked(archs: object, path: Path) -> tuple[str, ...]:
-    """The cells that an archive lists, each the text of one, no two the same."""
+    """The texts of an archive's cells, checked: each is valid, and none is repeated."""
     if not isinstance(archs, list | tuple) or not archs or not all(isinstance(arch, str) for arch in archs):
         raise TenasError(f"The archive {path} doesn't list its cells: it is of another form.")
     space = get_space("nas-bench-201")
@@ -162,11 +165,11 @@ def _checked(archs: object, path: Path) -> tuple[str, ...]:
     return tuple(archs)
 
 
-def open_archive(path: str | os.PathLike) -> Archive:
-    """The folder ``NATS-tss-v1_0-3ffb9-simple`` or the file ``NAS-Bench-201-v1_1-096897.pth``, opened.
+def open_archive(path: str | os.PathLike[str]) -> Archive:
+    """Open the folder ``NATS-tss-v1_0-3ffb9-simple`` or the file ``NAS-Bench-201-v1_1-096897.pth``.
 
-    The folder is read a cell at a time. The file has to be loaded as a whole, which takes minutes and up to 28 GB of memory.
-    Raises TenasError for anything else, and for what is damaged, incomplete, or holds more than data.
+    The folder is read cell by cell. The file must be loaded as a whole, which takes minutes and up to 28 GB of memory.
+    Raises TenasError for anything else, and for files that are damaged, incomplete, or contain more than data.
     """
     path = Path(path)
     if path.is_dir():
@@ -179,11 +182,11 @@ def open_archive(path: str | os.PathLike) -> Archive:
     )
 
 
-def _values(states: dict[int, dict]) -> dict[str, float]:
-    """The columns of a cell from its states, {epochs: state}.
+def _values(states: dict[int, dict[str, Any]]) -> dict[str, float]:
+    """The columns of one cell, from its states {epochs: state}.
 
     Accuracies in % after the last epoch: ``<name>_e<epochs>``, the mean over the seeds, and ``<name>_e<epochs>_seed<seed>``.
-    ``params_*`` and ``flops_*``: counts. ``*_seconds_e<epochs>``: time of a training, the mean over the seeds that have it.
+    ``params_*`` and ``flops_*``: counts. ``*_seconds_e<epochs>``: training time, the mean over the seeds that report it.
     """
     values: dict[str, float] = {}
     for epochs, state in states.items():
@@ -207,16 +210,16 @@ def _values(states: dict[int, dict]) -> dict[str, float]:
                 values[f"{parts['train']}_seconds_e{epochs}"] = fmean(seconds)
             if trained_on in COSTS:
                 for trial in trials.values():
-                    # The archive has millions; they are sums of whole numbers.
+                    # In millions in the archive; the counts are integers.
                     values[f"params_{COSTS[trained_on]}"] = round(trial["params"] * 1e6)
                     values[f"flops_{COSTS[trained_on]}"] = round(trial["flop"] * 1e6)
     return values
 
 
 def gather(archive: Archive, progress: Callable[[int], object] = lambda cells: None) -> dict[str, "np.ndarray"]:
-    """All cells of an archive as columns, NaN where a cell has no such value; ``progress`` is told of each cell.
+    """All cells of an archive as columns, NaN for missing values; ``progress`` is called with 1 after each cell.
 
-    Raises TenasError when a record is not of the cell at whose place it is, or of another form.
+    Raises TenasError if a record is of another cell than its position says, or of another form.
     """
     import numpy as np
 
@@ -243,18 +246,20 @@ def gather(archive: Archive, progress: Callable[[int], object] = lambda cells: N
     return columns
 
 
-def _in_order(name: str) -> tuple:
+def _in_order(name: str) -> tuple[bool, bool, bool, bool, list[int | str]]:
     """Means before single seeds, 200 epochs before 12, costs last."""
     stem, _, epochs = name.partition("_e")
     # CIFAR-10 before CIFAR-100.
-    natural = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    natural: list[int | str] = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
     return name.startswith(("params", "flops")), stem.endswith("seconds"), "seed" in epochs, not epochs.startswith("200"), natural
 
 
-def import_archive(archive: Archive, out: str | os.PathLike, progress: Callable[[int], object] = lambda cells: None) -> dict:
-    """Write an archive as one Parquet file, a row a cell (columns: docs/benchmark.md); its record is given back.
+def import_archive(
+    archive: Archive, out: str | os.PathLike[str], progress: Callable[[int], object] = lambda cells: None
+) -> dict[str, Any]:
+    """Write an archive as one Parquet file, one row per cell (columns: docs/benchmark.md), and return its record.
 
-    The record (source, its checksum, code and packages) is also in the file, as JSON under the metadata key ``tenas``.
+    The record (source, its checksum, code and packages) is also stored in the file, as JSON under the metadata key ``tenas``.
     """
     import pyarrow as pa
     from pyarrow import parquet

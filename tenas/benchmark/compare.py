@@ -1,4 +1,4 @@
-"""Where two tables of the same cells differ."""
+"""Differences between two tables of the same cells."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -7,13 +7,13 @@ from tenas.errors import TenasError
 if TYPE_CHECKING:
     import pandas as pd
 
-# Differences that are rounding: tables in circulation have accuracies to five decimals, some of them computed from two others
-# (2 x valtest - test), and times to two.
+# Differences due to rounding: published tables have accuracies with five decimals, some computed from two others
+# (2 x valtest - test), and times with two.
 ROUNDING, ROUNDING_OF_SECONDS = 2e-5, 6e-3
 
 
 class Difference(NamedTuple):
-    """Of one column: how many cells have it in both tables, how many of them differ by more than rounding, and where most."""
+    """One column: cells that have it in both tables, cells that differ by more than rounding, and the largest difference."""
 
     column: str
     cells: int
@@ -23,7 +23,7 @@ class Difference(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """``cells``: of each table, and of both. ``renumbered``: cells whose official numbers differ; None without numbers."""
+    """``cells``: in each table, and in both. ``renumbered``: cells whose official numbers differ; None without numbers."""
 
     cells: tuple[int, int, int]
     renumbered: int | None
@@ -31,14 +31,14 @@ class Comparison(NamedTuple):
 
     @property
     def agree(self) -> bool:
-        """Whether nothing that both have differs."""
+        """Whether the tables agree in all that both have."""
         return not self.renumbered and not any(column.differ for column in self.columns)
 
 
 def compare(one: "pd.DataFrame", other: "pd.DataFrame") -> Comparison:
-    """Two tables of ``read_index``, cell by cell, in the columns of numbers that both have.
+    """Compare two tables of ``read_index`` cell by cell, in their common numeric columns.
 
-    Raises TenasError when they have no cell in common.
+    Raises TenasError if they have no cell in common.
     """
     from pandas.api.types import is_numeric_dtype
 
@@ -64,7 +64,7 @@ def compare(one: "pd.DataFrame", other: "pd.DataFrame") -> Comparison:
 
 
 def describe_comparison(found: Comparison) -> str:
-    """A comparison for a reader at a terminal; the cell is shown where a column differs by more than rounding."""
+    """Format a comparison for the terminal; a cell is shown if its column differs by more than rounding."""
     one, other, both = found.cells
     lines = [f"{one:,} and {other:,} cells, {both:,} of them in both"]
     if found.renumbered:

@@ -1,12 +1,12 @@
-"""An index of a benchmark: a table of one row a cell, as CSV (also compressed) or Parquet."""
+"""The table of a benchmark: one row per cell, as CSV (also compressed) or Parquet."""
 
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tenas.benchmark.builtin import BUILTIN, SPACE, builtin_table, checksum_of, has_builtin, index_path
 from tenas.benchmark.reading import load
@@ -18,52 +18,52 @@ from tenas.spaces import Genotype, Space, get_space, load_genotype
 if TYPE_CHECKING:
     import pandas as pd
 
-# By their names: accuracies in %, and what a network costs. The README beside the built-in table says which parts of the data
-# NAS-Bench-201's accuracies are of.
+# Suffixes of accuracies in %, prefixes of costs. The README next to the built-in table says which parts of the data
+# NAS-Bench-201's accuracies are measured on.
 ACCURACIES = ("_test", "_valid", "_valtest", "accuracy")
 COSTS = ("params_", "flops_")
-# What follows the name of an accuracy that is of another training than the one of 200 epochs, or of one seed.
+# Suffix of an accuracy after another training than the one of 200 epochs, or of a single seed.
 OTHER_TRAINING = re.compile(r"(_e\d+)?(_seed\d+)?$")
-# The name under which tables in circulation have training times.
+# The name of training times in published tables.
 TIME = re.compile(r"train_time_(\w+)_s")
 NOT_RUNNABLE = -1
 
 
 class IncompleteTableWarning(UserWarning):
-    """A table doesn't have all cells of its space: ranks and regrets are among those that it has."""
+    """A table lacks cells of its space: ranks and regrets are relative to the cells that it has."""
 
 
 def column_of(name: str) -> str:
-    """The name that this package uses for a column of an index: that of a mean after 200 epochs has no ``_e200``."""
+    """This package's name for a column of an index: means after 200 epochs have no ``_e200``."""
     return TIME.sub(r"\1_train_seconds", name).removesuffix("_e200")
 
 
 def is_accuracy(name: str) -> bool:
-    """Whether a column of this name has the accuracies that cells are compared by."""
+    """Whether a column of this name holds accuracies that cells are compared by."""
     return name.endswith(ACCURACIES)
 
 
 def accuracies_of(table: "pd.DataFrame") -> list[str]:
-    """The columns of a table that are accuracies, in its order."""
+    """The accuracy columns of a table, in its order."""
     return [name for name in table.columns if is_accuracy(name)]
 
 
 def costs_of(table: "pd.DataFrame") -> list[str]:
-    """The columns of a table that are numbers of parameters or FLOPs, in its order."""
+    """The columns of a table with numbers of parameters or FLOPs, in its order."""
     from pandas.api.types import is_numeric_dtype
 
     return [name for name in table.columns if name.startswith(COSTS) and is_numeric_dtype(table[name])]
 
 
-def read_index(index: str | os.PathLike, space: str | Space | None = None) -> "pd.DataFrame":
-    """The table of an index: a file, or ``builtin`` for the one of a space (nas-bench-201's) that comes with the project.
+def read_index(index: str | os.PathLike[str], space: str | Space | None = None) -> "pd.DataFrame":
+    """Read the table of an index: a file, or ``builtin`` for the shipped table of a space (by default nas-bench-201).
 
-    It has the column ``arch``, the space's text, and one at least that ``is_accuracy``. What a file of ``tenas benchmark import``
-    calls ``cifar10_test_e200`` is ``cifar10_test`` here (``column_of``); others, of 12 epochs or of one seed, keep their names.
+    It has a column ``arch``, the space's text, and at least one that ``is_accuracy``. Columns are renamed by ``column_of``:
+    ``cifar10_test_e200`` of ``tenas benchmark import`` is ``cifar10_test`` here; those of 12 epochs or one seed keep their names.
 
-    Raises TenasError when the file is missing or damaged, lacks these columns, has one of them under two names, lists a cell
-    twice or one that is not of its space, or has an accuracy outside 0 to 100 or rows of zeros. Warns when it has fewer cells
-    than its space (IncompleteTableWarning), unless the file says that its source had no more.
+    Raises TenasError if the file is missing or damaged, lacks these columns, has one of them under two names, lists a cell
+    twice or one of another space, or has an accuracy outside 0 to 100 or rows of zeros. Warns if it has fewer cells than its
+    space (IncompleteTableWarning), unless the file says that its source had no more.
     """
     path = index_path(index, space)
     checksum = checksum_of(path)
@@ -72,16 +72,16 @@ def read_index(index: str | os.PathLike, space: str | Space | None = None) -> "p
     twice = table.columns[table.columns.duplicated()]
     if len(twice):
         raise TenasError(f"The benchmark index {path} has the column {twice[0]!r} under two names.")
-    # What has been checked as a whole needs no more.
+    # A known checksum covers all other checks.
     if checksum is None:
         _check(table, path, space, (record.get("source") or {}).get("cells"))
     return table
 
 
 def _check(table: "pd.DataFrame", path: Path, space: str | Space | None, cells: int | None) -> None:
-    """Raise TenasError unless a table is one of cells and accuracies; puts ``arch`` into the words of the space.
+    """Raise TenasError unless a table holds valid cells and accuracies; rewrite ``arch`` as the space writes it.
 
-    ``cells``: how many the file itself says that its source has.
+    ``cells``: the number of cells of the source, according to the file itself.
     """
     from pandas.api.types import is_numeric_dtype
 
@@ -104,41 +104,42 @@ def _check(table: "pd.DataFrame", path: Path, space: str | Space | None, cells: 
     zeros = ((table[accuracies] == 0).any(axis=1) & ~(table[accuracies] > 0).any(axis=1)).sum()
     if zeros:
         raise TenasError(f"The benchmark index {path} has zeros for all accuracies in {zeros:,} of its rows: it is damaged.")
-    space, table["arch"] = _archs(table["arch"], path, space)
+    named, table["arch"] = _archs(table["arch"], path, space)
     for name in ("arch", *({"index"} & set(table.columns))):
         doubled = table[name][table[name].duplicated()]
         if len(doubled):
             raise TenasError(f"The benchmark index {path} lists the cell {doubled.iloc[0]} twice.")
-    if space.listed_cells is not None and len(table) < space.listed_cells and cells != len(table):
+    if named.listed_cells is not None and len(table) < named.listed_cells and cells != len(table):
         warnings.warn(
-            f"The benchmark index {path} has {len(table):,} of the {space.listed_cells:,} cells of {space.name}.",
+            f"The benchmark index {path} has {len(table):,} of the {named.listed_cells:,} cells of {named.name}.",
             IncompleteTableWarning,
             stacklevel=3,
         )
 
 
 def _archs(texts: Iterable[str], path: Path, space: str | Space | None) -> tuple[Space, list[str]]:
-    """The space of a column of cells, by its first one where none is given, and all of them as that space writes them."""
-    found, archs = None if space is None else get_space(space), []
+    """The space of a column of cells (if not given, that of the first cell), and the cells as that space writes them."""
+    given, archs = None if space is None else get_space(space), []
     for row, text in enumerate(texts, start=1):
         try:
-            genotype = load_genotype(str(text), found)
+            genotype = load_genotype(str(text), given)
         except TenasError as error:
             raise TenasError(f"The benchmark index {path}, row {row}: {error}") from error
-        found = genotype.space
+        given = genotype.space
         archs.append(genotype.arch)
-    return found, archs
+    assert given is not None  # of no rows there is no space to find
+    return given, archs
 
 
-def read_column(index: str | os.PathLike, column: str, space: str | Space = SPACE) -> dict[str, float]:
-    """One column of a table as text of a cell -> value, whatever it is of: accuracies, or what cells cost on some hardware.
+def read_column(index: str | os.PathLike[str], column: str, space: str | Space = SPACE) -> dict[str, float]:
+    """One numeric column of a table as text of a cell -> value: accuracies, or costs on some hardware.
 
     The table (a file as in ``read_index``, or ``builtin``) names its cells in a column ``arch`` or, for a space with a built-in
-    table, by their official numbers in a column ``index``. Left out are cells without a value, which is also what -1 says in a
-    column that has no other negative number: the network does not run there (HW-NAS-Bench, ICLR 2021).
+    table, by their official numbers in a column ``index``. Cells without a value are left out; so are those with -1 in a column
+    without other negative numbers: the network does not run there (HW-NAS-Bench, ICLR 2021).
 
-    Raises TenasError when the table cannot be read, lacks the column or holds something other than numbers in it, or names a
-    cell twice or one that is none of the space.
+    Raises TenasError if the table cannot be read, the column is missing or not numeric, or a cell is listed twice or of another
+    space.
     """
     from pandas.api.types import is_numeric_dtype
 
@@ -171,15 +172,15 @@ def read_column(index: str | os.PathLike, column: str, space: str | Space = SPAC
     return {arch: float(value) for arch, value in zip(archs, values, strict=True) if value == value}
 
 
-def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike, space: str | Space | None = None) -> int:
-    """The place of a cell in a table: by its text, its genotype (or a genotype's JSON file), or its number in the benchmark.
+def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike[str], space: str | Space | None = None) -> int:
+    """Row of a cell in a table: by its text, its genotype (or a genotype's JSON file), or its number in the benchmark.
 
-    The number is that of the column ``index`` or, where there is none, of the row from 0 on. Raises TenasError when the table
-    doesn't have it.
+    The number is that of the column ``index`` or, without that column, of the row from 0. Raises TenasError if the table does not
+    have the cell.
     """
     if isinstance(cell, str) and cell.isdecimal():
         cell = int(cell)
-    if isinstance(cell, Integral):
+    if isinstance(cell, int | Integral):
         numbers = table["index"].to_numpy() if "index" in table.columns else table.index.to_numpy()
         places = (numbers == cell).nonzero()[0]
         if not len(places):
@@ -192,11 +193,11 @@ def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike, space:
     return int(places[0])
 
 
-def standing(table: "pd.DataFrame", place: int, name: str) -> dict | None:
-    """Where a cell stands among all cells by one accuracy; None where the table has none for it.
+def standing(table: "pd.DataFrame", place: int, name: str) -> dict[str, Any] | None:
+    """Rank, percentile and regret of a cell among all cells by one accuracy; None if the table has none for it.
 
-    ``rank``: 1 for the best; equal cells share the better rank. ``percentile``: % of the cells that are worse. ``regret``: what
-    the best cell has more, in points.
+    ``rank``: 1 for the best; equal cells share the better rank. ``percentile``: % of the cells that are worse. ``regret``:
+    accuracy of the best cell minus that of this one, in points.
     """
     values = table[name]
     value = float(values.iloc[place])
@@ -213,8 +214,8 @@ def standing(table: "pd.DataFrame", place: int, name: str) -> dict | None:
     }
 
 
-def spread(values: "pd.Series") -> dict | None:
-    """Mean, standard deviation (None for one cell) and extremes of the accuracies that cells have; None where they have none."""
+def spread(values: "pd.Series") -> dict[str, float | None] | None:
+    """Mean, standard deviation (None for one cell), minimum and maximum of known accuracies; None if none is known."""
     known = values.dropna()
     if known.empty:
         return None
@@ -226,13 +227,14 @@ def spread(values: "pd.Series") -> dict | None:
     }
 
 
-def query(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike, space: str | Space | None = None) -> dict:
-    """What a table (``read_index``) knows of a cell (``find``), JSON-ready.
+def query(
+    table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike[str], space: str | Space | None = None
+) -> dict[str, Any]:
+    """All that a table (``read_index``) has on a cell (``find``), JSON-ready.
 
-    ``accuracies``: for each (``accuracies_of``) where the cell stands (``standing``). ``costs``: parameters and FLOPs.
-    ``isomorphic``: the other cells that are the same network (``canonical_form``), and over all of them, this one among
-    them, the spread of each accuracy. They differ by chance alone, so this is the noise of the table. None where the space
-    doesn't know which cells are the same.
+    ``accuracies``: ``standing`` by each of ``accuracies_of``. ``costs``: parameters and FLOPs. ``isomorphic``: the other cells
+    that are the same network (``canonical_form``), and the spread of each accuracy over all of them and this one. They differ
+    by chance alone, so the spread is the noise of the table. None if the space does not define isomorphism.
     """
     place = find(table, cell, space)
     row = table.iloc[place]
@@ -255,27 +257,29 @@ def query(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike, space
 
 
 def _number(value: float) -> int | float | None:
-    """A count as an integer, another number as it is, None for one that a table doesn't have."""
+    """A whole number as int, another one as float, NaN as None."""
     if value != value:
         return None
     return int(value) if float(value).is_integer() else float(value)
 
 
 def look_up(
-    cell: Genotype | str | int | os.PathLike, index: str | os.PathLike | None = BUILTIN, space: str | Space | None = None
-) -> dict:
-    """What an index (a file, or ``builtin``) knows of a cell (``query``), with what made this result: benchmark.json.
+    cell: Genotype | str | int | os.PathLike[str],
+    index: str | os.PathLike[str] | None = BUILTIN,
+    space: str | Space | None = None,
+) -> dict[str, Any]:
+    """The content of benchmark.json: ``query`` of a cell in an index (a file, or ``builtin``), with its provenance.
 
-    Where there is none the result says so under ``reason``, with ``index`` None: a search need not have a benchmark.
-    Raises TenasError when the file is faulty, or does not have the cell.
+    Without an index the result has ``index`` None and a ``reason``: a benchmark is optional.
+    Raises TenasError if the file is faulty, or does not have the cell.
     """
     stopwatch = Stopwatch()
     builtin = str(index) == BUILTIN
-    if builtin and not isinstance(cell, Integral) and not str(cell).isdecimal():
+    if builtin and not isinstance(cell, int | Integral) and not str(cell).isdecimal():
         cell = load_genotype(cell, space)
         space = cell.space
     if index is None or (builtin and not has_builtin(space or SPACE)):
-        genotype = load_genotype(cell, space)
+        genotype = load_genotype(str(cell) if isinstance(cell, int | Integral) else cell, space)
         given = "No table of the space {} comes with the project." if builtin else "No index file was given for the space {}."
         return {
             "arch": genotype.arch,
@@ -289,12 +293,12 @@ def look_up(
     return {"index": str(index), **found, "provenance": made_by}
 
 
-def _settings(genotype: Genotype) -> dict:
+def _settings(genotype: Genotype) -> dict[str, str]:
     return {"space": genotype.space.name, "arch": genotype.arch}
 
 
-def describe(found: dict) -> str:
-    """The result of ``look_up`` for a reader at a terminal."""
+def describe(found: Mapping[str, Any]) -> str:
+    """Format the result of ``look_up`` for the terminal."""
     lines = [found["arch"]]
     if found["index"] is None:
         return "\n".join([*lines, found["reason"]])

@@ -1,4 +1,4 @@
-"""The file of a table, read whole or refused: CSV, also compressed, or Parquet. What it is, its first bytes say, not its name."""
+"""Read the file of a table completely or refuse it: CSV, also compressed, or Parquet, recognised by its first bytes."""
 
 import bz2
 import csv
@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tenas.errors import TenasError
 
@@ -34,7 +34,8 @@ def _unzip(data: bytes) -> bytes:
 def _unzstd(data: bytes) -> bytes:
     import pyarrow as pa
 
-    return pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
+    unpacked: bytes = pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
+    return unpacked
 
 
 UNPACKERS: dict[bytes, Callable[[bytes], bytes]] = {
@@ -46,11 +47,11 @@ UNPACKERS: dict[bytes, Callable[[bytes], bytes]] = {
 }
 
 
-def load(path: str | os.PathLike, what: str, checksum: str | None = None) -> tuple["pd.DataFrame", dict]:
-    """The table in a file, and the record that ``tenas benchmark import`` has put into it, empty where there is none.
+def load(path: str | os.PathLike[str], what: str, checksum: str | None = None) -> tuple["pd.DataFrame", dict[str, Any]]:
+    """The table in a file, and the record that ``tenas benchmark import`` stored in it, empty if there is none.
 
-    ``what`` names the file in errors; ``checksum`` is the SHA-256 that it must have, where that is known. Raises TenasError for
-    a file that is missing, damaged, cut off, or a pointer of Git LFS. Not seen here is a CSV that was cut between two rows.
+    ``what`` names the file in errors; ``checksum`` is the expected SHA-256, if known. Raises TenasError for a file that is
+    missing, damaged, truncated, or a Git LFS pointer. A CSV that was truncated between two rows is not detected here.
     """
     path = Path(path)
     try:
@@ -68,17 +69,17 @@ def load(path: str | os.PathLike, what: str, checksum: str | None = None) -> tup
         )
     try:
         return _parquet(data) if data.startswith(PARQUET) or path.suffix == ".parquet" else (_csv(_unpacked(data)), {})
-    # On damaged bytes these libraries raise almost anything.
+    # On damaged bytes, these libraries raise almost anything.
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise TenasError(f"The {what} {path} cannot be read: {reason}.") from error
 
 
-def _parquet(data: bytes) -> tuple["pd.DataFrame", dict]:
+def _parquet(data: bytes) -> tuple["pd.DataFrame", dict[str, Any]]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    # Pages have checksums in files of ``tenas benchmark import``; of pages without any nothing is asked.
+    # Files of ``tenas benchmark import`` have page checksums; pages without one are not verified.
     table = parquet.read_table(pa.BufferReader(data), page_checksum_verification=True)
     record = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
     return table.to_pandas(), record
@@ -92,7 +93,7 @@ def _unpacked(data: bytes) -> bytes:
 
 
 def _csv(data: bytes) -> "pd.DataFrame":
-    """A CSV all of whose rows are whole: pandas fills up short rows with nothing, and takes a cut number for a number."""
+    """Read a CSV whose rows are all complete: pandas pads short rows, and accepts a truncated number."""
     import pandas as pd
 
     if b"\0" in data:
@@ -102,7 +103,7 @@ def _csv(data: bytes) -> "pd.DataFrame":
     lines = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
     header = next(lines, [])
     for row, fields in enumerate(lines, start=1):
-        # pandas passes over empty lines.
+        # pandas skips empty lines.
         if fields and len(fields) != len(header):
             raise ValueError(f"its row {row} has {len(fields)} fields, not {len(header)} as its header")
     return pd.read_csv(io.BytesIO(data), index_col=False)

@@ -1,16 +1,16 @@
-"""Searches that look accuracies up in a table instead of training: what any other search has to stand against.
+"""Search baselines that look accuracies up in a table instead of training.
 
-A search looks at the validation accuracy of one cell after another, as a search that trains would; what it chooses is the best
-that it has looked at, and is judged by its test accuracy. Each is a pure function of (landscape, seed, budget) that returns the
-cells in the order in which it has looked at them. None looks at a cell twice, and none knows its budget: a shorter search is
-the beginning of a longer one.
+A search reads the validation accuracy of one cell after another, as a search that trains would; it chooses the best cell that it
+has seen, which is judged by test accuracy. Each is a pure function of (landscape, seed, budget) that returns the cells in the
+order of the look-ups. No cell is looked up twice, and the order does not depend on the budget: a shorter search is a prefix of a
+longer one.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenas.errors import TenasError, one_of
 from tenas.seeds import derive_seed
@@ -22,39 +22,39 @@ if TYPE_CHECKING:
 
 DATASETS = ("cifar10", "cifar100", "imagenet16")
 COLUMNS = ("dataset", "method", "budget", "seed", "arch", "valid_accuracy", "test_accuracy", "regret", "train_seconds")
-# Of regularised evolution, as in the benchmark's own experiments (AutoDL-Projects, regularized_ea.py).
+# Regularised evolution, as in the benchmark's own experiments (AutoDL-Projects, regularized_ea.py).
 POPULATION = 10
 SAMPLE = 3
 
 
 class Landscape(NamedTuple):
-    """The accuracy that a search sees of each cell, and the cells that differ from it in one edge's operator."""
+    """Validation accuracy of each cell, and its neighbours: the cells that differ in the operator of one edge."""
 
     valid: Sequence[float]
     neighbours: Sequence[Sequence[int]]
 
 
 def _fresh(cells: int, looked: Iterable[int], random: Random) -> int:
-    """A cell drawn uniformly from those that haven't been looked at."""
+    """Draw a cell uniformly from those that have not been looked up."""
     while (cell := random.randrange(cells)) in looked:
         pass
     return cell
 
 
 def random_search(landscape: Landscape, seed: int, budget: int) -> list[int]:
-    """One cell after another, drawn uniformly."""
-    random, looked = Random(seed), {}
+    """Draw cells uniformly, without replacement."""
+    random, looked = Random(seed), dict[int, None]()
     while len(looked) < budget:
         looked[_fresh(len(landscape.valid), looked, random)] = None
     return list(looked)
 
 
 def regularised_evolution(landscape: Landscape, seed: int, budget: int) -> list[int]:
-    """The best of a few members of a population is mutated in one operator; the child takes the place of the oldest member.
+    """Mutate the best of a few members of a population in one operator; the child replaces the oldest member.
 
-    A child that has been looked at is mutated on until it is a new cell. Source: Real et al., AAAI 2019, algorithm 1.
+    A child that has been looked up is mutated again until it is new. Source: Real et al., AAAI 2019, algorithm 1.
     """
-    random, looked, population = Random(seed), {}, deque(maxlen=POPULATION)
+    random, looked, population = Random(seed), dict[int, None](), deque[int](maxlen=POPULATION)
     while len(looked) < budget:
         if len(population) < POPULATION:
             cell = _fresh(len(landscape.valid), looked, random)
@@ -68,11 +68,11 @@ def regularised_evolution(landscape: Landscape, seed: int, budget: int) -> list[
 
 
 def local_search(landscape: Landscape, seed: int, budget: int) -> list[int]:
-    """From a random cell on to the best neighbour while there is a better one, then from another random cell.
+    """From a random cell, step to the best neighbour while that is better, then restart from another random cell.
 
-    All neighbours are looked at before a step, in random order. Source: White et al., UAI 2021, algorithm 1.
+    All neighbours are looked up before a step, in random order. Source: White et al., UAI 2021, algorithm 1.
     """
-    random, looked = Random(seed), {}
+    random, looked = Random(seed), dict[int, None]()
     while len(looked) < budget:
         here = _fresh(len(landscape.valid), looked, random)
         looked[here] = None
@@ -95,9 +95,9 @@ METHODS: dict[str, Callable[[Landscape, int, int], list[int]]] = {
 
 
 def neighbours(archs: Sequence[str]) -> "np.ndarray":
-    """For each of all cells of NAS-Bench-201, the places of its 24 neighbours: int (cells, edges x other operators).
+    """Rows of the 24 neighbours of each cell of NAS-Bench-201: int (cells, edges x other operators).
 
-    Raises TenasError when ``archs`` are of another space, or not all cells of this one.
+    Raises TenasError if ``archs`` are of another space, or not all cells of this one.
     """
     import numpy as np
 
@@ -119,9 +119,9 @@ def neighbours(archs: Sequence[str]) -> "np.ndarray":
 
 
 def training_seconds(table: "pd.DataFrame", dataset: str) -> "pd.Series | None":
-    """Seconds that a look at the validation accuracy of each cell would have cost in training; None where a table doesn't say.
+    """Training seconds behind the validation accuracy of each cell; None if the table does not have them.
 
-    With CIFAR-10 that is training on half of its images: half of the time on all, by which the benchmark itself reckons.
+    For CIFAR-10 that is the training on half of the images: half of the time on all, as the benchmark itself counts.
     """
     if dataset != "cifar10":
         return table.get(f"{dataset}_train_seconds")
@@ -138,12 +138,12 @@ def search_table(
     budgets: Sequence[int],
     searches: int,
     progress: Callable[[int], object] = lambda searches: None,
-) -> list[dict]:
-    """Rows of table_search.csv (COLUMNS): what each method has chosen after each budget, with seeds from 0 to ``searches`` - 1.
+) -> list[dict[str, Any]]:
+    """Rows of table_search.csv (COLUMNS): the choice of each method after each budget, for seeds from 0 to ``searches`` - 1.
 
     ``table``: of ``read_index``, with all cells of NAS-Bench-201. ``regret``: test accuracy below the table's best, in points.
-    ``train_seconds``: of all cells looked at; None where the table doesn't have the times. ``progress`` is told of each search.
-    Raises TenasError for unknown names, a budget of more cells than there are, and a table that lacks cells or accuracies.
+    ``train_seconds``: of all cells looked up; None if the table has no times. ``progress`` is called with 1 after each search.
+    Raises TenasError for unknown names, a budget of more cells than the table has, and a table that lacks cells or accuracies.
     """
     around = neighbours(list(table["arch"])).tolist()
     if max(budgets) > len(table):
@@ -176,7 +176,7 @@ def search_table(
                             "arch": table["arch"].iloc[chosen],
                             "valid_accuracy": valid[chosen],
                             "test_accuracy": test[chosen],
-                            # Of two decimal numbers; the rest is binary noise.
+                            # Accuracies have few decimals; the rest is floating-point noise.
                             "regret": round(best - test[chosen], 6),
                             "train_seconds": None if costs is None else round(sum(costs[cell] for cell in looked[:budget]), 3),
                         }
@@ -185,9 +185,9 @@ def search_table(
     return rows
 
 
-def describe_searches(rows: Iterable[dict]) -> str:
-    """Rows of ``search_table`` for a reader at a terminal: mean test accuracy and standard deviation over the seeds."""
-    found: dict[tuple, list[float]] = {}
+def describe_searches(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Format the rows of ``search_table`` for the terminal: mean test accuracy and standard deviation over the seeds."""
+    found: dict[tuple[str, str, int], list[float]] = {}
     for row in rows:
         found.setdefault((row["dataset"], row["method"], row["budget"]), []).append(row["test_accuracy"])
     lines = [f"{'data set':12}{'method':24}{'budget':>8}{'test accuracy, mean (sd)':>28}"]

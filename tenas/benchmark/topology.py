@@ -1,4 +1,4 @@
-"""Which genotypes are the same network, written differently: as far as their space knows."""
+"""Isomorphic genotypes: the same network, written differently, as far as the space defines it."""
 
 from collections.abc import Iterable
 
@@ -6,12 +6,12 @@ from tenas.spaces import Genotype
 
 
 def canonical_form(genotype: Genotype) -> str | None:
-    """A text that isomorphic genotypes share (``Space.canonical_form``); None where their space has no such text."""
+    """A text shared by isomorphic genotypes (``Space.canonical_form``); None if their space defines none."""
     return genotype.space.canonical_form(genotype)
 
 
 def isomorphic(genotype: Genotype, archs: Iterable[str]) -> list[int] | None:
-    """Places in ``archs``, texts of the genotype's space, of those isomorphic to it, itself among them; None where not known."""
+    """Indices of the genotypes in ``archs`` that are isomorphic to this one, itself included; None if that is not defined."""
     space, form = genotype.space, canonical_form(genotype)
     if form is None:
         return None

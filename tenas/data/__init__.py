@@ -1,4 +1,4 @@
-"""Images: where they come from, the small sample that a search reads, and the whole data set that retraining reads.
+"""Images: their sources, the small sample that a search reads, and the whole data set that retraining reads.
 
 No torch. torchvision, scikit-learn and Pillow are imported when a data set is loaded, not before.
 """

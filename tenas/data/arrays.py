@@ -1,4 +1,4 @@
-"""Images and labels that are given as arrays, of numpy or torch, in the form that a data set has. No torch is imported."""
+"""Convert images and labels given as NumPy arrays or torch tensors to the form of a data set. Does not import torch."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from tenas.data.sources import UNLABELLED
 from tenas.errors import TenasError
 
 SMALLEST = 8
-CLASSES = 10  # without labels: they only make the classifier's width
+CLASSES = 10  # without labels; only the width of the classifier depends on it
 
 
 def _array(values: object) -> np.ndarray:
-    """A plain array of what may be a tensor on any device."""
+    """A NumPy array from an array, or from a tensor on any device."""
     if hasattr(values, "detach"):
         tensor = values.detach().cpu()
         values = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
@@ -18,11 +18,11 @@ def _array(values: object) -> np.ndarray:
 
 
 def as_pixels(images: object) -> np.ndarray:
-    """uint8 (n, h, w, 3) of images in that form, or of floats (n, 3, h, w).
+    """Images as uint8 (n, h, w, 3), from that form or from floats (n, 3, h, w).
 
-    Floats from 0 to 1 are black to white. Of others, images that were normalised, the smallest value becomes 0 and the largest
-    255: a search normalises each channel itself, so only the rounding to 256 steps is lost.
-    Raises TenasError for another shape or kind of number, values that are not finite, and images below 8 x 8.
+    Floats from 0 to 1 range from black to white. Other floats, such as normalised images, are scaled so that the smallest value
+    becomes 0 and the largest 255: a search normalises each channel itself, so only the rounding to 256 steps is lost.
+    Raises TenasError for another shape or dtype, values that are not finite, and images smaller than 8 x 8.
     """
     array = _array(images)
     known = array.dtype.kind == "f" or array.dtype == np.uint8
@@ -45,7 +45,7 @@ def as_pixels(images: object) -> np.ndarray:
 
 
 def as_labels(labels: object | None, count: int, classes: int | None = None) -> tuple[np.ndarray, int]:
-    """int64 (count,) and the number of classes; without labels all -1. Raises TenasError for labels that no class has."""
+    """Labels as int64 (count,), all -1 if there are none, and the number of classes. Raises TenasError for faulty labels."""
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int | np.integer) or classes < 2):
         raise TenasError(f"There must be at least 2 classes, as a whole number, not {classes!r}.")
     if labels is None:

@@ -1,4 +1,4 @@
-"""The small file that a search reads: a sample of a data set, its card, and a picture of it."""
+"""The small file that a search reads: a sample of a data set, its card, and a preview."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ GRID = 8
 
 
 def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry with its defaults, checked: the workflow's schema has done so, a caller from Python has not."""
+    """The entry with defaults, checked: calls from Python do not go through the configuration's models."""
     entry = {"path": None, "images": MOST_IMAGES, "side": None, "seed": 0, **dataset}
     unknown = entry.keys() - {"source", "path", "images", "side", "seed"}
     if unknown:
@@ -36,17 +36,17 @@ def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def distinct(images: np.ndarray) -> np.ndarray:
-    """The indices of the images that are no exact repetition of an earlier one, in their order.
+    """Indices of the distinct images, first occurrences in order.
 
-    Two equal images make two equal rows of the kernel, and so a singular one.
+    Two equal images would make two equal rows of the kernel, which is then singular.
     """
     first = {image.tobytes(): index for index, image in reversed(list(enumerate(images)))}
     return np.array(sorted(first.values()), int)
 
 
 def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, of values from 0 to 1. ``images``: uint8 (n, h, w, 3)."""
-    # Exact sums of integers: the same figures in whatever order, and no float copy of all images.
+    """Mean and standard deviation of each channel, for values scaled to 0 to 1. ``images``: uint8 (n, h, w, 3)."""
+    # Sums of integers are exact: independent of the order, and without a float copy of all images.
     histogram = [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)]
     values = np.arange(256)
     count = images[..., 0].size
@@ -56,7 +56,7 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def preview(images: np.ndarray, path: Path) -> None:
-    """Save the first 64 images as a grid of 8 x 8; places for which there is no image stay white."""
+    """Save the first 64 images as a grid of 8 x 8; empty places stay white."""
     from PIL import Image
 
     side = images.shape[1]
@@ -64,26 +64,26 @@ def preview(images: np.ndarray, path: Path) -> None:
     shown = images[: GRID * GRID]
     grid.reshape(-1, side, side, 3)[: len(shown)] = shown
     picture = Image.fromarray(grid.swapaxes(1, 2).reshape(GRID * side, GRID * side, 3))
-    # Enlarged to about 512 pixels, or nobody can see what is on them.
+    # Enlarged to about 512 pixels, or nothing could be seen on them.
     scale = max(1, 512 // (GRID * side))
     with whole(path) as temporary:
         picture.resize((GRID * side * scale,) * 2, Image.Resampling.NEAREST).save(temporary)
 
 
 def prepare(dataset: Mapping[str, Any], out: str | os.PathLike[str]) -> dict[str, Any]:
-    """Draw the sample that a search reads from a data set, and write it to the folder ``out``. Returns the card.
+    """Draw the sample that a search reads from a data set, write it to the folder ``out``, and return the card.
 
     ``dataset``: an entry of the configuration's ``datasets`` (``source``, ``path``, ``images``, ``side``, ``seed``).
-    images.npy is uint8 (n, side, side, 3), in random order, from the training part alone. labels.npy, int64 (n,), has their
-    classes, -1 where the source gives none: not for the search, but for baselines that need a loss. card.json is written
-    last: where it is, the folder is whole. Raises TenasError, with nothing changed in ``out``, for a faulty data set.
+    images.npy is uint8 (n, side, side, 3), in random order, from the training part only. labels.npy, int64 (n,), holds their
+    classes, -1 if the source has none; only loss-based measures read it. card.json is written last: if it exists, the folder is
+    complete. Raises TenasError for a faulty data set, and changes nothing in ``out``.
     """
     stopwatch = Stopwatch()
     dataset = filled(dataset)
     out = Path(out)
     loaded, side = load(dataset)
     part = loaded.train
-    # The sample is drawn before images are resized: only those that are used get decoded.
+    # Draw the sample before resizing: only the images in it are decoded.
     indices = np.random.default_rng(dataset["seed"]).permutation(len(part.labels))[: dataset["images"]]
     pixels = part.take(indices).sized(side).read(np.arange(len(indices)))
     kept = distinct(pixels)
@@ -97,12 +97,12 @@ def prepare(dataset: Mapping[str, Any], out: str | os.PathLike[str]) -> dict[str
 
 
 def prepare_arrays(images: object, labels: object | None, classes: int | None, out: str | os.PathLike[str]) -> dict[str, Any]:
-    """Write images of one's own, as arrays, to the folder ``out`` as ``prepare`` does; all of them are for the search.
+    """Write given arrays to the folder ``out`` as ``prepare`` does, all of them for the search; return the card.
 
-    ``images``: uint8 (n, h, w, 3) or float (n, 3, h, w), of numpy or torch; the middle square of oblong ones. ``labels``: (n,)
-    integers from 0. ``classes``: by default as many as the labels say, without labels 10. Of more than 10,000 images a
-    sample is taken. A folder that has the same already stays as it is. Returns the card.
-    Raises TenasError for arrays of another kind, and for labels that no class has.
+    ``images``: uint8 (n, h, w, 3) or float (n, 3, h, w), of NumPy or torch; oblong ones are cropped to the middle square.
+    ``labels``: (n,) integers from 0. ``classes``: by default the largest label + 1, or 10 without labels. More than 10,000 images
+    are sampled. A folder that already holds the same images is left unchanged.
+    Raises TenasError for arrays of another shape or dtype, and for labels out of range.
     """
     stopwatch = Stopwatch()
     out, pixels = Path(out), as_pixels(images)
@@ -159,30 +159,30 @@ def _write(
     return card
 
 
-def read_labels(images: str | os.PathLike) -> np.ndarray:
-    """The classes of prepared images, from the file beside them: int64 (n,), from 0.
+def read_labels(images: str | os.PathLike[str]) -> np.ndarray:
+    """Labels of prepared images, from the file next to them: int64 (n,), from 0.
 
-    Raises TenasError when the file is missing or not that of the card, or when the images have no labels.
+    Raises TenasError if the file is missing or is not the one of the card, or if the images have no labels.
     """
     path = Path(images).with_name("labels.npy")
     card = read_json(path.with_name("card.json"), "data card")
     try:
         digest = sha256(path)
-        labels = np.load(path, allow_pickle=False)
+        labels: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise TenasError(f"The labels {path} cannot be read: {error}. Prepare the data set again.") from error
     if digest != card.get("labels_sha256"):
         raise TenasError(f"The labels {path} are not those of their card. Prepare the data set again.")
     if (labels < 0).any():
-        raise TenasError(f"The images beside {path} have no labels, which a loss needs.")
+        raise TenasError(f"The images next to {path} have no labels, which a loss-based measure needs.")
     return labels
 
 
-def read_images(path: str | os.PathLike) -> tuple[np.ndarray, dict]:
-    """The prepared images, memory-mapped read-only, and their card, which lies beside them.
+def read_images(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    """The prepared images, memory-mapped read-only, and their card, from the file next to them.
 
     Returns uint8 (n, side, side, 3) and the card (keys ``classes``, ``side``, ``mean``, ``std``, ``sha256``, ...).
-    Raises TenasError when either is missing or damaged, or when the images are not those that the card describes.
+    Raises TenasError if either is missing or damaged, or if the images are not the ones of the card.
     """
     path = Path(path)
     card = read_json(path.parent / "card.json", "data card")

@@ -1,15 +1,15 @@
-"""The sources of images. A new one is one function and one entry in SOURCES, or an object of a user's own by reference."""
+"""The sources of images. A new source is one function and one entry in SOURCES, or a user's object by reference."""
 
 import hashlib
 import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TEST_SHARE = 0.2
 TEST_SEED = 2021
-# The label of images that have none: below every class, so that nothing can take it for one.
+# The label of unlabelled images: below every class, so that it cannot be mistaken for one.
 UNLABELLED = -1
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 
@@ -35,13 +35,16 @@ class Arrays:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """The images of ``indices``, in their order: uint8 (k, h, w, 3)."""
-        return self.images[indices]
+        images: np.ndarray = self.images[indices]
+        return images
 
     def picture(self, index: int) -> np.ndarray:
         """One image: uint8 (h, w, 3)."""
-        return self.images[index]
+        image: np.ndarray = self.images[index]
+        return image
 
     def take(self, indices: np.ndarray) -> "Arrays":
+        """The part with the images of ``indices``."""
         return Arrays(self.images[indices], self.labels[indices])
 
     def digest(self) -> str:
@@ -63,8 +66,8 @@ class Arrays:
         return Arrays(images, self.labels)
 
 
-class Paths(Sequence):
-    """Many paths in one array of bytes. A list of a million objects is copied, page by page, into each process that reads it."""
+class Paths:
+    """Many paths in one array of bytes. A list of a million objects would be copied, page by page, into each reading process."""
 
     def __init__(self, names: np.ndarray) -> None:
         self.names = names
@@ -79,15 +82,18 @@ class Paths(Sequence):
     def __getitem__(self, index: int) -> Path:
         return Path(os.fsdecode(self.names[index]))
 
+    def __iter__(self) -> Iterator[Path]:
+        return (self[index] for index in range(len(self)))
+
     def take(self, indices: np.ndarray) -> "Paths":
         return Paths(self.names[indices])
 
 
 @dataclass(frozen=True)
 class Files:
-    """A part of a data set in image files, read when they are asked for: ImageNet does not fit in memory.
+    """A part of a data set in image files, read on demand: ImageNet does not fit in memory.
 
-    ``side``: of the images that ``read`` gives; None until ``sized`` has chosen one. ``middle``: as in ``sized``.
+    ``side``: of the images that ``read`` returns; None before ``sized``. ``middle``: as in ``sized``.
     """
 
     paths: Paths
@@ -98,8 +104,9 @@ class Files:
     def read(self, indices: np.ndarray) -> np.ndarray:
         # Decoding releases the interpreter's lock, so threads help.
         with ThreadPoolExecutor() as pool:
-            images = pool.map(lambda i: decode(self.paths[i], self.side, self.middle), indices)
-            return np.stack(list(images)) if len(indices) else np.empty((0, self.side, self.side, 3), np.uint8)
+            images = list(pool.map(lambda i: decode(self.paths[i], self.side, self.middle), indices))
+        side = self.side or 0
+        return np.stack(images) if images else np.empty((0, side, side, 3), np.uint8)
 
     def picture(self, index: int) -> np.ndarray:
         """One image in its own size: uint8 (h, w, 3)."""
@@ -109,7 +116,7 @@ class Files:
         return replace(self, paths=self.paths.take(indices), labels=self.labels[indices])
 
     def digest(self) -> str:
-        """Over names, sizes and labels: reading 150 GB to start a training would cost more than it tells."""
+        """SHA-256 over names, sizes and labels: reading 150 GB of pixels at the start of a training would cost too much."""
         digest = hashlib.sha256(self.labels.data)
         for path in self.paths:
             digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
@@ -124,7 +131,7 @@ Part = Arrays | Files
 
 
 class Splits(NamedTuple):
-    """A data set whose images all have the same ``side``. ``test`` is None where classes are too small for one."""
+    """A data set whose images all have the same ``side``. ``test`` is None if the classes are too small for one."""
 
     train: Part
     test: Part | None
@@ -133,7 +140,7 @@ class Splits(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What a source gives: parts that make images of any side, and the files to name in a result's provenance."""
+    """What a source returns: parts that can be resized, and the files to record in the provenance of results."""
 
     train: Part
     test: Part | None
@@ -142,7 +149,7 @@ class Loaded(NamedTuple):
 
 
 def fit(image: "Image.Image", side: int, middle: float = 1.0) -> np.ndarray:
-    """A PIL image as uint8 (side, side, 3): its middle square, resized (bilinear, anti-aliased where it shrinks).
+    """A PIL image as uint8 (side, side, 3): its middle square, resized (bilinear, anti-aliased when shrinking).
 
     ``middle``: the square's share of the image's shorter side.
     """
@@ -156,9 +163,9 @@ def fit(image: "Image.Image", side: int, middle: float = 1.0) -> np.ndarray:
 
 
 def decode(path: Path, side: int | None = None, middle: float = 1.0) -> np.ndarray:
-    """Read an image file as uint8 (side, side, 3), its middle square as in ``fit``; without ``side`` all of it, (h, w, 3).
+    """Read an image file as uint8 (side, side, 3), the middle square as in ``fit``; without ``side`` the whole, (h, w, 3).
 
-    Raises TenasError when the file is damaged or no image.
+    Raises TenasError if the file is damaged or not an image.
     """
     from PIL import Image
 
@@ -166,7 +173,7 @@ def decode(path: Path, side: int | None = None, middle: float = 1.0) -> np.ndarr
         with Image.open(path) as image:
             if side is None:
                 return np.asarray(image.convert("RGB"))
-            # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, several times faster; twice the side stays sharp.
+            # JPEGs decode several times faster at 1/2, 1/4 or 1/8 of their size; twice the side keeps the result sharp.
             image.draft("RGB", (int(2 * side / middle),) * 2)
             return fit(image, side, middle)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -174,9 +181,9 @@ def decode(path: Path, side: int | None = None, middle: float = 1.0) -> np.ndarr
 
 
 def split_by_class(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to keep and to hold out, both ascending: of each class the same share is held out, drawn from ``seed``.
+    """Indices to keep and to hold out, both ascending: the same share of each class is held out, drawn from ``seed``.
 
-    A class of c images gives round(share * c), halves up, so that classes of one or two images can give none.
+    A class of c images contributes round(share * c), halves up, which is none for classes of one or two images.
     """
     generator = np.random.default_rng(seed)
     held = np.zeros(len(labels), bool)
@@ -187,7 +194,7 @@ def split_by_class(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndar
 
 
 def hold_out(part: Part) -> tuple[Part, Part | None]:
-    """Training and test part of a set without a split of its own: TEST_SHARE of each class, always the same images."""
+    """Training and test part of a data set without an official split: TEST_SHARE of each class, always the same images."""
     keep, held = split_by_class(part.labels, TEST_SHARE, TEST_SEED)
     return part.take(keep), (part.take(held) if len(held) else None)
 
@@ -249,7 +256,7 @@ class ImageNet16:
                 content = (folder / name).read_bytes()
             except OSError as error:
                 raise TenasError(f"ImageNet16-120's file {folder / name} cannot be read: {error.strerror}.") from error
-            # Also a guard: opening a pickle of unknown origin would run whatever is in it.
+            # Also for security: a pickle of unknown origin could run any code.
             if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
                 raise TenasError(f"The file {folder / name} is not the official one: its MD5 differs. Fetch it again.")
             batch = pickle.loads(content, encoding="latin1")
@@ -296,7 +303,7 @@ def _list_images(folder: Path, classes: Sequence[str]) -> Files:
 
 
 def load_folder(path: Path) -> Loaded:
-    """A folder of images: ``train/<class>/...`` and ``val/<class>/...``, or class folders alone; classes by name."""
+    """A folder of images: ``train/<class>/...`` and ``val/<class>/...``, or only class folders; classes are sorted by name."""
     folders = _folders(path)
     if "train" not in folders:
         if len(folders) < 2:
@@ -318,7 +325,7 @@ def load_folder(path: Path) -> Loaded:
 def load_imagenet(path: Path) -> Loaded:
     """ImageNet-1k (ILSVRC 2012) as folders: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``; val is the test part."""
     if {"train", "val"} - set(_folders(path)):
-        raise TenasError(f"ImageNet-1k in {path} needs the folders 'train' and 'val', each with a folder a class.")
+        raise TenasError(f"ImageNet-1k in {path} needs the folders 'train' and 'val', each with one folder per class.")
     loaded = load_folder(path)
     if loaded.classes != 1000:
         raise TenasError(f"ImageNet-1k has 1,000 classes; {path} has {loaded.classes} (the source 'folder' takes any).")
@@ -326,15 +333,15 @@ def load_imagenet(path: Path) -> Loaded:
 
 
 def load_npz(path: Path) -> Loaded:
-    """A user's own file: ``images`` uint8 (n, h, w, 3) and ``labels`` (n,) integers from 0.
+    """A user's file: ``images`` uint8 (n, h, w, 3) and ``labels`` (n,) integers from 0.
 
-    There are as many classes as ``class_names`` in the file, where it has that; else as the largest label says. A file
-    with ``class_names`` need not have labels: a search asks for none, so all images are for it and none for testing.
+    The number of classes is the length of ``class_names``, if the file has it, else the largest label + 1. A file with
+    ``class_names`` needs no labels, as most searches use none; then all images are for the search and none for testing.
     """
     try:
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
-            raise TenasError(f"The file {path} holds a lone array (.npy), not the arrays 'images' and 'labels' (.npz).")
+            raise TenasError(f"The file {path} holds a single array (.npy), not the arrays 'images' and 'labels' (.npz).")
         with file:
             needed = {"images"} if "class_names" in file.files else {"images", "labels"}
             missing = needed - set(file.files)
@@ -346,15 +353,18 @@ def load_npz(path: Path) -> Loaded:
     except FileNotFoundError as error:
         raise TenasError(f"There is no file {path}.") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise TenasError(f"The file {path} is not a sound .npz file: {error}.") from error
+        raise TenasError(f"The file {path} is not a valid .npz file: {error}.") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
         raise TenasError(
             f"'images' in {path} must be uint8 of the shape (n, height, width, 3); it is {images.dtype} {images.shape}."
         )
     if labels is None:
+        assert names is not None  # or the labels would be missing
         return Loaded(Arrays(images, np.full(len(images), UNLABELLED)), None, len(names), [path])
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise TenasError(f"'labels' in {path} must be {len(images)} integers, one an image; it is {labels.dtype} {labels.shape}.")
+        raise TenasError(
+            f"'labels' in {path} must be {len(images)} integers, one per image; it is {labels.dtype} {labels.shape}."
+        )
     labels = labels.astype(np.int64)
     classes = int(labels.max()) + 1 if names is None else len(names)
     if labels.min() < 0 or labels.max() >= classes:
@@ -364,7 +374,7 @@ def load_npz(path: Path) -> Loaded:
 
 
 def load_prepared(path: Path) -> Loaded:
-    """A folder that ``prepare`` has written: its images are all for training, the test part was left out of them."""
+    """A folder written by ``prepare``: all of its images are for training, as the test part was left out of the sample."""
     from tenas.data.prepared import read_images
 
     images, card = read_images(path / "images.npy")
@@ -377,13 +387,13 @@ def load_prepared(path: Path) -> Loaded:
 
 
 class Source(NamedTuple):
-    """Where images come from: ``load`` takes the path of the data set's entry, or None, and gives what is there.
+    """Where images come from: ``load`` takes the path of the data set's entry, or None, and returns what is there.
 
-    ``side``: of the images when the data set's entry gives none; None: the images' own, at most 32. ``classes``: where they are
-    known before anything is loaded.
+    ``side``: of the images if the data set's entry has none; None: that of the images, at most 32. ``classes``: if they are known
+    before anything is loaded.
     """
 
-    load: Callable[[Path | None], Loaded]
+    load: Callable[..., Loaded]
     side: int | None = None
     needs_path: bool = True
     classes: int | None = None
@@ -413,8 +423,8 @@ def get_source(name: str) -> Source:
     return SOURCES[name]
 
 
-def check_source(dataset: Mapping) -> Source:
-    """The source of a configuration's entry. Raises TenasError for an unknown one, a path that is missing or superfluous."""
+def check_source(dataset: Mapping[str, Any]) -> Source:
+    """The source of a configuration's entry. Raises TenasError for an unknown source, and a missing or superfluous path."""
     source = get_source(dataset["source"])
     path = dataset.get("path")
     if source.needs_path and path is None:
@@ -424,10 +434,10 @@ def check_source(dataset: Mapping) -> Source:
     return source
 
 
-def load(dataset: Mapping) -> tuple[Loaded, int]:
-    """The data set of an entry of the configuration's ``datasets``, and the side that its images are to have.
+def load(dataset: Mapping[str, Any]) -> tuple[Loaded, int]:
+    """Load the data set of an entry of the configuration's ``datasets``; return it and the side of its images.
 
-    Raises TenasError for an unknown source, a path that is missing or superfluous, and whatever the source refuses.
+    Raises TenasError for an unknown source, a missing or superfluous path, and whatever the source refuses.
     """
     source = check_source(dataset)
     path = dataset.get("path")
@@ -438,18 +448,18 @@ def load(dataset: Mapping) -> tuple[Loaded, int]:
 
 
 def _size(part: Part) -> tuple[int, int]:
-    """Height and width of a part's images; of files, those of the first."""
+    """Height and width of a part's images; for files, of the first one."""
     shape = part.images.shape[1:3] if isinstance(part, Arrays) else part.picture(0).shape[:2]
     return shape[0], shape[1]
 
 
-def load_splits(dataset: Mapping, side: int | None = None, middle: float = 1.0) -> Splits:
-    """The whole data set of a configuration's entry, for retraining. Arrays are in memory; folders are read as needed.
+def load_splits(dataset: Mapping[str, Any], side: int | None = None, middle: float = 1.0) -> Splits:
+    """The whole data set of a configuration's entry, for retraining. Arrays are in memory; folders are read on demand.
 
-    The test part is the source's own where it has one (CIFAR, ImageNet16-120, a folder with ``val``); else TEST_SHARE
-    of each class is held out, the same images every time. A search draws from the training part alone (``prepare``).
+    The test part is the official one, if there is one (CIFAR, ImageNet16-120, a folder with ``val``); else TEST_SHARE of each
+    class is held out, the same images every time. A search draws from the training part only (``prepare``).
 
-    ``side``: of the images, in place of the entry's. ``middle``: of a test image's shorter side, the share that is seen.
+    ``side``: of the images, overriding the entry's. ``middle``: share of a test image's shorter side that is kept by the crop.
     """
     loaded, entry_side = load(dataset)
     side = side or entry_side

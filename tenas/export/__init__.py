@@ -1,4 +1,4 @@
-"""Give a trained network away: as a torch.export program and as ONNX, each checked against the network."""
+"""Export a trained network as a torch.export program and as ONNX, each checked against the original."""
 
 from tenas.export.stage import export
 

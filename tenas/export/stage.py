@@ -1,10 +1,11 @@
-"""The stage: a trained network in, its torch.export program, its ONNX model and what they expect of an image out."""
+"""The export of a trained network: its torch.export program, its ONNX model, and a card that says what input they expect."""
 
 import io
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,15 @@ from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.retrain.stored import load_network
 
 TOLERANCE = 1e-4
-# Other batches than the one that the network is traced with: the number of images must be free.
+# Batch sizes other than the traced one: the number of images must be dynamic.
 CHECKED_BATCHES = (1, 4)
 OPSET = 20
 
 
 def difference(network: nn.Module, exported: Callable[[Tensor], Tensor], side: int) -> float:
-    """The largest difference of a logit between a network and what was exported from it, on normal random images.
+    """Largest absolute difference of the logits of a network and of its export, on normal random images (n, 3, side, side).
 
-    Raises TenasError where it's 1e-4 or more, or no number.
+    Raises TenasError if it is 1e-4 or more, or NaN.
     """
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
@@ -32,7 +33,7 @@ def difference(network: nn.Module, exported: Callable[[Tensor], Tensor], side: i
         images = torch.randn(batch, 3, side, side, generator=generator)
         with torch.no_grad():
             found = (exported(images) - network(images)).abs().max().item()
-        # A NaN is no smaller either.
+        # Not >=, which is false for NaN.
         if not found < TOLERANCE:
             raise TenasError(
                 f"The exported network differs from the trained one by {found:.1e} in a logit, with a batch of {batch}; "
@@ -43,31 +44,31 @@ def difference(network: nn.Module, exported: Callable[[Tensor], Tensor], side: i
 
 
 def to_program(network: nn.Module, side: int) -> torch.export.ExportedProgram:
-    """The network as a torch.export program: images (n, 3, side, side) to logits (n, classes), n free."""
+    """The network as a torch.export program: images (n, 3, side, side) to logits (n, classes), with n dynamic."""
     example = torch.zeros(2, 3, side, side)
     return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
 
 
 def to_onnx(program: torch.export.ExportedProgram) -> bytes:
-    """The program as an ONNX model, of the input ``images`` and the output ``logits``. Raises TenasError without onnxscript."""
+    """The program as a serialised ONNX model, ``images`` to ``logits``. Raises TenasError without onnx or onnxscript."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise _missing(error) from error
     with warnings.catch_warnings():
-        # About the exporter's own insides; the result is checked by running it.
+        # They concern the exporter's internals; the result is checked by running it.
         warnings.simplefilter("ignore")
-        model = torch.onnx.export(
+        exported = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"], verbose=False
         )
-    buffer = io.BytesIO()
-    model.save(buffer)
-    return buffer.getvalue()
+    assert exported is not None  # with dynamo=True it never is
+    model: bytes = exported.model_proto.SerializeToString()
+    return model
 
 
 def run_onnx(model: bytes) -> Callable[[Tensor], Tensor]:
-    """The model, run by ONNX Runtime on the CPU. Raises TenasError where that's not installed."""
+    """The model as a function, run by ONNX Runtime on the CPU. Raises TenasError if that is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -79,17 +80,17 @@ def run_onnx(model: bytes) -> Callable[[Tensor], Tensor]:
 
 
 def _missing(error: ImportError) -> TenasError:
-    return TenasError(f"To export to ONNX, the package {error.name} is needed: install onnx, onnxscript and onnxruntime.")
+    return TenasError(f"The export to ONNX needs the package {error.name}: install onnx, onnxscript and onnxruntime.")
 
 
-def export(network: str | os.PathLike, out: str | os.PathLike) -> dict:
-    """Export the trained network of the file ``network`` (a retraining's network.pt) to the folder ``out``; returns the card.
+def export(network: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Export the trained network of the file ``network`` (a retraining's network.pt) to the folder ``out``; return the card.
 
-    network.pt2: a program for torch.export.load. network.onnx: the same for ONNX runtimes. export.json: what they take and
-    give, and by how much each differs from the network, in evaluation mode on the CPU, in float32.
+    network.pt2: a program for torch.export.load. network.onnx: the same for ONNX runtimes. export.json: their input and output,
+    and the largest difference of each from the network, in evaluation mode on the CPU, in float32.
 
-    Both take float32 (n, 3, side, side): values from 0 to 1, minus ``mean``, over ``std``; n is free. Both give logits
-    (n, classes). Raises TenasError, with nothing written, where one of them differs by 1e-4 or more.
+    Both map float32 (n, 3, side, side), values from 0 to 1 minus ``mean`` over ``std``, to logits (n, classes); n is dynamic.
+    Raises TenasError, with nothing written, if one of them differs by 1e-4 or more.
     """
     stopwatch = Stopwatch()
     trained, card = load_network(network)
@@ -97,7 +98,7 @@ def export(network: str | os.PathLike, out: str | os.PathLike) -> dict:
     program = to_program(trained, side)
     stored = io.BytesIO()
     torch.export.save(program, stored)
-    # What was saved, not what is to be saved: read back as a user would.
+    # Check the saved bytes, read back as a user would.
     stored.seek(0)
     differences = {"network.pt2": difference(trained, torch.export.load(stored).module(), side)}
     model = to_onnx(program)

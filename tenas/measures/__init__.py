@@ -1,7 +1,7 @@
 """Measures of a network at initialisation, for any ``torch.nn.Module`` that maps a batch to logits (zero-cost proxies).
 
-``MEASURES`` is the catalogue: ``MEASURES[name](network, images, labels)``, where labels may be left out if no loss is measured.
-Each function can be imported from here; torch is imported with the first of them.
+``MEASURES`` is the catalogue: ``MEASURES[name](network, images, labels)``; only loss-based measures need labels. Each function
+can be imported from here; torch is imported with the first of them.
 """
 
 from importlib import import_module

@@ -1,17 +1,19 @@
 """Measures of activations: SWAP and NEAR. MORE IS BETTER in both; no labels, no gradients.
 
-The network is measured in the mode that it is in and left as it was. Both see every activation function that runs, module or
-function. An activation that several layers read, as the ReLU of a node in this package's cells, counts once; papers whose
+The network is measured in its current mode and not modified. Both measures see every activation function that runs, module or
+function. An activation that several layers read, such as the ReLU of a node in this package's cells, counts once; papers whose
 networks have one ReLU per convolution count it once per convolution.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._ops import OpOverload
 
 from tenas.errors import TenasError
-from tenas.measures.common import LAYERS, check_batch, hooked, undisturbed
+from tenas.measures.common import LAYERS, Observer, check_batch, hooked, name_of, undisturbed
 from tenas.measures.regions import count_distinct_rows, relu_signs
 from tenas.measures.threads import one_thread
 
@@ -25,7 +27,7 @@ def swap(network: nn.Module, images: Tensor) -> int:
 
     Source: Peng et al., SWAP-NAS: Sample-Wise Activation Patterns for Ultra-fast NAS, ICLR 2024 (SWAP-score, without the
     regularisation by the number of parameters); there on 16 real images. Traps: at most 2^n and at most the number of units.
-    It saturates at 2^n when few images meet many units, and just counts the units when all of them differ.
+    It saturates at 2^n with few images and many units, and merely counts the units if all of them differ.
     """
     check_batch(images)
     with undisturbed(network):
@@ -35,7 +37,7 @@ def swap(network: nn.Module, images: Tensor) -> int:
     return _distinct_columns(signs)
 
 
-# Up to that many images each pattern has a place of its own in a table.
+# Up to so many images, each possible pattern has an entry in a table.
 TABLED = 16
 
 
@@ -61,14 +63,14 @@ def near(network: nn.Module, images: Tensor) -> float:
 
     Source: Husistein, Reiher and Eckhoff, NEAR: A Training-Free Pre-Estimator of Machine Learning Model Performance,
     ICLR 2025 (effective rank of the pre-activation plus that of the post-activation matrix of each layer). The paper takes as
-    many contiguous rows of a convolution's matrix as it has channels, chosen at random; here the whole matrix is taken, so
-    nothing is random. Traps: a rank is at most the number of channels, so NEAR follows width and depth; matrices are not
+    many contiguous rows of a convolution's matrix as it has channels, chosen at random; here the whole matrix is used, without
+    randomness. Traps: a rank is at most the number of channels, so NEAR follows width and depth; matrices are not
     centred, and a large mean lowers the rank.
     """
     check_batch(images)
     ranks: list[float] = []
 
-    def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         ranks.append(_effective_rank(output))
 
     with undisturbed(network), torch.no_grad(), hooked(network, LAYERS, note), _ActivationFunctions(len(images), ranks):
@@ -81,16 +83,16 @@ def near(network: nn.Module, images: Tensor) -> float:
 def _effective_rank(output: Tensor) -> float:
     """exp of the entropy of the normalised singular values of (n, channels, ...) as (n * positions) x channels."""
     rows = output.movedim(1, -1).reshape(-1, output.shape[1]).double() if output.ndim > 1 else output.double()[:, None]
-    # Eigenvalues are exact to 1e-16 of the largest, singular values to 1e-8: enough for an entropy.
+    # Eigenvalues are accurate to 1e-16 of the largest, singular values to 1e-8: enough for an entropy.
     gram = rows.T @ rows if rows.shape[0] >= rows.shape[1] else rows @ rows.T
     if not gram.isfinite().all() or not gram.any():
         return 0.0
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     shares = values / values.sum()
-    return torch.special.entr(shares).sum().exp().item()
+    return float(torch.special.entr(shares).sum().exp().item())
 
 
-class _ActivationFunctions(TorchDispatchMode):
+class _ActivationFunctions(Observer):
     """Appends the effective rank of each activation function's result to ``ranks``."""
 
     NAMES = frozenset({"relu", "leaky_relu", "elu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardtanh",
@@ -100,12 +102,6 @@ class _ActivationFunctions(TorchDispatchMode):
         super().__init__()
         self.samples, self.ranks = samples, ranks
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # as in tenas.measures.regions: nothing is compiled here
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func._schema.name.removeprefix("aten::").removesuffix("_") in self.NAMES and out.shape[:1] == (self.samples,):
+    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
+        if name_of(operator).removesuffix("_") in self.NAMES and out.shape[:1] == (self.samples,):
             self.ranks.append(_effective_rank(out))
-        return out

@@ -4,29 +4,30 @@ Source: Lee and Ham, AZ-NAS: Assembling Zero-Cost Proxies for Network Architectu
 standard Gaussian images and the weights Kaiming normal (fan in); networks are compared by the sum over the three measures
 and FLOPs of log(rank / number of networks).
 
-The blocks are the modules that make the feature maps, in order, stem first: the network's attribute or method ``blocks``.
+The blocks are the modules that compute the feature maps, in order, stem first: the network's attribute or method ``blocks``.
 The networks of this package have it; any other module can be given a list of that name. A block's features are its
-output, (n, channels, height, width) or (n, channels). Its input is the last argument that has one row per image: for a DARTS
-cell, which reads two, that from the cell right before it.
+output, (n, channels, height, width) or (n, channels). Its input is the last argument with one row per image: for a DARTS
+cell, which reads two, the output of the previous cell.
 
-The network is measured in the mode that it is in and left as it was: weights, gradients, buffers, mode. Constant or
-overflowing features have the worst value, -inf.
+The network is measured in its current mode and not modified: weights, gradients, buffers, mode. Constant or overflowing
+features have the worst value, -inf.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tenas.errors import TenasError
 from tenas.measures.common import check_batch, undisturbed
 from tenas.measures.threads import one_thread
 
-SHIFT = 1e-8  # keeps the logarithm of an empty direction's share finite
+SHIFT = 1e-8  # keeps the logarithm of a share of zero finite
 REGULARISER = 1e-6  # keeps the score of a block without a gradient finite
 CONSTANT = 1e-24  # variance over mean square below which features differ by the rounding of float64 alone
 SEED = 2024  # of the cotangents
@@ -53,7 +54,7 @@ def az_expressivity(network: nn.Module, images: Tensor) -> float:
 
     The covariance, channels x channels, is over images and positions. H is at most log(channels), when all directions
     carry the same variance; a sum over blocks, so networks with equally many blocks and widths are comparable.
-    -inf where the features of a block are constant, as behind a cell that nothing reaches.
+    -inf if the features of a block are constant, as after a cell without a path from its input.
 
     Traps: white noise scores best; grows with the channels and the number of blocks.
     """
@@ -65,9 +66,9 @@ def az_expressivity(network: nn.Module, images: Tensor) -> float:
 def az_progressivity(network: nn.Module, images: Tensor) -> float:
     """Min over blocks of H_(l+1) - H_l, H the entropies of ``az_expressivity``: the smallest gain from a block to the next.
 
-    -inf where the features of a block are constant.
+    -inf if the features of a block are constant.
 
-    Trap: a minimum is noisy; one block decides, and which one depends on the draw of weights.
+    Trap: a minimum is noisy: a single block decides, and which one depends on the random weights.
     """
     entropies, _ = _pass_blocks(network, images, gradients=False)
     return _progressivity(entropies)
@@ -81,9 +82,9 @@ def az_trainability(network: nn.Module, images: Tensor) -> float:
     block's output, g' its vector-Jacobian product at the block's input, and s the largest singular value of
     g'^T g / (n h w), both with one row per image and position of the output. Where the output is smaller, the positions
     that it merges are channels of g' (pixel unshuffle). The cotangents are drawn from a fixed seed and the block's number,
-    hence the value is a function of network and images alone.
+    so the value is a function of network and images only.
 
-    -inf where a block is the identity, which would score best and computes nothing. A block without a gradient scores -10^6.
+    -inf if a block is the identity, which would score best but computes nothing. A block without a gradient scores -10^6.
 
     The first block, the stem, does not count: its input is the image, and it is the same in all networks of a space.
     Traps: one cotangent is one sample, so s is noisy and biased upwards, most so in the last stage, where few positions are
@@ -104,7 +105,7 @@ def _progressivity(entropies: Sequence[float]) -> float:
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The blocks of a network, by its attribute or method ``blocks``. Raises TenasError when it has none."""
+    """The blocks of a network, by its attribute or method ``blocks``. Raises TenasError if it has none."""
     blocks = getattr(network, "blocks", None)
     if callable(blocks) and not isinstance(blocks, nn.Module):
         blocks = blocks()
@@ -121,7 +122,7 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 def _pass_blocks(network: nn.Module, images: Tensor, *, gradients: bool) -> tuple[list[float], list[float]]:
     """Entropy of each block's features, and with ``gradients`` the trainability of each block but the first.
 
-    Each block is differentiated as soon as it has run, then its graph is dropped: memory for one block is needed at a time.
+    Each block is differentiated right after its forward pass, then its graph is freed: only one block needs memory at a time.
     """
     check_batch(images)
     blocks = blocks_of(network)
@@ -129,11 +130,11 @@ def _pass_blocks(network: nn.Module, images: Tensor, *, gradients: bool) -> tupl
     scores: list[float] = []
     inputs: list[Tensor] = []
 
-    def before(module: nn.Module, arguments: tuple) -> tuple | None:
+    def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not gradients or not entropies:
             return None
-        # The graph begins here. Clones, as a block may write to its input, and a tensor that gradients are asked for
-        # must stay as it is.
+        # The graph begins here. Clone, as a block may write to its input, and a leaf that requires gradients must not
+        # be modified.
         places = [i for i, a in enumerate(arguments) if isinstance(a, Tensor) and a.ndim >= 2 and len(a) == len(images)]
         if not places:
             raise TenasError(f"The block {type(module).__name__} has no argument with a row for each of {len(images)} images.")
@@ -142,7 +143,7 @@ def _pass_blocks(network: nn.Module, images: Tensor, *, gradients: bool) -> tupl
         detached[places[-1]] = inputs[-1].clone()
         return tuple(detached)
 
-    def after(module: nn.Module, arguments: tuple, output: object) -> Tensor:
+    def after(module: nn.Module, arguments: tuple[Any, ...], output: object) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim not in (2, 4) or len(output) != len(images):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise TenasError(
@@ -162,8 +163,12 @@ def _pass_blocks(network: nn.Module, images: Tensor, *, gradients: bool) -> tupl
 
 
 @contextmanager
-def _hooked_blocks(blocks: Sequence[nn.Module], before, after) -> Iterator[None]:
-    handles = []
+def _hooked_blocks(
+    blocks: Sequence[nn.Module],
+    before: Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None],
+    after: Callable[[nn.Module, tuple[Any, ...], object], Tensor],
+) -> Iterator[None]:
+    handles: list[RemovableHandle] = []
     try:
         for block in blocks:
             handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
@@ -188,7 +193,7 @@ def _entropy(features: Tensor) -> float:
         return -math.inf
     spectrum = torch.linalg.eigvalsh(covariance).clamp(min=0)
     shares = spectrum / spectrum.sum()
-    return -(shares * (shares + SHIFT).log()).sum().item()
+    return float(-(shares * (shares + SHIFT).log()).sum().item())
 
 
 def _block_trainability(output: Tensor, given: Tensor, seed: int) -> float:
@@ -205,14 +210,14 @@ def _block_trainability(output: Tensor, given: Tensor, seed: int) -> float:
     matrix = rows.T @ _rows(cotangent) / len(rows)
     if not matrix.isfinite().all():
         return -math.inf
-    s = torch.linalg.matrix_norm(matrix, 2).item()
+    s = float(torch.linalg.matrix_norm(matrix, 2).item())
     return 2 - s - 1 / (s + REGULARISER)
 
 
 def _unshuffled(tensor: Tensor, size: Sequence[int]) -> Tensor:
     """(n, c, height, width) with the positions that fall on one of ``size`` as channels: (n, c * rh * rw, *size).
 
-    Where a side is no multiple of the smaller one it is filled up with zeros. Raises TenasError for a side that grows.
+    A side that is not a multiple of the smaller one is padded with zeros. Raises TenasError for a side that grows.
     """
     if tensor.shape[2:] == size:
         return tensor

@@ -1,29 +1,43 @@
-"""Measures that TE-NAS's own are held against: saliencies of gradients, kernels of activations, Zen and ZiCo.
+"""Baseline measures: gradient saliencies, activation kernels, Zen and ZiCo.
 
 Each is a function of (network, images[, labels]) for any module, with batches (n, ...) and integer labels (n,). MORE IS BETTER
-in all of them. The network is measured in the mode that it is in and left as it was: weights, gradients, buffers, mode.
+in all of them. The network is measured in its current mode and not modified: weights, gradients, buffers, mode.
 
-What goes for all of them: batch normalisation in training mode couples the samples and hides the scale of the weights before
-it; nearly all grow with width and depth, so that within a space they follow the number of parameters or FLOPs; compare
-only values of equal batches and equal initialisation. "Weights" are those of convolutions and linear layers that ask for
-a gradient; batch normalisation and biases are no weights here, as in the papers' pruning criteria.
+Traps of all of them: batch normalisation in training mode couples the samples and hides the scale of the preceding weights;
+nearly all grow with width and depth, so that within a space they follow the number of parameters or FLOPs; values are comparable
+only for equal batches and initialisations. "Weights" are those of convolutions and linear layers that require a gradient;
+batch normalisation and biases are excluded, as in the papers' pruning criteria.
 
--inf is the worst value of the measures that are logarithms: that of a network which cannot tell its inputs apart.
+-inf is the worst value of logarithmic measures: that of a network which does not distinguish its inputs.
 """
 
 import math
+from functools import reduce
+from operator import add
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._ops import OpOverload
 
 from tenas.errors import TenasError
-from tenas.measures.common import BATCH_NORMS, LAYERS, batch_loss, check_batch, gradients_of, hooked, undisturbed, weights_of
+from tenas.measures.common import (
+    BATCH_NORMS,
+    LAYERS,
+    Observer,
+    batch_loss,
+    check_batch,
+    gradients_of,
+    hooked,
+    name_of,
+    undisturbed,
+    weights_of,
+)
 from tenas.measures.regions import relu_signs
 from tenas.measures.threads import one_thread
 
-ALPHA = 0.01  # Zen-NAS, algorithm 1: how far the inputs are moved
+ALPHA = 0.01  # Zen-NAS, algorithm 1: size of the perturbation of the inputs
 SHIFT = 1e-5  # Mellor et al. 2020: keeps the logarithm of an eigenvalue finite
 
 
@@ -33,10 +47,11 @@ def gradient_norm(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
     Source: Abdelfattah et al., Zero-Cost Proxies for Lightweight NAS, ICLR 2021, section 3.2.
     Traps: batch normalisation makes the gradient of a weight inversely proportional to the weight's scale, so the
-    initialisation decides between layers; skip connections raise it whether or not they help.
+    initialisation determines the balance of layers; skip connections raise it whether or not they help.
     """
     with undisturbed(network), torch.enable_grad():
-        return sum(g.double().norm().item() for g in gradients_of(batch_loss(network, images, labels), weights_of(network)))
+        gradients = gradients_of(batch_loss(network, images, labels), weights_of(network))
+        return float(sum(gradient.double().norm().item() for gradient in gradients))
 
 
 @one_thread()
@@ -44,8 +59,8 @@ def snip(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over weights of |w dL/dw|, L the mean cross-entropy of the batch.
 
     Source: Lee, Ajanthan and Torr, SNIP, ICLR 2019, equation 4 (a connection's sensitivity, there normalised to sum 1);
-    summed over a network by Abdelfattah et al. 2021. Unlike the gradient's norm it doesn't change with the scale of a
-    weight before batch normalisation. Trap: a sum over weights, hence it grows with their number.
+    summed over a network by Abdelfattah et al. 2021. Unlike the gradient norm, it is invariant to the scale of a
+    weight before batch normalisation. Trap: a sum over weights, so it grows with their number.
     """
     weights = weights_of(network)
     with undisturbed(network), torch.enable_grad():
@@ -59,14 +74,14 @@ def grasp(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
     Source: Wang, Zhang and Grosse, GraSP, ICLR 2020, equation 8, without its temperature; summed over a network by
     Abdelfattah et al. 2021, whose orientation this is. The sign: -w (H g) is, to first order, half of what removing a weight adds
-    to the squared norm of the gradient. As a criterion for single weights the largest go; as a score of
-    networks the literature takes more as better, and so do we. It can be negative.
+    to the squared norm of the gradient. As a criterion for single weights, the largest are pruned; as a score of
+    networks the literature treats more as better, and so do we. It can be negative.
     Traps: the noisiest of the gradient measures, small batches change its sign; it needs second derivatives.
     """
     weights = weights_of(network)
     with undisturbed(network), torch.enable_grad():
         gradients = gradients_of(batch_loss(network, images, labels), weights, create_graph=True)
-        product = sum((g.detach() * g).sum() for g in gradients)
+        product = reduce(add, ((g.detach() * g).sum() for g in gradients))
         curvature = gradients_of(product, weights)
     return -sum((w.detach() * h).double().sum().item() for w, h in zip(weights, curvature, strict=True))
 
@@ -79,11 +94,11 @@ def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     Source: Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018, section 2.2; Turner et al.,
     BlockSwap, ICLR 2020, equation 4; summed over a network by Abdelfattah et al. 2021, whose gradients are those of the
     mean loss: their value is this one divided by n^2. Traps: batch normalisation in training mode mixes the samples'
-    gradients; a square of gradients, hence dominated by a few layers near the output.
+    gradients; a square of gradients, so a few layers near the output dominate.
     """
     outputs: list[Tensor] = []
 
-    def note(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         outputs.append(output)
         return output.clone()  # a ReLU in place changes the copy
 
@@ -104,9 +119,9 @@ def jacobian_covariance(network: nn.Module, images: Tensor) -> float:
 
     Row i of the Jacobian is the gradient of the sum of the logits with respect to image i.
     Source: Mellor et al., Neural Architecture Search without Training, first version (arXiv 2006.04647v1, 2020), section 3
-    ("jacob_cov"). Largest, about -n, when the rows are uncorrelated; comparable between batches of one size alone.
-    -inf where an image's gradient is constant, as of a disconnected network: it has no correlation.
-    Trap: 1 / (s + k) rules, so the smallest eigenvalue of the batch decides.
+    ("jacob_cov"). Largest, about -n, if the rows are uncorrelated; comparable only between batches of one size.
+    -inf if an image's gradient is constant, as in a disconnected network: its correlation is undefined.
+    Trap: dominated by 1 / (s + k), i.e. by the smallest eigenvalue.
     """
     check_batch(images)
     images = images.detach().clone().requires_grad_()
@@ -118,7 +133,7 @@ def jacobian_covariance(network: nn.Module, images: Tensor) -> float:
     if (norms == 0).any():
         return -math.inf
     eigenvalues = torch.linalg.eigvalsh((rows / norms) @ (rows / norms).T).clamp(min=0) + SHIFT
-    return -(eigenvalues.log() + 1 / eigenvalues).sum().item()
+    return float(-(eigenvalues.log() + 1 / eigenvalues).sum().item())
 
 
 @one_thread()
@@ -126,8 +141,8 @@ def naswot(network: nn.Module, images: Tensor) -> float:
     """log |det K|, K[i, j] the number of ReLUs that are in the same state for images i and j.
 
     Source: Mellor et al., Neural Architecture Search without Training, ICML 2021, equation 2 (K = N_A - Hamming distance).
-    Every ReLU that runs counts, module or function. -inf where two images have one pattern: K is singular.
-    Traps: grows as n log(number of ReLUs), so that in a space it mostly counts ReLUs; in float32 the determinant is lost.
+    Every ReLU that runs counts, module or function. -inf if two images share a pattern: K is singular.
+    Traps: grows as n log(number of ReLUs), so within a space it mostly counts ReLUs; the determinant needs float64.
     """
     check_batch(images)
     with undisturbed(network):
@@ -135,7 +150,7 @@ def naswot(network: nn.Module, images: Tensor) -> float:
     kernel = torch.from_numpy(_agreements(signs)).double()
     if len(torch.unique(kernel, dim=0)) < len(kernel) or signs.shape[1] == 0:
         return -math.inf
-    return torch.linalg.slogdet(kernel).logabsdet.item()
+    return float(torch.linalg.slogdet(kernel).logabsdet.item())
 
 
 def _agreements(signs: np.ndarray) -> np.ndarray:
@@ -147,11 +162,12 @@ def _agreements(signs: np.ndarray) -> np.ndarray:
     differ = np.zeros((n, n), np.int64)
     for i in range(n - 1):
         differ[i, i + 1 :] = np.bitwise_count(words[i + 1 :] ^ words[i]).sum(axis=1, dtype=np.int64)
-    return units - differ - differ.T
+    agree: np.ndarray = units - differ - differ.T
+    return agree
 
 
-class _LastFeatures(TorchDispatchMode):
-    """Notes the last (n, c, h, w) of a convolution, normalisation, ReLU, sum or concatenation: the features before pooling."""
+class _LastFeatures(Observer):
+    """Keeps the features before pooling: the last (n, c, h, w) of a convolution, normalisation, ReLU, sum or concatenation."""
 
     OPERATORS = frozenset({"convolution", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
                            "cudnn_batch_norm", "relu", "relu_", "add", "add_", "cat"})  # fmt: skip
@@ -160,16 +176,10 @@ class _LastFeatures(TorchDispatchMode):
         super().__init__()
         self.features: Tensor | None = None
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
         made = out[0] if isinstance(out, tuple) else out
-        if func._schema.name.removeprefix("aten::") in self.OPERATORS and made.ndim == 4:
+        if name_of(operator) in self.OPERATORS and made.ndim == 4:
             self.features = made
-        return out
 
 
 def _features(network: nn.Module, images: Tensor) -> Tensor:
@@ -177,27 +187,28 @@ def _features(network: nn.Module, images: Tensor) -> Tensor:
         network(images)
     if last.features is None:
         raise TenasError("The Zen-score needs a network with feature maps (n, channels, height, width).")
-    return last.features.double()
+    features: Tensor = last.features
+    return features.double()
 
 
 @one_thread()
 def zen(network: nn.Module, images: Tensor) -> float:
     """log mean_i ||f(x_i) - f(x_i + 0.01 e_i)||_F + sum over batch normalisations of log sqrt(mean over channels of variance).
 
-    f gives the features before global pooling, e is standard Gaussian noise, the same for every network. The second term gives
-    back the scale that batch normalisation takes away: the variances are those of its inputs over batch and positions.
+    f: the features before global pooling; e: standard Gaussian noise, the same for every network. The second term restores the
+    scale that batch normalisation removes: the variances are those of its inputs over batch and positions.
     Source: Lin et al., Zen-NAS, ICCV 2021, algorithm 1; its released code takes the L1 norm of the difference instead.
-    Batch normalisation always runs in training mode here, or the variances would be of what normalised nothing.
+    Batch normalisation always runs in training mode here, so that these variances are the ones it divides by.
     The paper's x and weights are standard Gaussian (``normal`` of ``tenas.networks.initialise``); with other weights the
     second term holds the initialisation's scale, layer by layer. Traps: skip connections count although the paper removes
-    them; every layer adds a logarithm, so it follows depth. A normalisation that reads a constant, as behind a node without
-    inputs, has no scale to give back and is left out. -inf where features don't depend on the images.
+    them; every layer adds a logarithm, so it follows depth. A normalisation of a constant, as after a node without inputs, has
+    no scale to restore and is left out. -inf if the features do not depend on the images.
     """
     check_batch(images)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     scales: list[Tensor] = []
 
-    def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         variances = inputs[0].double().transpose(0, 1).flatten(1).var(1, unbiased=False)
         if variances.any():
             scales.append(variances.mean().log() / 2)
@@ -222,11 +233,11 @@ def zen(network: nn.Module, images: Tensor) -> float:
 def zico(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over layers of log sum over weights of mean(|g|) / std(|g|), g the gradients of the batch's two halves.
 
-    Source: Li et al., ZiCo, ICLR 2023, definition 1, with the two batches that it says are enough. With two, the mean over the
+    Source: Li et al., ZiCo, ICLR 2023, definition 1, with two batches, which it calls sufficient. With two, the mean over the
     (population) standard deviation of a weight is (|a| + |b|) / ||a| - |b||.
-    The released code takes the deviation of g and not of |g|. Weights whose |g| does not differ are left out, and
-    so are layers of which none is left, as there; -inf where no layer is left. Traps: a ratio with small denominators,
-    so a layer's sum is ruled by its few steadiest weights; grows with the number of layers.
+    The released code uses the deviation of g instead of |g|. Weights with equal |g| are left out, and so are layers without
+    remaining weights, as there; -inf if no layer remains. Traps: a ratio with small denominators, so the few steadiest weights
+    dominate a layer's sum; grows with the number of layers.
     """
     if len(images) < 2:
         check_batch(images)

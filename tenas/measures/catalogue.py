@@ -1,7 +1,7 @@
 """The catalogue of measures (the literature's zero-cost proxies): one record each, readable without torch.
 
-What the package ships goes through the same door as what a user brings: a record names its function, and a configuration
-names a record by ``name`` or by ``package.module:object`` or ``path/to/file.py:object``.
+The package's measures and those of users are handled alike: a record names its function, and a configuration names a record by
+``name``, ``package.module:object`` or ``path/to/file.py:object``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of a network at initialisation: ``measure(network, images[, labels])`` gives a number.
+    """A measure of a network at initialisation: ``measure(network, images[, labels])`` returns a number.
 
-    ``function``: a function of (network, images), with labels where ``needs_labels``; or a reference to one, imported when it is
-    first called. ``lower_is_better``: which way it is good. ``signed``: whether it can be negative; one that never is has a
-    logarithm. ``inputs``: ``batch``, images (n, 3, h, w) of a network; ``regions``, a sequence of blocks of inputs (linear
-    regions). ``sums``: the cost (tenas.networks.costs) that it equals for a discrete cell, which is then added up, not counted.
-    ``source``: where it is published.
+    ``function``: a function of (network, images), and of labels if ``needs_labels``; or a reference to one, imported at the first
+    call. ``lower_is_better``: its orientation. ``signed``: whether it can be negative; if not, it has a logarithm. ``inputs``:
+    ``batch``, images (n, 3, h, w) of a network; ``regions``, a sequence of blocks of inputs (linear regions). ``sums``: the cost
+    (tenas.networks.costs) that it equals for a discrete cell, computed as a sum over operators. ``source``: the publication.
     """
 
     name: str
@@ -49,30 +48,30 @@ class Measure:
 
     @cached_property
     def resolved(self) -> Callable[..., float]:
-        """The function itself."""
+        """The function, imported if ``function`` is a reference."""
         if not isinstance(self.function, str):
             return self.function
         return cast("Callable[..., float]", load_object(self.function, f"function of the measure {self.name}"))
 
     @property
     def module(self) -> str:
-        """The module or reference that the function's code is in."""
+        """The module or reference that holds the function's code."""
         if isinstance(self.function, str):
             module = self.function.rpartition(":")[0]
             return self.function if module.endswith(".py") else module
         return self.function.__module__
 
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor | None = None) -> float:
-        """The measure of a batch, as a plain number, on one thread: its bits follow from the processor, not from its threads.
+        """The score of a batch as a Python number, computed on one thread, so that its bits depend on the processor only.
 
-        Raises TenasError for labels that are missing, and for a value that is not a number, or negative against the record.
+        Raises TenasError for missing labels, for NaN, and for a negative value if the record does not allow it.
         """
         if self.needs_labels and labels is None:
-            raise TenasError(f"The measure {self.name} is one of a loss: it needs the labels of the images.")
+            raise TenasError(f"The measure {self.name} is loss-based: it needs image labels.")
         with one_thread():
             value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
         try:
-            # A number of numpy or torch, on whatever device, becomes a plain one.
+            # NumPy and torch scalars, on any device, become Python numbers.
             value = value.item() if hasattr(value, "item") else value
             is_number = not math.isnan(value)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -117,7 +116,7 @@ BUILT_IN = _shipped(
 
 
 def get_measure(measure: str | Measure) -> Measure:
-    """The measure of a name or of a reference; a record is given back as it is. Raises TenasError for an unknown name."""
+    """The measure of a name or a reference; a record is returned unchanged. Raises TenasError for an unknown name."""
     if isinstance(measure, Measure):
         return measure
     if is_reference(measure):
@@ -134,7 +133,7 @@ def get_measure(measure: str | Measure) -> Measure:
 
 
 class _Measures(Mapping[str, Measure]):
-    """The measures that the package ships, by name; a reference is looked up too."""
+    """The package's measures by name; references resolve too."""
 
     def __getitem__(self, name: str) -> Measure:
         return get_measure(name) if is_reference(name) else BUILT_IN[name]

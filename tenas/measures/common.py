@@ -1,12 +1,15 @@
-"""Helpers of several measures: checks of batches, losses, weights, gradients, temporary hooks."""
+"""What several measures share: checks of batches, losses, weights, gradients, temporary hooks, an observer of operators."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenas.errors import TenasError
 
@@ -16,7 +19,7 @@ BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Put the network's buffers (running statistics, counters) back afterwards."""
+    """Restore the network's buffers (running statistics, counters) after the block."""
     buffers = list(network.buffers())
     saved = [buffer.clone() for buffer in buffers]
     try:
@@ -29,7 +32,7 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No garbage collection meanwhile: a network makes thousands of objects, as a pass does, and torch has a million."""
+    """Pause garbage collection: networks and passes create thousands of objects, and each collection scans torch's million."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -41,7 +44,7 @@ def collector_paused() -> Iterator[None]:
 
 @contextmanager
 def collector_spared() -> Iterator[None]:
-    """Meanwhile the garbage collector doesn't look through what there is by now, a million objects of torch, again and again."""
+    """Exclude the existing objects, a million of torch's, from garbage collection within the block."""
     frozen = gc.get_freeze_count() > 0
     gc.freeze()
     try:
@@ -57,8 +60,8 @@ def check_batch(images: Tensor) -> None:
         raise TenasError("The measure of an empty batch is not defined.")
 
 
-def weights_of(network: nn.Module) -> list[nn.Parameter]:
-    """Weights of convolutions and linear layers that require a gradient. Raises TenasError when there are none."""
+def weights_of(network: nn.Module) -> list[Tensor]:
+    """Weights of convolutions and linear layers that require a gradient. Raises TenasError if there are none."""
     weights = [m.weight for m in network.modules() if isinstance(m, LAYERS) and m.weight.requires_grad]
     if not weights:
         raise TenasError("The network has no convolution or linear layer whose weights require a gradient.")
@@ -66,7 +69,7 @@ def weights_of(network: nn.Module) -> list[nn.Parameter]:
 
 
 def batch_loss(network: nn.Module, images: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of a batch. Raises TenasError when batch, logits and labels don't fit each other."""
+    """Cross-entropy of a batch. Raises TenasError if the shapes of batch, logits and labels do not match."""
     check_batch(images)
     logits = network(images)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
@@ -79,20 +82,52 @@ def batch_loss(network: nn.Module, images: Tensor, labels: Tensor, reduction: st
     return cross_entropy(logits, labels, reduction=reduction)
 
 
-def gradients_of(value: Tensor, tensors: list, **options: bool) -> list[Tensor]:
-    """Gradients of ``value``; zeros for what it does not depend on, e.g. operators that a mask leaves out."""
+def gradients_of(value: Tensor, tensors: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+    """Gradients of ``value``; zeros for tensors that it does not depend on, e.g. those of masked operators."""
     if not value.requires_grad:
         return [torch.zeros_like(tensor) for tensor in tensors]
-    found = torch.autograd.grad(value, tensors, allow_unused=True, **options)
+    found = torch.autograd.grad(value, tensors, allow_unused=True, create_graph=create_graph)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
 
 
 @contextmanager
-def hooked(network: nn.Module, kinds: type | tuple, hook) -> Iterator[None]:
-    """Call ``hook(module, inputs, output)`` after each pass of a layer of these kinds; no hook is left behind."""
+def hooked(
+    network: nn.Module,
+    kinds: type[nn.Module] | tuple[type[nn.Module], ...],
+    hook: Callable[[nn.Module, tuple[Any, ...], Any], Any],
+) -> Iterator[None]:
+    """Call ``hook(module, inputs, output)`` after each call of a layer of these kinds, within the block."""
     handles = [module.register_forward_hook(hook) for module in network.modules() if isinstance(module, kinds)]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+class Observer(TorchDispatchMode):
+    """Calls ``saw`` after each operator of a pass, whether a module or a function runs it, without touching the network."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types there
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here. Torch's default checks for that, which imports its compiler: seconds per process.
+        return False
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.saw(func, (args, kwargs or {}), out)
+        return out
+
+    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
+        """``read``: the arguments, nested. ``out``: the result, mostly a tensor."""
+        raise NotImplementedError
+
+
+def name_of(operator: OpOverload) -> str:
+    """The operator's name in torch, e.g. ``convolution``, the same for all of its overloads."""
+    return str(operator._schema.name).removeprefix("aten::")

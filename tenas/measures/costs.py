@@ -1,31 +1,32 @@
 """Costs of a network: parameters, multiply-accumulates, depth. MORE IS BETTER, as larger networks tend to be more accurate.
 
-Operators that a mask prunes do not count. Nothing is computed: a copy on the meta device runs in evaluation mode, so that the
-values of weights and images do not matter. Every other measure should be compared with these.
+Masked operators do not count. Nothing is computed: a copy runs on the meta device in evaluation mode, so the values of weights
+and images do not matter. Every other measure should be compared with these.
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from tenas.measures.common import check_batch, hooked
+from tenas.measures.common import Observer, check_batch, hooked, name_of
 from tenas.measures.threads import one_thread
 from tenas.networks import count_flops
 
 
 @one_thread()
 def parameters(network: nn.Module, images: Tensor) -> int:
-    """Trainable parameters of the modules that run: in a masked supernet those of the operators that are left.
+    """Trainable parameters of the modules that run: in a masked supernet, those of the active operators.
 
-    Counted once for a module that runs several times. A discrete network's are ``tenas.networks.count_parameters``.
+    A module that runs several times counts once. For a discrete network this equals ``tenas.networks.count_parameters``.
     """
     check_batch(images)
     counted: dict[int, int] = {}
 
-    def note(module: nn.Module, inputs: tuple, output: object) -> None:
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         counted.update((id(p), p.numel()) for p in module.parameters(recurse=False) if p.requires_grad)
 
     network, image = _on_meta(network, images)
@@ -38,7 +39,7 @@ def parameters(network: nn.Module, images: Tensor) -> int:
 def flops(network: nn.Module, images: Tensor) -> int:
     """Multiply-accumulates for one image of the batch's shape, counted as NAS-Bench-201 does (``tenas.networks.count_flops``)."""
     check_batch(images)
-    return count_flops(network, tuple(images.shape[1:]))
+    return count_flops(network, images.shape[1:])
 
 
 @one_thread()
@@ -46,7 +47,7 @@ def layers(network: nn.Module, images: Tensor) -> int:
     """Depth: the number of convolutions and linear layers on the longest path from the images to the output.
 
     A layer is a matrix product or convolution with a parameter, called as a module or as a function. Depthwise and pointwise
-    convolutions count one each; normalisation and pooling do not count. 0 where the output does not depend on the images.
+    convolutions count one each; normalisation and pooling do not count. 0 if the output does not depend on the images.
     Trap: the longest path is not the most important one; in a residual block it is the branch with the convolutions.
     """
     check_batch(images)
@@ -61,11 +62,11 @@ def _on_meta(network: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
     return copy.deepcopy(network).to("meta").eval(), torch.empty_like(images[:1], device="meta")
 
 
-class _Depths(TorchDispatchMode):
+class _Depths(Observer):
     """Tracks the number of layers between the image and each tensor, operator by operator.
 
-    Depths are kept per storage, so that views and writes in place need no rules of their own. A tensor that does not depend
-    on the image has none.
+    Depths are kept per storage, so that views and in-place writes need no special rules. A tensor that does not depend on the
+    image has none.
     """
 
     PRODUCTS = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm", "linear"})
@@ -78,25 +79,20 @@ class _Depths(TorchDispatchMode):
 
     @staticmethod
     def _key(tensor: Tensor) -> int:
-        return tensor.untyped_storage()._cdata
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # as in tenas.measures.regions: nothing is compiled here
+        key: int = tensor.untyped_storage()._cdata
+        return key
 
     def of(self, tensor: Tensor) -> int | None:
         return self.depths.get(self._key(tensor))
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::")
-        read = [tensor for tensor in tree_leaves((args, kwargs or {})) if isinstance(tensor, Tensor)]
-        depths = [depth for tensor in read if (depth := self.of(tensor)) is not None]
-        # zeros_like and its kind read shapes, not values.
+    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
+        name = name_of(operator)
+        tensors = [tensor for tensor in tree_leaves(read) if isinstance(tensor, Tensor)]
+        depths = [depth for tensor in tensors if (depth := self.of(tensor)) is not None]
+        # zeros_like and the like read shapes, not values.
         if depths and not name.endswith("_like") and not name.startswith("new_"):
-            layer = name in self.PRODUCTS and any(self._key(tensor) in self.weights for tensor in read)
+            layer = name in self.PRODUCTS and any(self._key(tensor) in self.weights for tensor in tensors)
             for tensor in tree_leaves(out):
                 if isinstance(tensor, Tensor):
                     self.depths[self._key(tensor)] = max(max(depths) + layer, self.of(tensor) or 0)
                     self.kept.append(tensor)
-        return out

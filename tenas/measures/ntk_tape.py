@@ -78,7 +78,7 @@ def substitute(arg: Any, leaf: Any) -> Any:
     return arg
 
 
-class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tape(TorchDispatchMode):
     """Records a forward pass. ``records`` are the operators that a weight reaches, in the order they ran.
 
     The pass runs with autograd on, so that what is cut from the graph by ``no_grad`` or ``detach`` is cut here as well,

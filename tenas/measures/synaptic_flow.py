@@ -1,7 +1,7 @@
 """Synaptic flow: SynFlow and LogSynFlow. MORE IS BETTER in both.
 
-One backward pass through the network of absolute weights, without batch normalisation, for one input of ones. Of the batch
-only its shape and device matter. The network is left as it was: it has its own numbers back after the pass.
+One backward pass through the network of absolute weights, without batch normalisation, for one input of ones. Only the shape and
+device of the batch matter. The network's own values are restored after the pass.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tenas.measures.threads import one_thread
 def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
     """(|w|, dR/d|w|) of each weight, R the sum of the outputs for one input of ones: float64, in the order of the layers.
 
-    Batch normalisation is the identity: it would subtract the mean of the one input there is, and nothing would be conserved.
+    Batch normalisation is the identity: it would subtract the mean of the single input, and the flow would not be conserved.
     Biases enter as absolute values and do not count as weights.
     Raises TenasError for an empty batch, a network without weights, and a flow that overflows float64.
     """
@@ -30,15 +30,15 @@ def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tens
             gradients = gradients_of(network(ones).sum(), weights)
         if not all(gradient.isfinite().all() for gradient in gradients):
             raise TenasError("The synaptic flow of this network overflows float64: it is too deep and wide for SynFlow.")
-        # Tensors of their own: the parameters get their numbers back.
+        # Separate tensors: the parameters' own data is restored.
         return [(weight.data, gradient) for weight, gradient in zip(weights, gradients, strict=True)]
 
 
 @contextmanager
 def _absolute(network: nn.Module) -> Iterator[None]:
-    """Meanwhile parameters are absolute values in float64, floating-point buffers in float64, batch normalisations identities.
+    """Within the block: absolute parameters in float64, floating-point buffers in float64, batch normalisations as identities.
 
-    Not a copy of the network, which takes as long as the pass: the tensors stand in for those that come back.
+    Not a copy of the network, which takes as long as the pass: the data of its tensors is exchanged and restored.
     """
     tensors = [*network.parameters(), *(buffer for buffer in network.buffers() if buffer.is_floating_point())]
     held = [tensor.data for tensor in tensors]
@@ -81,7 +81,7 @@ def synflow(network: nn.Module, images: Tensor) -> float:
 def log_synflow(network: nn.Module, images: Tensor) -> float:
     """sum over weights of |w| log(dR/dw + 1), with SynFlow's R and its network of absolute weights.
 
-    The logarithm keeps a few layers with exploding gradients from ruling the sum.
+    The logarithm keeps a few layers with exploding gradients from dominating the sum.
     Source: Cavagnero et al., FreeREA: Training-Free Evolution-based Architecture Search, WACV 2023.
     Traps: not conserved from layer to layer, unlike SynFlow; depends on the scale of the initialisation. The absolute value of
     the gradient is taken, which matters only for activation functions that can decrease, such as GELU.

@@ -1,4 +1,4 @@
-"""On how many threads a measure is computed. No torch before that."""
+"""The number of threads of a measure. Imports torch on use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread, OpenMP and BLAS alike, afterwards on as many as before. For a block or, ``@one_thread()``, a function.
+    """Run torch on one thread, in OpenMP and BLAS, within a block or, as ``@one_thread()``, a function.
 
-    Threads share a sum (a matrix product, a norm, a convolution's gradient, an eigenvalue solver) and each rounds its part, so
-    that the last bits follow from their number. On one thread they follow from the kind of processor alone.
+    Threads split sums (matrix products, norms, gradients of convolutions, eigenvalue solvers) and each rounds its part, so the
+    last bits depend on the number of threads. On one thread they depend on the kind of processor only.
 
-    Trap: BLAS has one number of threads for the whole process. Measures taken at once belong in processes, not in Python threads.
+    Trap: the number of threads of BLAS is global to the process. Run concurrent measures in processes, not in Python threads.
     """
     import torch
 

@@ -1,7 +1,8 @@
-"""Networks: masked supernets that are searched, and the discrete networks of genotypes. Plain modules, images to logits."""
+"""Networks: the masked supernets of a search, and the discrete networks of genotypes. Plain modules, images to logits."""
 
 import os
 from types import ModuleType
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -19,11 +20,11 @@ __all__ = [
 
 
 def builders(space: Space) -> ModuleType:
-    """What builds a space's networks, a module or an object: ``supernet``, ``cells`` and ``network``, of (space, operators).
+    """The module or object that builds a space's networks, by its functions ``supernet``, ``cells`` and ``network``.
 
-    ``operators``: names by cell type and edge. ``supernet(..., channels, cells, classes)`` and ``network(...)`` map images to
-    logits, ``cells(..., channels)`` images to features. All have ``set_mask``, and ``network`` takes ``stem`` and ``auxiliary``
-    where the space has them. Raises TenasError where a space names something else.
+    Each takes (space, operators), the operators' names by cell type and edge. ``supernet(..., channels, cells, classes)`` and
+    ``network(...)`` return modules that map images to logits, ``cells(..., channels)`` images to features. All have
+    ``set_mask``; ``network`` takes ``stem`` and ``auxiliary`` if the space has them. Raises TenasError if a function is missing.
     """
     what = f"module of {space.reference}'s networks"
     module = load_module(space.networks, what) if isinstance(space.networks, str) else space.networks
@@ -45,17 +46,31 @@ def _check_sizes(**sizes: int) -> None:
             raise TenasError(f"A network needs at least 1 of {name}, as a whole number, not {size!r}.")
 
 
-class _Masked(nn.Module):
-    """A network that carries every operator of its space and runs those that a mask leaves active."""
+Output = TypeVar("Output", covariant=True)
 
-    def __init__(self, space: Space, body: nn.Module, mask: Mask | None) -> None:
+
+class Body(Protocol[Output]):
+    """The module that a space's builder gives."""
+
+    @property
+    def blocks(self) -> list[nn.Module]: ...
+
+    def set_mask(self, mask: Mask) -> None: ...
+
+    def __call__(self, images: Tensor) -> Output: ...
+
+
+class _Masked(nn.Module):
+    """A network with every operator of its space, which runs those that a mask leaves active."""
+
+    def __init__(self, space: Space, body: Body[Tensor], mask: Mask | None) -> None:
         super().__init__()
         self.space = space
         self.body = body
         self.set_mask(space.full_mask() if mask is None else mask)
 
     def set_mask(self, mask: Mask) -> None:
-        """Change which operators are active. Weights stay: those of a pruned operator are not used, and not lost."""
+        """Change which operators are active. Weights stay: those of a pruned operator are kept, but not used."""
         if mask.space is not self.space:
             raise TenasError(f"The mask is of {mask.space.name}, the supernet of {self.space.name}.")
         self.mask = mask
@@ -63,7 +78,7 @@ class _Masked(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The modules that make the feature maps, in order: stem (if any), cells and reduction blocks."""
+        """The modules that compute the feature maps, in order: stem (if any), cells and reduction blocks."""
         return self.body.blocks
 
     def forward(self, images: Tensor) -> Tensor:
@@ -76,8 +91,8 @@ class Supernet(_Masked):
     An operator that the mask prunes is not executed; the active ones of an edge are averaged (softmax over equal
     architecture weights). Without a mask all operators are active.
 
-    ``space``: a name or a space object. ``channels``: of the first stage. ``cells``: a stage for NAS-Bench-201, all of them
-    for DARTS (2: a normal and a reduction cell, TE-NAS's search network).
+    ``space``: a name or a space object. ``channels``: of the first stage. ``cells``: per stage for NAS-Bench-201, in all for
+    DARTS (2: a normal and a reduction cell, TE-NAS's search network).
     Raises TenasError for an unknown space or a mask of another space.
     """
 
@@ -92,7 +107,7 @@ class SupernetCells(_Masked):
     """The cells of a masked supernet without stem and classifier: images (n, channels, h, w) to features.
 
     The network on which TE-NAS's released code counts linear regions, with the BN-ReLU that ends the search network.
-    For NAS-Bench-201 it is one cell, for DARTS a normal cell and a reduction cell of twice the channels.
+    For NAS-Bench-201 one cell, for DARTS a normal cell and a reduction cell of twice the channels.
     """
 
     def __init__(self, space: str | Space, mask: Mask | None = None, *, channels: int) -> None:
@@ -107,14 +122,14 @@ class Network(nn.Module):
     ``genotype``: an object, the path of a JSON file, or the space's text. NAS-Bench-201's own networks have ``channels=16,
     cells=5``; DARTS's have ``channels=36, cells=20`` on CIFAR and ``channels=48, cells=14, stem="imagenet"`` on ImageNet.
 
-    ``auxiliary`` adds DARTS's auxiliary head: in training mode the network then gives (logits, auxiliary logits); in
-    evaluation mode it gives logits, as without. Raises TenasError for a genotype of no known space, and for a stem or an
-    auxiliary head that the space does not have.
+    ``auxiliary`` adds DARTS's auxiliary head: in training mode the network then returns (logits, auxiliary logits), in
+    evaluation mode logits only. Raises TenasError for a genotype of an unknown space, and for a stem or an auxiliary head that
+    the space does not have.
     """
 
     def __init__(
         self,
-        genotype: Genotype | str | os.PathLike,
+        genotype: Genotype | str | os.PathLike[str],
         *,
         channels: int,
         cells: int,
@@ -132,19 +147,20 @@ class Network(nn.Module):
             raise TenasError(f"The networks of {space.name} have no auxiliary head.")
         options = ({"auxiliary": True} if auxiliary else {}) | ({"stem": stem} if stem != "cifar" else {})
         mask = space.mask(self.genotype)
-        self.body = builders(space).network(space, _operators(mask), channels=channels, cells=cells, classes=classes, **options)
+        body = builders(space).network(space, _operators(mask), channels=channels, cells=cells, classes=classes, **options)
+        self.body: Body[Tensor | tuple[Tensor, Tensor]] = body
         self.body.set_mask(mask)
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The modules that make the feature maps, in order: stem, cells and reduction blocks."""
+        """The modules that compute the feature maps, in order: stem, cells and reduction blocks."""
         return self.body.blocks
 
     def set_drop_path(self, probability: float) -> None:
-        """Zero each operator but identities, for each sample by itself, with ``probability`` while in training mode.
+        """Zero each operator except identities, independently per sample, with ``probability`` in training mode.
 
-        The draws are from torch's default generator on the network's device: seed it before a step to have them again.
-        Raises TenasError for a probability outside [0, 1), and where the space's networks have no drop-path.
+        Draws from torch's default generator on the network's device: seed it before a step to reproduce them.
+        Raises TenasError for a probability outside [0, 1), and if the space's networks have no drop-path.
         """
         if not 0 <= probability < 1:
             raise TenasError(f"The drop-path probability is {probability}; it must be at least 0 and below 1.")

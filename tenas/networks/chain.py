@@ -1,4 +1,4 @@
-"""Networks that are a chain of layers, each of which chooses an operator."""
+"""Networks of chains of layers, with one choice of operator per layer."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from tenas.spaces.custom import ChainSpace
 
 
 class Chain(nn.Module):
-    """The layers alone: (n, inputs, h, w) to features. A layer is the average of its active operators.
+    """The layers only: (n, inputs, h, w) to features. A layer is the average of its active operators.
 
-    ``channels``: what a layer's ``width`` multiplies. ``repeats``: how often each layer stands, with its stride in the first.
+    ``channels``: multiplied by a layer's ``width``. ``repeats``: copies of each layer, the first of which has its stride.
     """
 
     def __init__(self, space: ChainSpace, operators: Sequence[Sequence[str]], inputs: int, channels: int, repeats: int) -> None:
@@ -48,7 +48,7 @@ class Chain(nn.Module):
 
 
 class Features(nn.Module):
-    """The layers and BN-ReLU behind them, for linear regions: (n, channels, h, w) to features."""
+    """The layers followed by BN-ReLU, for linear regions: (n, channels, h, w) to features."""
 
     def __init__(self, space: ChainSpace, operators: Sequence[Sequence[str]], inputs: int, channels: int, repeats: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def supernet(space: ChainSpace, operators: Sequence[Sequence[str]], *, channels:
 
 
 def cells(space: ChainSpace, operators: Sequence[Sequence[str]], *, channels: int) -> Features:
-    """The layers without stem and classifier; they read ``channels``."""
+    """The layers without stem and classifier, for inputs of ``channels``."""
     return Features(space, operators, channels, channels, 1)
 
 

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds as sums over operators: a cell's are then a few additions, not a network to be built."""
+"""Parameters and multiply-adds as sums over operators: a few additions per cell, without building its network."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ CHECKED = 3  # cells whose sums are compared with their networks
 
 
 def operator_costs(space: Space, *, side: int, classes: int, **shape: Any) -> dict[str, Sums]:
-    """``parameters`` and ``flops`` of the space's discrete networks as sums, exact.
+    """``parameters`` and ``flops`` of the space's discrete networks as exact sums over operators.
 
-    ``side``: of the images. ``shape``: channels, cells and stem, as Network takes them. One network with every operator runs, on
-    the meta device, where nothing is computed. Of three cells the sums are compared with the networks themselves.
+    ``side``: of the images. ``shape``: channels, cells and stem, as Network takes them. One network with every operator runs on
+    the meta device, where nothing is computed. For three cells the sums are compared with the networks themselves.
 
-    Raises TenasError where a network's cost is no sum over its operators, which only networks of one's own can be.
+    Raises TenasError if a network's cost is not a sum over its operators, which is possible for user-defined networks only.
     """
     options = {key: value for key, value in shape.items() if key != "stem" or value not in (None, "cifar")}
     mask = space.full_mask()
@@ -54,12 +54,12 @@ def network_costs(genotype: Genotype, *, side: int, classes: int, **shape: Any) 
     return {"parameters": count_parameters(network), "flops": count_flops(network, (3, side, side))}
 
 
-# Cell type, edge, operator; None for what is no operator's.
+# Cell type, edge, operator; None for what belongs to no operator.
 Owner = tuple[str, int, str] | None
 
 
 def _counted(network: nn.Module, side: int) -> tuple[Counter[Owner], Counter[Owner]]:
-    """Parameters and multiply-adds of a network by their owners."""
+    """Parameters and multiply-adds of a network by owner."""
     owner: dict[nn.Module, Owner] = {}
     for module in network.modules():
         if isinstance(module, Edge):

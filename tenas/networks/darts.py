@@ -1,7 +1,7 @@
 """The networks of DARTS (Liu, Simonyan, Yang, ICLR 2019): operators, the cell, three skeletons.
 
-The ReLU with which an operator begins is the cell's, once a node, and the ReLU with which a cell begins is the
-skeleton's, once a cell: all that read a node, or a cell's output, read the same rectified values.
+The ReLU at the start of an operator is computed by the cell, once per node, and the ReLU at the start of a cell by the skeleton,
+once per cell: all readers of a node, or of a cell's output, share the same rectified values.
 """
 
 from collections.abc import Sequence
@@ -55,14 +55,15 @@ class DoubleSeparableConv(nn.Module):
         self.second = SeparableConv(channels, kernel, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(relu(self.first(x)))
+        reduced: Tensor = self.second(relu(self.first(x)))
+        return reduced
 
 
 class FactorisedReduce(nn.Module):
-    """Half the height and width (rounded up), of rectified input: half of the channels read the even pixels, half the odd.
+    """Halve height and width (rounded up) of rectified input: half of the channels read the even pixels, half the odd ones.
 
-    (n, inputs, h, w) to (n, channels, (h + 1) // 2, (w + 1) // 2). With an odd number of channels the odd pixels give
-    one more, and all where there's one. Where the size is odd, the missing last row and column of odd pixels are zeros.
+    (n, inputs, h, w) to (n, channels, (h + 1) // 2, (w + 1) // 2). If the number of channels is odd, the odd pixels get one more;
+    a single channel reads odd pixels only. If the size is odd, the missing last row and column of odd pixels are zeros.
     """
 
     reads_rectified = True
@@ -70,7 +71,7 @@ class FactorisedReduce(nn.Module):
     def __init__(self, inputs: int, channels: int) -> None:
         super().__init__()
         even = channels // 2
-        # A convolution to no channels can't be initialised.
+        # A convolution to no channels cannot be initialised.
         self.even = nn.Conv2d(inputs, even, 1, stride=2, bias=False) if even else None
         self.odd = nn.Conv2d(inputs, channels - even, 1, stride=2, bias=False)
         self.bn = nn.BatchNorm2d(channels)
@@ -81,14 +82,19 @@ class FactorisedReduce(nn.Module):
         reduced = self.odd(shifted[:, :, 1:, 1:])
         if self.even is not None:
             reduced = torch.cat((self.even(x), reduced), 1)
-        return self.bn(reduced)
+        normalised: Tensor = self.bn(reduced)
+        return normalised
 
 
 class Identity(nn.Identity):
+    """The space's skip_connect with stride 1."""
+
     reads_rectified = False
 
 
 class AvgPool(nn.AvgPool2d):
+    """The space's avg_pool_3x3."""
+
     reads_rectified = False
 
     def __init__(self, stride: int) -> None:
@@ -96,6 +102,8 @@ class AvgPool(nn.AvgPool2d):
 
 
 class MaxPool(nn.MaxPool2d):
+    """The space's max_pool_3x3."""
+
     reads_rectified = False
 
     def __init__(self, stride: int) -> None:
@@ -103,9 +111,9 @@ class MaxPool(nn.MaxPool2d):
 
 
 def operator(name: str, inputs: int, channels: int, stride: int) -> nn.Module | None:
-    """The module of an operator, from as many channels to as many; ``none`` has none.
+    """The module of an operator, which keeps the number of channels; ``none`` has no module.
 
-    Poolings have no batch normalisation after them: DARTS trains its found networks so, and TE-NAS searches so; DARTS's own
+    Poolings are not followed by batch normalisation: as in the networks that DARTS trains, and in TE-NAS's search; DARTS's own
     search network has one.
     """
     match name:
@@ -129,23 +137,22 @@ def operator(name: str, inputs: int, channels: int, stride: int) -> nn.Module | 
 
 
 def drop_path(x: Tensor, probability: Tensor) -> Tensor:
-    """Zero each sample of x (n, c, h, w) with ``probability``, scale up the others so that the mean stays the same.
+    """Zero each sample of x (n, c, h, w) with ``probability`` and scale the others up, which preserves the mean.
 
-    Source: Larsson, Maire, Shakhnarovich, "FractalNet", ICLR 2017, as DARTS has it.
+    Source: Larsson, Maire, Shakhnarovich, "FractalNet", ICLR 2017, as implemented in DARTS.
     """
     kept = torch.rand((len(x), 1, 1, 1), device=x.device) >= probability
     return x * (kept / (1 - probability)).to(x.dtype)
 
 
 class Cell(nn.Module):
-    """A cell: the rectified outputs of the two before it, to (n, 4 * channels, h, w), in a reduction cell half as high and wide.
+    """A cell: the rectified outputs of the previous two to (n, 4 * channels, h, w), with half the height and width if it reduces.
 
     An edge is the average of its active operators, a node the sum of its edges, the output the concatenation of the
-    nodes. ``operators`` says which operators each edge is built with: all of them in a supernet, so that its weights do
+    nodes. ``operators``: the operators that each edge is built with: all of them in a supernet, so that its weights do
     not depend on the mask; the chosen ones in a discrete network.
 
-    ``inputs``: channels of the two outputs that it reads. ``halved``: the nearer of them is half as high and wide as the
-    other.
+    ``inputs``: channels of the two inputs. ``halved``: the second of them has half the height and width of the first.
     """
 
     def __init__(
@@ -160,19 +167,20 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        self.type = space.cell_types[-1 if reduction else 0]
+        self.cell_type = space.cell_types[-1 if reduction else 0]
         self.stride = 2 if reduction else 1
         self.preprocess = nn.ModuleList(
             [(FactorisedReduce if halved else ConvBN)(inputs[0], channels), ConvBN(inputs[1], channels)]
         )
         self.edges = nn.ModuleList(
-            Edge(space, (self.type, index), names, channels, channels, self.stride if edge.source < space.inputs else 1)
+            Edge(space, (self.cell_type, index), names, channels, channels, self.stride if edge.source < space.inputs else 1)
             for index, (edge, names) in enumerate(zip(space.edges, operators, strict=True))
         )
         self.active: list[list[nn.Module | None]] = []
 
     def set_mask(self, mask: Mask) -> None:
-        self.active = [edge.chosen(mask.operators(self.type, index)) for index, edge in enumerate(self.edges)]
+        edges = [edge for edge in self.edges if isinstance(edge, Edge)]
+        self.active = [edge.chosen(mask.operators(self.cell_type, index)) for index, edge in enumerate(edges)]
 
     def forward(self, before: Tensor, now: Tensor, drop_probability: Tensor | None = None) -> Tensor:
         nodes = [self.preprocess[0](before), self.preprocess[1](now)]
@@ -206,18 +214,18 @@ class Cell(nn.Module):
 
 
 def reductions(cells: int) -> tuple[int, int]:
-    """Which of a network's cells are reduction cells, after a third and after two thirds, as in DARTS.
+    """Indices of the reduction cells of a network: after a third and after two thirds of the cells, as in DARTS.
 
-    But the first cell is always a normal one: with 2 cells a normal and a reduction one, TE-NAS's search network.
+    The first cell is always normal: 2 cells are a normal and a reduction cell, TE-NAS's search network.
     """
     return max(1, cells // 3), max(2, 2 * cells // 3)
 
 
 class CellStack(nn.Module):
-    """Cells one after another, each reading the two before it; a reduction cell doubles the channels.
+    """A sequence of cells, each of which reads the previous two; a reduction cell doubles the channels.
 
     ``operators``: of the edges of the normal cell, then of the reduction cell. ``channels``: of a node of the first
-    cell. ``inputs``: channels of the two inputs. ``halved``: the second of them is half as high and wide as the first.
+    cell. ``inputs``: channels of the two inputs. ``halved``: the second of them has half the height and width of the first.
     """
 
     def __init__(
@@ -244,10 +252,11 @@ class CellStack(nn.Module):
 
     def set_mask(self, mask: Mask) -> None:
         for cell in self.cells:
-            cell.set_mask(mask)
+            if isinstance(cell, Cell):
+                cell.set_mask(mask)
 
     def forward(self, before: Tensor, now: Tensor, drop_probability: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The output of the last cell, and that of the second reduction cell where there is one. Inputs are rectified."""
+        """The outputs of the last cell and of the second reduction cell, None without one. Inputs are rectified."""
         second = None
         for index, cell in enumerate(self.cells):
             out = cell(before, now, drop_probability)
@@ -286,7 +295,7 @@ class Cells(nn.Module):
 class SearchSkeleton(nn.Module):
     """TE-NAS's search network: a stem as wide as a node, cells, BN-ReLU, global average pooling, a linear classifier.
 
-    ``channels``: of a node of the first cell (C). ``cells``: all of them. The released code has C = 1 and 2 cells.
+    ``channels``: of a node of the first cell (C). ``cells``: their number. The released code has C = 1 and 2 cells.
     """
 
     def __init__(self, space: Space, operators: Sequence[Sequence[str]], *, channels: int, cells: int, classes: int) -> None:
@@ -303,18 +312,20 @@ class SearchSkeleton(nn.Module):
         self.cells.set_mask(mask)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.cells(self.stem(images)).mean((2, 3)))
+        logits: Tensor = self.classifier(self.cells(self.stem(images)).mean((2, 3)))
+        return logits
 
 
 class AuxiliaryHead(nn.Module):
     """DARTS's auxiliary classifier: rectified features (n, inputs, h, w) to logits.
 
-    ``stride``: of its pooling, 3 for 8x8 features of CIFAR, 2 for 7x7 of ImageNet, so that 2x2 are left; of larger images
-    more are, and averaged. In DARTS's ImageNet form the second normalisation is missing.
+    ``stride``: of its pooling, 3 for the 8x8 features of CIFAR and 2 for the 7x7 of ImageNet, which leaves 2x2; larger images
+    leave more, which are averaged. DARTS's ImageNet form has no second normalisation.
     """
 
     def __init__(self, inputs: int, classes: int, stride: int, *, second_norm: bool) -> None:
         super().__init__()
+        self.smallest = 5 + stride
         self.pool = nn.AvgPool2d(5, stride=stride)
         self.conv_a = nn.Conv2d(inputs, 128, 1, bias=False)
         self.bn_a = nn.BatchNorm2d(128)
@@ -323,24 +334,26 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(768, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        smallest = 5 + self.pool.stride
-        if min(x.shape[2:]) < smallest:
+        if min(x.shape[2:]) < self.smallest:
             raise TenasError(
-                f"The auxiliary head needs features of {smallest}x{smallest} at least, and these images leave "
+                f"The auxiliary head needs features of {self.smallest}x{self.smallest} at least, and these images leave "
                 f"{x.shape[2]}x{x.shape[3]}: use larger images or no auxiliary head."
             )
         x = relu(self.bn_a(self.conv_a(self.pool(x))))
         x = relu(self.bn_b(self.conv_b(x)))
-        return self.classifier(x.mean((2, 3)))
+        logits: Tensor = self.classifier(x.mean((2, 3)))
+        return logits
 
 
 class DiscreteSkeleton(nn.Module):
-    """DARTS's network of a found genotype: stem, cells, global average pooling, a linear classifier.
+    """DARTS's network of a genotype: stem, cells, global average pooling, a linear classifier.
 
-    ``channels``: of a node of the first cell (C). ``cells``: all of them. ``stem``: ``cifar`` keeps height and width and is
-    three times as wide as a node; ``imagenet`` halves them three times. ``auxiliary``: a second classifier that reads the
-    second reduction cell; in training mode the network then gives (logits, auxiliary logits), in evaluation mode logits.
+    ``channels``: of a node of the first cell (C). ``cells``: their number. ``stem``: ``cifar`` keeps height and width and is
+    three times as wide as a node; ``imagenet`` halves them three times. ``auxiliary``: add a second classifier, which reads the
+    second reduction cell; in training mode the network then returns (logits, auxiliary logits), in evaluation mode logits.
     """
+
+    drop_probability: Tensor
 
     def __init__(
         self,
@@ -363,7 +376,7 @@ class DiscreteSkeleton(nn.Module):
                 nn.Conv2d(first, channels, 3, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(channels),
             )
-            self.second_stem = nn.Sequential(
+            self.second_stem: nn.Sequential | None = nn.Sequential(
                 nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels)
             )
             width = channels
@@ -372,20 +385,20 @@ class DiscreteSkeleton(nn.Module):
             self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
             self.second_stem = None
         self.stack = CellStack(space, operators, channels, cells, (width, width), halved=stem == "imagenet")
-        self.auxiliary = None
+        self.auxiliary: AuxiliaryHead | None = None
         if auxiliary:
             if cells < 3:
                 raise TenasError(
                     f"The auxiliary head reads the second reduction cell, and a network of {cells} cells has none: "
                     "use at least 3."
                 )
-            # Channels double at each reduction cell, and don't change after the second.
+            # The channels double at each reduction cell, and do not change after the second one.
             self.auxiliary = AuxiliaryHead(
                 self.stack.channels, classes, 2 if stem == "imagenet" else 3, second_norm=stem == "cifar"
             )
         self.classifier = nn.Linear(self.stack.channels, classes)
         self.drops_paths = False
-        # A tensor, because torch.compile would compile anew for each value of a number.
+        # A tensor: torch.compile would recompile for each value of a Python number.
         self.register_buffer("drop_probability", torch.zeros(()), persistent=False)
 
     @property
@@ -406,7 +419,7 @@ class DiscreteSkeleton(nn.Module):
             now = relu(self.second_stem(before))
         drop_probability = self.drop_probability if self.training and self.drops_paths else None
         features, second = self.stack(before, now, drop_probability)
-        logits = self.classifier(features.mean((2, 3)))
+        logits: Tensor = self.classifier(features.mean((2, 3)))
         if self.auxiliary is None or not self.training:
             return logits
         return logits, self.auxiliary(relu(second))
@@ -418,7 +431,7 @@ def supernet(space: Space, operators: Sequence[Sequence[str]], *, channels: int,
 
 
 def cells(space: Space, operators: Sequence[Sequence[str]], *, channels: int) -> Cells:
-    """A normal and a reduction cell alone, on which TE-NAS's released code counts linear regions."""
+    """Only a normal and a reduction cell, on which TE-NAS's released code counts linear regions."""
     return Cells(space, operators, channels)
 
 

@@ -8,9 +8,9 @@ from tenas.spaces.base import Space
 
 
 class Edge(nn.ModuleDict):
-    """Operators by name: in a supernet all that the edge can have, so that its weights do not depend on the mask.
+    """Operators by name: in a supernet all candidates of the edge, so that its weights do not depend on the mask.
 
-    One that gives nothing (``none``) has no module. ``place``: cell type and number of the edge in the space.
+    An operator that adds nothing (``none``) has no module. ``place``: cell type and number of the edge in the space.
     """
 
     def __init__(
@@ -21,12 +21,12 @@ class Edge(nn.ModuleDict):
         self.place = place
 
     def chosen(self, names: Sequence[str]) -> list[nn.Module | None]:
-        """The modules of ``names``, as a plain list: they are registered here already. None for one that gives nothing."""
+        """The modules of ``names``, as a plain list, since they are registered here; None for one that adds nothing."""
         return [self[name] if name in self else None for name in names]  # noqa: SIM401 - a ModuleDict has no get
 
 
 class Residual(nn.Module):
-    """``body`` and what it reads, added up: for operators of one's own that give the shape that they are given."""
+    """The sum of ``body`` and its input: for user-defined operators that preserve the shape."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()

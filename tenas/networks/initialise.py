@@ -1,9 +1,10 @@
-"""Weights at initialisation, drawn from a generator of their own so that they can be drawn again."""
+"""Initial weights, drawn from a separate generator, so that they can be reproduced."""
 
 import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Generator, nn
@@ -11,15 +12,17 @@ from torch.nn.modules.conv import _ConvNd
 
 from tenas.errors import one_of
 
-# How a scheme draws the weight of a convolution or a linear layer; None is PyTorch's own default.
-INITIALISERS = {"kaiming_fan_in": "fan_in", "kaiming_fan_out": "fan_out", "pytorch": None, "normal": "normal"}
+# How a scheme draws the weights of convolutions and linear layers; None is PyTorch's default.
+INITIALISERS: dict[str, Literal["fan_in", "fan_out", "normal"] | None] = {
+    "kaiming_fan_in": "fan_in", "kaiming_fan_out": "fan_out", "pytorch": None, "normal": "normal",
+}  # fmt: skip
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's default generator at ``seed``, and on the CPU afterwards as it was before.
+    """Seed torch's default generator within the block; on the CPU, restore it afterwards.
 
-    For what operators and measures of one's own may draw: it then follows from names, not from what was drawn before it.
+    For the draws of user-defined operators and measures: they then follow from names, not from earlier draws.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -27,55 +30,56 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def initialise(network: nn.Module, scheme: str, seed: int) -> None:
-    """Draw all weights of ``network`` anew, in place, on its device, from ``seed`` alone.
+    """Draw all weights of ``network`` again, in place, on its device, from ``seed`` only.
 
     ``kaiming_fan_in`` and ``kaiming_fan_out``: Kaiming normal for ReLU (He et al. 2015, section 2.2), biases zero,
     as TE-NAS means it for linear regions and for the NTK (paper, appendix A). ``pytorch``: the default of torch.nn,
-    which is what the released code in truth uses. ``normal``: standard normal, biases zero, which Zen-NAS takes. Batch
+    which is what the released code actually uses. ``normal``: standard normal, biases zero, as in Zen-NAS. Batch
     normalisation starts at weight 1 and bias 0 in all of them. Modules of other kinds are reset by their own
-    ``reset_parameters``, where they have one.
+    ``reset_parameters``, if they have one.
 
-    Values are drawn on the CPU in the order of ``network.modules()``, so that they are the same on every device.
+    Values are drawn on the CPU in the order of ``network.modules()``, so they are the same on every device.
     Raises TenasError for an unknown scheme.
     """
     if scheme not in INITIALISERS:
         raise one_of("initialisation", scheme, INITIALISERS)
+    mode = INITIALISERS[scheme]
     generator = Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, _ConvNd | nn.Linear):
-            # On a CPU the weight itself, elsewhere a copy.
+            # The weight itself on a CPU, else a copy.
             weight = module.weight.detach().to("cpu")
             bias = None if module.bias is None else module.bias.detach().to("cpu")
-            if INITIALISERS[scheme] is None:
+            if mode is None:
                 nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
                 if bias is not None:
                     bound = 1 / math.sqrt(weight[0].numel())
                     nn.init.uniform_(bias, -bound, bound, generator=generator)
             else:
-                if scheme == "normal":
+                if mode == "normal":
                     nn.init.normal_(weight, generator=generator)
                 else:
-                    nn.init.kaiming_normal_(weight, mode=INITIALISERS[scheme], nonlinearity="relu", generator=generator)
+                    nn.init.kaiming_normal_(weight, mode=mode, nonlinearity="relu", generator=generator)
                 if bias is not None:
                     nn.init.zeros_(bias)
             if module.weight.device.type != "cpu":
                 module.weight.data.copy_(weight)
-                if bias is not None:
+                if module.bias is not None and bias is not None:
                     module.bias.data.copy_(bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
         elif hasattr(module, "reset_parameters"):
-            drawn = copy.deepcopy(module).to("cpu")
+            drawn: Any = copy.deepcopy(module).to("cpu")  # nn.Module itself has no reset_parameters
             with seeded(int(torch.randint(2**62, (), generator=generator))):
                 drawn.reset_parameters()
             module.load_state_dict(drawn.state_dict())
 
 
 def redrawn_whole(network: nn.Module) -> bool:
-    """Whether ``initialise`` leaves nothing in a network of what it was built or used with before.
+    """Whether ``initialise`` resets all of a network's state, from its construction and from use.
 
-    So it is with the package's modules, and with those of torch that have a reset of their own, or nothing to be reset.
-    Modules of one's own may hold what they drew when they were built.
+    True for the package's modules, and for torch's modules that have a reset, or no state. User-defined modules may keep what
+    they drew when they were built.
     """
     for module in network.modules():
         origin = type(module).__module__

@@ -1,4 +1,4 @@
-"""The operators of NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2). Their skeleton is tenas.networks.single's."""
+"""The operators of NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2). tenas.networks.single has their skeleton."""
 
 from torch import Tensor, nn
 
@@ -8,9 +8,9 @@ __all__ = ["cells", "network", "operator", "supernet"]
 
 
 class ConvBN(nn.Module):
-    """Convolution and batch normalisation: what follows the ReLU in the space's "ReLU-Conv-BN".
+    """Convolution and batch normalisation: the part after the ReLU of the space's "ReLU-Conv-BN".
 
-    The ReLU itself is the cell's, once a node: every convolution that reads a node reads the same rectified node.
+    The cell computes the ReLU, once per node: all convolutions that read a node share the rectified node.
     """
 
     reads_rectified = True
@@ -21,7 +21,8 @@ class ConvBN(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+        normalised: Tensor = self.bn(self.conv(x))
+        return normalised
 
 
 class Identity(nn.Identity):
@@ -36,9 +37,9 @@ class AvgPool(nn.AvgPool2d):
 
 
 def operator(name: str, inputs: int, channels: int, stride: int) -> nn.Module | None:
-    """The module of an operator, from as many channels to as many, with stride 1.
+    """The module of an operator, which keeps the number of channels and has stride 1.
 
-    ``none`` has none: it counts in the average of an edge and adds nothing to a node's sum.
+    ``none`` has no module: it counts in the average of an edge and adds nothing to the sum of a node.
     """
     match name:
         case "none":

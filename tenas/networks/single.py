@@ -1,6 +1,6 @@
-"""Networks of cells with one input, as those of NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2): cell and skeleton.
+"""Networks of cells with one input, as in NAS-Bench-201 (Dong and Yang, ICLR 2020, section 2): cell and skeleton.
 
-A space whose ``networks`` is this module says with ``operation`` what its operators are.
+A space whose ``networks`` is this module builds its operators by ``operation``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +16,8 @@ from tenas.spaces.base import Mask, Space
 class Cell(nn.Module):
     """A cell, (n, channels, h, w) to the same: an edge is the average of its active operators, a node the sum of its edges.
 
-    ``operators`` says which operators each edge is built with: all of them in a supernet, so that its weights do not
-    depend on the mask; the chosen one in a discrete network.
+    ``operators``: the operators that each edge is built with: all of them in a supernet, so that its weights do not depend on
+    the mask; the chosen one in a discrete network.
     """
 
     def __init__(self, space: Space, operators: Iterable[Iterable[str]], channels: int) -> None:
@@ -30,7 +30,8 @@ class Cell(nn.Module):
 
     def set_mask(self, mask: Mask) -> None:
         (cell,) = self.space.cell_types
-        self.active = [edge.chosen(mask.operators(cell, index)) for index, edge in enumerate(self.edges)]
+        edges = [edge for edge in self.edges if isinstance(edge, Edge)]
+        self.active = [edge.chosen(mask.operators(cell, index)) for index, edge in enumerate(edges)]
 
     def incoming(self, target: int) -> Iterator[tuple[tuple[int, int], list[nn.Module | None]]]:
         """The edges into a node, each with its active operators."""
@@ -62,9 +63,9 @@ class Cell(nn.Module):
 
 
 class Cells(nn.Module):
-    """One cell and the BN-ReLU behind it: (n, channels, h, w) to the same. Where the released code counts linear regions.
+    """One cell followed by BN-ReLU, (n, channels, h, w) to the same: the released code counts linear regions on it.
 
-    Without the last ReLU no edge into the last node could change the count.
+    Without the last ReLU, no edge into the last node could change the count.
     """
 
     def __init__(self, space: Space, operators: Iterable[Iterable[str]], channels: int) -> None:
@@ -97,14 +98,15 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         residual = self.bn_a(self.conv_a(relu(x)))
         residual = self.bn_b(self.conv_b(relu(residual)))
-        return self.shortcut(x) + residual
+        total: Tensor = self.shortcut(x) + residual
+        return total
 
 
 class Skeleton(nn.Module):
     """Stem, three stages of cells with residual blocks between, BN-ReLU, global average pooling, a linear classifier.
 
-    ``cells`` is the number of cells in each stage (N); ``channels`` those of the first stage (C). The benchmark's own
-    networks have C = 16 and N = 5, the TE-NAS search network C = 3 and N = 1.
+    ``cells``: number of cells per stage (N). ``channels``: of the first stage (C). The benchmark's networks have C = 16 and
+    N = 5, TE-NAS's search network C = 3 and N = 1.
     """
 
     def __init__(self, space: Space, operators: Iterable[Iterable[str]], *, channels: int, cells: int, classes: int) -> None:
@@ -132,7 +134,8 @@ class Skeleton(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = relu(self.bn(self.layers(self.stem(images))))
-        return self.classifier(features.mean((2, 3)))
+        logits: Tensor = self.classifier(features.mean((2, 3)))
+        return logits
 
 
 def supernet(space: Space, operators: Sequence[Sequence[str]], *, channels: int, cells: int, classes: int) -> Skeleton:
@@ -141,7 +144,7 @@ def supernet(space: Space, operators: Sequence[Sequence[str]], *, channels: int,
 
 
 def cells(space: Space, operators: Sequence[Sequence[str]], *, channels: int) -> Cells:
-    """The first cell alone, on which TE-NAS's released code counts linear regions."""
+    """Only the first cell, on which TE-NAS's released code counts linear regions."""
     return Cells(space, operators, channels)
 
 

@@ -46,6 +46,7 @@ def torch_set_up(threads: int, device: torch.device) -> Iterator[None]:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
+    """Raise TenasError for a precision that the device does not compute in."""
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise TenasError(
             "'precision' bf16 needs a GPU that computes in bfloat16 (NVIDIA's since Ampere); this one doesn't: use fp16."

@@ -52,12 +52,13 @@ def save_network(
 
 
 def load_network(path: str | os.PathLike[str], space: str | None = None) -> tuple[Network, dict[str, Any]]:
-    """Load a trained network, in evaluation mode on the CPU, and the other entries of its file: ``space``, ``arch``,
-    ``channels``, ``cells``, ``classes``, ``stem``, ``side``, ``mean``, ``std``.
+    """Load a trained network, in evaluation mode on the CPU, and the other entries of its file.
 
-    Its input: images (n, 3, side, side) in [0, 1], minus ``mean``, over ``std``. No code in the file is executed. A space of your
-    own is imported by the reference in the file, or by ``space`` if it has moved. Files of earlier versions name no space: it is
-    found by the text of the genotype.
+    These are ``space``, ``arch``, ``channels``, ``cells``, ``classes``, ``stem``, ``side``, ``mean``, ``std``. The network takes
+    images (n, 3, side, side) in [0, 1], minus ``mean``, over ``std``. No code in the file is executed. A space of your own is
+    imported by the reference in the file, or by ``space`` if it has moved. Files of earlier versions name no space: it is found
+    by the text of the genotype.
+
     Raises TenasError for a missing or damaged file, and for one of another kind.
     """
     path = Path(path)

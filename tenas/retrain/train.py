@@ -29,6 +29,7 @@ def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
 
 
 def steps_of_epoch(images: int, batch: int) -> int:
+    """Steps of an epoch, with at most ``batch`` images each."""
     return math.ceil(images / batch)
 
 
@@ -42,6 +43,7 @@ def batches(indices: np.ndarray, most: int) -> Iterator[np.ndarray]:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network computes in ``precision``."""
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
 
 
@@ -126,7 +128,7 @@ def train_step(
             auxiliary.float(), labels, label_smoothing=settings["label_smoothing"]
         )
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(whole * weight).backward()  # type: ignore[no-untyped-call]
+    scaler.scale(whole * weight).backward()
     if settings["clip"] is not None:
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(network.parameters(), settings["clip"])

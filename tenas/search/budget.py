@@ -23,7 +23,7 @@ def resolved_limits(settings: Mapping[str, Any], *, classes: int, side: int) -> 
 
     ``classes`` and ``side``: of the images; a side in the settings of the retraining takes precedence.
 
-    Raises TenasError for limits that no cell meets.
+    ``classes`` and ``side``: of the images, unless the retraining has a side. Raises TenasError for limits that no cell meets.
     """
     space, limits, network = get_space(settings["space"]), settings["limits"], dict(settings["network"])
     side = network.pop("side", None) or side

@@ -74,8 +74,10 @@ _BOUNDS = {
 
 
 def sentence(error: ValidationError, where: str, at: str = "") -> str:
-    """The first fault of a validation, as a sentence that names key, value and what is allowed. ``at``: of the value as a
-    whole."""
+    """The first fault of a validation, as a sentence that names key, value and what is allowed.
+
+    ``at``: the key of the whole value.
+    """
     first = error.errors(include_url=False)[0]
     kind, context = first["type"], first.get("ctx", {})
     place = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[", "dict[", "constrained"))]

@@ -1,7 +1,7 @@
-"""How well measures order cells: rank correlations with their accuracy, and intervals. No torch."""
+"""How well measures rank cells: rank correlations with accuracy, and their intervals. No torch."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import kendalltau, rankdata
@@ -9,7 +9,7 @@ from scipy.stats import kendalltau, rankdata
 from tenas.measures.catalogue import Measure
 from tenas.search.shortlist import aggregated, mean_score, places
 
-TESTS = ("_test", "accuracy")  # how the columns of a table end that cells are judged by
+TESTS = ("_test", "accuracy")  # suffixes of the accuracies that cells are judged by
 STATISTICS = ("kendall", "spearman", "ndcg")
 COLUMNS = (
     "measure", "accuracy", "subset", "cells",
@@ -18,12 +18,12 @@ COLUMNS = (
 )  # fmt: skip
 KAPPA, REGIONS, RANK_SUM = "ntk_condition_number", "linear_regions", "rank_sum"
 RESAMPLES = 1000
-TOP = 10  # the best cells are a tenth of them
-FEWEST = 10  # cells of which correlations are given
+TOP = 10  # the best tenth of the cells is a subset of its own
+FEWEST = 10  # cells that a correlation needs
 
 
 class Scores(NamedTuple):
-    """A measure of a study's cells: ``values`` (cells, repeats), and the mean ``seconds`` of a measurement."""
+    """Scores of a study's cells by one measure: ``values`` (cells, repeats), and the mean ``seconds`` per measurement."""
 
     measure: Measure
     values: np.ndarray
@@ -33,8 +33,8 @@ class Scores(NamedTuple):
 def ndcg(scores: np.ndarray, gains: np.ndarray, places: int) -> float:
     """Normalised discounted cumulative gain of the order by ``scores``, descending, at its first ``places``.
 
-    sum of gain / log2(1 + place), over that of the best order (Järvelin and Kekäläinen, ACM TOIS 2002). Cells with equal
-    scores each have the mean of their gains, what a random order among them comes to (McSherry and Najork, ECIR 2008).
+    sum of gain / log2(1 + place), divided by that of the best order (Järvelin and Kekäläinen, ACM TOIS 2002). Cells with equal
+    scores each get the mean of their gains, the expectation of a random order among them (McSherry and Najork, ECIR 2008).
     """
     discounts = 1 / np.log2(np.arange(2, places + 2))
     _, group = np.unique(-scores, return_inverse=True)
@@ -57,12 +57,12 @@ def statistics(scores: np.ndarray, accuracies: np.ndarray, gains: np.ndarray) ->
 def oriented(
     scores: Mapping[str, Scores], together: Sequence[Sequence[str]] = (), repeat: int | None = None
 ) -> dict[str, np.ndarray]:
-    """For each measure the places of the cells by its mean over the repeats, (cells,): more is better, ties share a mean place.
+    """Places of the cells by the mean of each measure over the repeats, (cells,): more is better, ties share a mean place.
 
-    The mean is that of a round of cells (tenas.search.shortlist.mean_score): of logarithms where the measure is never negative,
-    and the worst where a kernel is singular. ``repeat``: by that repeat alone; a measure with fewer begins again with its first.
-    ``together``: sets of measures, by the sum of their log ranks and of their ranks. With kappa and R comes the sum of their
-    ranks, TE-NAS's (algorithm 1), with its sign turned.
+    The mean is that of a round of cells (tenas.search.shortlist.mean_score): of logarithms if the measure is never negative,
+    and the worst value if a kernel is singular. ``repeat``: use that repeat alone; a measure with fewer starts over at its first.
+    ``together``: sets of measures, ranked by the sum of their log ranks and of their ranks. With both kappa and R, the sum of
+    their ranks (TE-NAS, algorithm 1) is included, with its sign reversed.
     """
     ranks = {}
     for name, (measure, values, _) in scores.items():
@@ -75,7 +75,7 @@ def oriented(
 
 
 def _aggregates(scores: Mapping[str, Scores], together: Sequence[Sequence[str]]) -> dict[str, tuple[Sequence[str], str]]:
-    """Name of a ranking by several measures -> these measures, and how their ranks become one."""
+    """Name of a ranking by several measures -> these measures, and how their ranks are combined."""
     found: dict[str, tuple[Sequence[str], str]] = {}
     if KAPPA in scores and REGIONS in scores:
         found[RANK_SUM] = (KAPPA, REGIONS), "rank_sum"
@@ -93,16 +93,16 @@ def correlations(
     together: Sequence[Sequence[str]] = (),
     valid: np.ndarray | None = None,
     resamples: int = RESAMPLES,
-) -> list[dict]:
-    """A row for each measure, accuracy and subset of cells, as COLUMNS. Signs: positive where better by the measure is better.
+) -> list[dict[str, Any]]:
+    """One row per measure, accuracy and subset of cells, as COLUMNS. A positive sign: better by the measure is more accurate.
 
     ``scores``: by name of the measure. ``accuracies``: name -> (cells,), in %. ``together``: as in ``oriented``.
-    Subsets: ``all``; ``valid``, those that ``valid`` (cells,) marks, where it marks some and not all; ``top``, the tenth of the
-    cells with the best accuracy. A cell's gain in nDCG is the share of the subset's cells that are worse, so that a random order
-    has about 0.5 and the best order 1.
-    Intervals are those of 95 % by percentile bootstrap over the cells (all measures see the same resamples); NaN without any.
-    ``single``: mean of the taus of single repeats, each a draw of weights and images, and ``single_sd`` their standard deviation;
-    NaN where there is one repeat. ``seconds``: mean cost of a cell in all repeats. ``worst``: cells with an infinite
+    Subsets: ``all``; ``valid``, those that ``valid`` (cells,) marks, unless it marks all; ``top``, the tenth of the cells with
+    the best accuracy. The gain of a cell in nDCG is the share of worse cells in the subset: a random order has about 0.5,
+    the best order 1.
+    Intervals are 95 % percentile bootstrap intervals over the cells, the same resamples for all measures; NaN without resamples.
+    ``single``: mean of the taus of single repeats, each with its own weights and images, and ``single_sd`` their standard
+    deviation; NaN with one repeat. ``seconds``: mean cost of a cell over all repeats. ``worst``: number of cells with an infinite
     value.
     """
     places = oriented(scores, together)
@@ -135,7 +135,7 @@ def correlations(
                         for i, statistic in enumerate(STATISTICS)
                         for end, value in zip(("", "_low", "_high"), (found[i], *_interval(resampled[:, i])), strict=True)
                     }
-                    | _of_draws([draw[name][chosen] for draw in single], accuracy_of, costs["repeats"])
+                    | _of_draws([draw[name][chosen] for draw in single], accuracy_of, int(costs["repeats"]))
                     | costs
                 )
     return rows
@@ -147,7 +147,7 @@ def _interval(values: np.ndarray) -> Sequence[float]:
 
 
 def _of_draws(draws: Sequence[np.ndarray], accuracies: np.ndarray, repeats: int) -> dict[str, float]:
-    """Mean and deviation of Kendall's tau over the ``repeats`` of a measure, from its places by each; NaN below two."""
+    """Mean and standard deviation of Kendall's tau over the ``repeats`` of a measure; NaN for fewer than two."""
     taus = [kendalltau(places, accuracies, method="asymptotic").statistic for places in draws[:repeats]]
     known = [tau for tau in taus if np.isfinite(tau)]
     several = len(known) > 1

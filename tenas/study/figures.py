@@ -1,7 +1,8 @@
-"""The figures of a study: correlations with their intervals, and cells as points."""
+"""The figures of a study: a forest plot of correlations, and scatter plots of cells."""
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,11 @@ from tenas.study.correlate import KAPPA, RANK_SUM, REGIONS
 # Paul Tol's bright scheme, told apart by the colour-blind: TE-NAS's own, costs, and the other measures.
 COLOURS = dict.fromkeys((KAPPA, REGIONS, RANK_SUM), "#ee6677") | dict.fromkeys(("parameters", "flops", "layers"), "#777777")
 OTHER = "#4477aa"
-PANELS = 4  # scatter plots in a row
+PANELS = 4  # scatter plots per row
 
 
-def plot_forest(rows: Sequence[Mapping], out: str | os.PathLike) -> None:
-    """Kendall's tau (dot) and Spearman's rho (diamond) of all cells, with intervals: a panel an accuracy, a line a measure."""
+def plot_forest(rows: Sequence[Mapping[str, Any]], out: str | os.PathLike[str]) -> None:
+    """Plot Kendall's tau (dot) and Spearman's rho (diamond) of all cells: one panel per accuracy, one line per measure."""
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row["subset"] == "all"]
@@ -44,11 +45,11 @@ def plot_forest(rows: Sequence[Mapping], out: str | os.PathLike) -> None:
         save_svg(figure, out)
 
 
-def plot_scatter(places: Mapping[str, np.ndarray], accuracy: str, values: np.ndarray, out: str | os.PathLike) -> None:
-    """A panel a measure: the cells' ``values`` of the accuracy over their place by the measure, the best on the right.
+def plot_scatter(places: Mapping[str, np.ndarray], accuracy: str, values: np.ndarray, out: str | os.PathLike[str]) -> None:
+    """Plot the ``values`` of an accuracy against the places by each measure, the best on the right: one panel per measure.
 
-    Places and not values of the measure: some of these span fifty powers of ten. The axis of accuracy begins at its 5th
-    percentile, so that a few cells that learn nothing don't press the others together; those are drawn at the edge.
+    Places rather than values: some measures span fifty orders of magnitude. The accuracy axis starts at the 5th percentile, so
+    that a few untrainable cells do not compress the rest; those are drawn at the edge.
     """
     from matplotlib.figure import Figure
 
@@ -62,7 +63,7 @@ def plot_scatter(places: Mapping[str, np.ndarray], accuracy: str, values: np.nda
         for panel, (name, place) in zip(panels, places.items(), strict=False):
             share = place / len(place)
             shown = np.maximum(values, floor)
-            # Points as pixels: a thousand of them a panel would make megabytes of SVG.
+            # Points as pixels: a thousand vector points per panel would take megabytes of SVG.
             panel.scatter(share, shown, s=4, color=COLOURS.get(name, OTHER), alpha=0.5, linewidths=0, rasterized=True)
             panel.set_title(name, loc="left")
         figure.supxlabel("place by the measure, 1 for the best", fontsize=8)

@@ -1,9 +1,10 @@
-"""The report of a study, file to file: correlations and figures."""
+"""The report of a study: from files of scores to files of correlations and figures."""
 
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from tenas.files import format_csv, read_json, sha256, sha256_of, write_json, wr
 from tenas.layout import record_of
 from tenas.measures.catalogue import get_measure
 from tenas.provenance import Stopwatch, provenance, sealed
-from tenas.scoring.subjects import Cell, Cells, read_cells
+from tenas.scoring.subjects import Cell, Cells, Measurement, read_cells
 from tenas.scoring.table import read_scores
 from tenas.search.made_by import stage_code
 from tenas.spaces import get_space
@@ -22,10 +23,12 @@ from tenas.study.correlate import COLUMNS, FEWEST, RESAMPLES, TESTS, Scores, cor
 from tenas.study.sample import is_valid
 
 
-def read_table_of_values(scores: Sequence[str | os.PathLike], measures: Mapping, cells: Cells) -> dict[str, Scores]:
-    """All measurements of a study by measure, with the mean seconds that one cost, by the records.
+def read_table_of_values(
+    scores: Sequence[str | os.PathLike[str]], measures: Mapping[str, Any], cells: Cells
+) -> dict[str, Scores]:
+    """All scores of a study by measure, with the mean seconds per measurement from the records.
 
-    Raises TenasError when a file is cut off or damaged, or a measurement is missing or doubled.
+    Raises TenasError if a file is truncated or damaged, or a measurement is missing or duplicated.
     """
     values = read_scores(scores, measures, cells, "this study")
     spent: dict[str, list[float]] = {}
@@ -39,14 +42,15 @@ def read_table_of_values(scores: Sequence[str | os.PathLike], measures: Mapping,
     for reference, settings in measures.items():
         measure = get_measure(reference)
         name = measure.name
-        table = np.array([[values[cell.number, name, r] for r in range(settings["repeats"])] for cell in cells.cells], float)
+        repeats = range(settings["repeats"])
+        table = np.array([[values[Measurement(cell.number, name, r)] for r in repeats] for cell in cells.cells], float)
         seconds, count = spent.get(name, (0.0, 0.0))
         found[name] = Scores(measure, table, seconds / count if count else math.nan)
     return found
 
 
-def read_accuracies(index: str | os.PathLike, cells: Sequence[Cell], space: str) -> dict[str, np.ndarray]:
-    """Test accuracies of the cells in a table, by name, in %. Raises TenasError when it lacks a cell or an accuracy."""
+def read_accuracies(index: str | os.PathLike[str], cells: Sequence[Cell], space: str) -> dict[str, np.ndarray]:
+    """Test accuracies of the cells in a table, by name, in %. Raises TenasError if it lacks a cell or an accuracy."""
     table = read_index(index, space).set_index("arch")
     missing = [cell.arch for cell in cells if cell.arch not in table.index]
     if missing:
@@ -62,26 +66,26 @@ def read_accuracies(index: str | os.PathLike, cells: Sequence[Cell], space: str)
 
 
 def rows_of_study(
-    settings: Mapping,
+    settings: Mapping[str, Any],
     cells: Cells,
     values: Mapping[str, Scores],
     accuracies: Mapping[str, np.ndarray],
     *,
     resamples: int = RESAMPLES,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """The rows of correlations.csv; without ``resamples`` their intervals are NaN."""
     valid = np.array([is_valid(cells.genotype(number)) for number in cells.ids])
     return correlations(values, accuracies, settings["seed"], together=settings["together"], valid=valid, resamples=resamples)
 
 
 def correlate(
-    settings: Mapping,
-    cells: str | os.PathLike,
-    index: str | os.PathLike,
-    scores: Sequence[str | os.PathLike],
-    out: str | os.PathLike,
+    settings: Mapping[str, Any],
+    cells: str | os.PathLike[str],
+    index: str | os.PathLike[str],
+    scores: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
 ) -> None:
-    """Into the folder ``out``: correlations.csv with correlations.json, what made it; forest.svg and scatter.svg."""
+    """Write correlations.csv, its record correlations.json, forest.svg and scatter.svg to the folder ``out``."""
     from tenas.study.figures import plot_forest, plot_scatter
 
     stopwatch = Stopwatch()

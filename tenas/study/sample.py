@@ -1,7 +1,8 @@
-"""Which cells a study measures."""
+"""The cells that a study measures."""
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +13,10 @@ from tenas.seeds import derive_seed
 from tenas.spaces import Genotype, get_space, load_genotype
 
 
-def sample_table(settings: Mapping, index: str | os.PathLike) -> Cells:
-    """The cells of a study, by number: a seeded sample of the table's without the excluded operators, or all of these.
+def sample_table(settings: Mapping[str, Any], index: str | os.PathLike[str]) -> Cells:
+    """The cells of a study, by number: a seeded sample of the table's cells without excluded operators, or all of those.
 
-    Raises TenasError when the table has fewer cells than are asked for, or cells of another space.
+    Raises TenasError if the table has fewer cells than requested, or cells of another space.
     """
     table = read_index(index, settings["space"])
     numbers = table["index"].to_numpy() if "index" in table.columns else np.arange(len(table))
@@ -36,14 +37,14 @@ def sample_table(settings: Mapping, index: str | os.PathLike) -> Cells:
 
 
 def operators_of(genotype: Genotype) -> set[str]:
-    """The operators that a genotype has, on whatever edges."""
+    """The distinct operators of a genotype."""
     return {choice.operator for cell in genotype.cells for choice in cell}
 
 
 def is_valid(genotype: Genotype) -> bool:
     """Whether every operator but ``none`` is on a path from an input of its cell to the cell's output.
 
-    9,445 of the 15,625 cells of NAS-Bench-201 are; they are the ones that VKDNW, zc_combine and GRAF correlate measures over.
+    9,445 of the 15,625 cells of NAS-Bench-201 are valid; VKDNW, zc_combine and GRAF correlate measures over these.
     """
     space = genotype.space
     for cell in genotype.cells:

@@ -343,10 +343,10 @@ def bad_npz(folder: Path, fault: str) -> Path:
     ("fault", "sentence"),
     [
         ("absent", "There is no file"),
-        ("not an archive", "not a sound .npz file"),
-        ("cut off", "not a sound .npz file"),
-        ("a byte changed", "not a sound .npz file"),
-        ("a lone array", "a lone array"),
+        ("not an archive", "not a valid .npz file"),
+        ("cut off", "not a valid .npz file"),
+        ("a byte changed", "not a valid .npz file"),
+        ("a lone array", "a single array"),
         ("no labels", "has no array 'labels'"),
         ("float images", "must be uint8 .* it is float64"),
         ("grey images", r"must be uint8 .* \(60, 8, 8\)"),
@@ -355,7 +355,7 @@ def bad_npz(folder: Path, fault: str) -> Path:
         ("float labels", "must be 60 integers"),
         ("negative labels", "go from -1"),
         ("more labels than names", "allowed: 0 to 1"),
-        ("pickled objects", "not a sound .npz file"),
+        ("pickled objects", "not a valid .npz file"),
         ("equal images", r"1 different image\(s\)"),
     ],
 )

@@ -292,7 +292,7 @@ def test_every_measure_refuses_an_empty_batch_and_missing_labels(name):
     with pytest.raises(TenasError, match=r"empty batch|no inputs"):
         MEASURES[name](network, x[:0], y[:0])
     if MEASURES[name].needs_labels:
-        with pytest.raises(TenasError, match=f"{name} is one of a loss: it needs the labels"):
+        with pytest.raises(TenasError, match=f"{name} is loss-based: it needs image labels"):
             MEASURES[name](network, x)
         with pytest.raises(TenasError, match="outside of the network's 4 classes"):
             MEASURES[name](network, x, y + 1)

@@ -346,7 +346,7 @@ def test_the_supernet_is_what_its_definition_says(mask, channels, cells, side):
 def test_the_discrete_network_is_what_its_definition_says(text):
     network = Network(text, channels=4, cells=6, classes=5).double().train()
     body = network.body
-    assert [cell.type for cell in body.stack.cells] == ["normal", "normal", "reduction", "normal", "reduction", "normal"]
+    assert [cell.cell_type for cell in body.stack.cells] == ["normal", "normal", "reduction", "normal", "reduction", "normal"]
     x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
     stem = normalised(functional.conv2d(x, body.stem[0].weight, padding=1), body.stem[1])
     assert stem.shape[1] == 12
@@ -359,7 +359,7 @@ def test_the_search_network_has_the_released_codes_parameters():
     # 5,655 in the released code, 224 of them architecture parameters, one an edge and operator, which we don't have.
     network = Supernet("darts", channels=1, cells=2, classes=10)
     assert count_parameters(network) == 5_655 - 2 * 14 * 8
-    assert [cell.type for cell in network.body.cells.stack.cells] == ["normal", "reduction"]
+    assert [cell.cell_type for cell in network.body.cells.stack.cells] == ["normal", "reduction"]
 
 
 def test_the_cells_take_crops_of_three_pixels():
