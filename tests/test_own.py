@@ -313,7 +313,7 @@ def test_a_reference_to_something_else_is_refused_with_a_sentence(tmp_path, monk
     assert get_space("own.py:SPACE") is get_space("./own.py:SPACE") is get_space(f"{tmp_path}/own.py:SPACE")
     assert get_space("own.py:SPACE").reference == "own.py:SPACE"
     for name, message in {
-        "none.py:SPACE": r"to come from none\.py, which is not a file",
+        "none.py:SPACE": r"is expected in none\.py, which is not a file",
         "own.py:SPCE": r"'own\.py:SPCE' does not exist: own\.py has .*SPACE",
         "own.py:NOTHING": "is a int, not a space",
         "broken.py:SPACE": r"cannot be imported .*nothing_of_that_name",
@@ -406,7 +406,7 @@ def test_a_trained_network_knows_its_space(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     code = "from tenas.retrain import load_network\nprint(load_network('../own.pt', {})[1]['space'])"
     assert python(tmp_path / "elsewhere", code.format("'../own.py:SPACE'")) == "../own.py:SPACE"
-    with pytest.raises(AssertionError, match=r"to come from own\.py, which is not a file"):
+    with pytest.raises(AssertionError, match=r"is expected in own\.py, which is not a file"):
         python(tmp_path / "elsewhere", code.format(None))
     write(tmp_path, {"helper.py": HELPER.replace("bias=False", "bias=True")})
     with pytest.raises(AssertionError, match=r"do not fit the networks of own\.py:SPACE: it has changed"):
