@@ -1,4 +1,4 @@
-"""Where pixels lie in arrays with a border, and which of them a window reads. Pure NumPy."""
+"""Where pixels lie in arrays with a border, and which of them a window reads. No torch."""
 
 from __future__ import annotations
 
