@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from tenas.errors import TenasError
-from tenas.measures.common import LAYERS, Observer, check_batch, hooked, name_of, undisturbed
+from tenas.measures.common import LAYERS, Observer, check_batch, check_eager, hooked, measuring, name_of, undisturbed
 from tenas.measures.regions import count_distinct_rows, relu_signs
-from tenas.measures.threads import one_thread
 
 
-@one_thread()
+@measuring
 def swap(network: nn.Module, images: Tensor) -> int:
     """Number of distinct sample-wise activation patterns, a pattern being the states of one ReLU unit over all images.
 
@@ -53,7 +52,7 @@ def _distinct_columns(signs: np.ndarray) -> int:
     return int(np.count_nonzero(seen))
 
 
-@one_thread()
+@measuring
 def near(network: nn.Module, images: Tensor) -> float:
     """Sum over layers of the effective rank of their outputs, before and after the activation function.
 
@@ -68,6 +67,7 @@ def near(network: nn.Module, images: Tensor) -> float:
     centred, and a large mean lowers the rank.
     """
     check_batch(images)
+    check_eager(network)
     ranks: list[float] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:

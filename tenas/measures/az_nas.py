@@ -24,8 +24,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tenas.errors import TenasError
-from tenas.measures.common import check_batch, undisturbed
-from tenas.measures.threads import one_thread
+from tenas.measures.common import check_batch, measuring, undisturbed
 
 SHIFT = 1e-8  # keeps the logarithm of a share of zero finite
 REGULARISER = 1e-6  # keeps the score of a block without a gradient finite
@@ -41,14 +40,14 @@ class AzNas(NamedTuple):
     trainability: float
 
 
-@one_thread()
+@measuring
 def az_nas_scores(network: nn.Module, images: Tensor) -> AzNas:
     """All three measures in one pass; ``az_expressivity``, ``az_progressivity`` and ``az_trainability`` define them."""
     entropies, scores = _pass_blocks(network, images, gradients=True)
     return AzNas(_expressivity(entropies), _progressivity(entropies), sum(scores) / len(scores))
 
 
-@one_thread()
+@measuring
 def az_expressivity(network: nn.Module, images: Tensor) -> float:
     """Sum over blocks of the entropy H = -sum p log(p + 1e-8), p the spectrum of the features' covariance, summing to 1.
 
@@ -62,7 +61,7 @@ def az_expressivity(network: nn.Module, images: Tensor) -> float:
     return _expressivity(entropies)
 
 
-@one_thread()
+@measuring
 def az_progressivity(network: nn.Module, images: Tensor) -> float:
     """Min over blocks of H_(l+1) - H_l, H the entropies of ``az_expressivity``: the smallest gain from a block to the next.
 
@@ -74,7 +73,7 @@ def az_progressivity(network: nn.Module, images: Tensor) -> float:
     return _progressivity(entropies)
 
 
-@one_thread()
+@measuring
 def az_trainability(network: nn.Module, images: Tensor) -> float:
     """Mean over all blocks but the first of 2 - s - 1 / (s + 1e-6): 0 for a block that keeps the scale of gradients, s = 1.
 

@@ -28,20 +28,21 @@ from tenas.measures.common import (
     Observer,
     batch_loss,
     check_batch,
+    check_eager,
     gradients_of,
     hooked,
+    measuring,
     name_of,
     undisturbed,
     weights_of,
 )
 from tenas.measures.regions import relu_signs
-from tenas.measures.threads import one_thread
 
 ALPHA = 0.01  # Zen-NAS, algorithm 1: size of the perturbation of the inputs
 SHIFT = 1e-5  # Mellor et al. 2020: keeps the logarithm of an eigenvalue finite
 
 
-@one_thread()
+@measuring
 def gradient_norm(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over layers of ||dL/dW||_2, L the mean cross-entropy of the batch ("grad_norm").
 
@@ -54,7 +55,7 @@ def gradient_norm(network: nn.Module, images: Tensor, labels: Tensor) -> float:
         return float(sum(gradient.double().norm().item() for gradient in gradients))
 
 
-@one_thread()
+@measuring
 def snip(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over weights of |w dL/dw|, L the mean cross-entropy of the batch.
 
@@ -68,7 +69,7 @@ def snip(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return sum((w.detach() * g).abs().double().sum().item() for w, g in zip(weights, gradients, strict=True))
 
 
-@one_thread()
+@measuring
 def grasp(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over weights of -w (H g), g the gradient and H the Hessian of the mean cross-entropy of the batch.
 
@@ -86,7 +87,7 @@ def grasp(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return -sum((w.detach() * h).double().sum().item() for w, h in zip(weights, curvature, strict=True))
 
 
-@one_thread()
+@measuring
 def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over layers and their output channels c of 1/(2n) sum_i (sum over positions of a_ic dL_i/da_ic)^2.
 
@@ -113,7 +114,7 @@ def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return total
 
 
-@one_thread()
+@measuring
 def jacobian_covariance(network: nn.Module, images: Tensor) -> float:
     """-sum_i (log(s_i + k) + 1 / (s_i + k)), k = 1e-5, s the eigenvalues of the samples' correlation matrix of Jacobians.
 
@@ -136,7 +137,7 @@ def jacobian_covariance(network: nn.Module, images: Tensor) -> float:
     return float(-(eigenvalues.log() + 1 / eigenvalues).sum().item())
 
 
-@one_thread()
+@measuring
 def naswot(network: nn.Module, images: Tensor) -> float:
     """log |det K|, K[i, j] the number of ReLUs that are in the same state for images i and j.
 
@@ -183,6 +184,7 @@ class _LastFeatures(Observer):
 
 
 def _features(network: nn.Module, images: Tensor) -> Tensor:
+    check_eager(network)
     with _LastFeatures() as last:
         network(images)
     if last.features is None:
@@ -191,7 +193,7 @@ def _features(network: nn.Module, images: Tensor) -> Tensor:
     return features.double()
 
 
-@one_thread()
+@measuring
 def zen(network: nn.Module, images: Tensor) -> float:
     """log mean_i ||f(x_i) - f(x_i + 0.01 e_i)||_F + sum over batch normalisations of log sqrt(mean over channels of variance).
 
@@ -229,7 +231,7 @@ def zen(network: nn.Module, images: Tensor) -> float:
     return math.log(change) + scale if change > 0 else -math.inf
 
 
-@one_thread()
+@measuring
 def zico(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """sum over layers of log sum over weights of mean(|g|) / std(|g|), g the gradients of the batch's two halves.
 

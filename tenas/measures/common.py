@@ -1,33 +1,100 @@
-"""What several measures share: checks of batches, losses, weights, gradients, temporary hooks, an observer of operators."""
+"""What several measures share: surroundings, checks of batches and networks, losses, weights, gradients, hooks, an observer."""
 
+import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.functional import cross_entropy
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from tenas.errors import TenasError
+from tenas.measures.threads import one_thread
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
+def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Concatenate[nn.Module, P], R]:
+    """Decorate a function of (network, images, ...) so that its value does not depend on what surrounds the call.
+
+    It runs on one thread, outside of ``torch.inference_mode``, with an empty cache of autocast: weights that an earlier pass of
+    the same block has cast are cast again. Raises TenasError for a network that cannot be measured in any way.
+    """
+
+    @functools.wraps(function)
+    def measured(network: nn.Module, *args: P.args, **kwargs: P.kwargs) -> R:
+        with one_thread(), torch.inference_mode(False):
+            check_network(network)
+            torch.clear_autocast_cache()
+            try:
+                # Tensors that were made in inference mode are copied: autograd refuses them.
+                args, kwargs = tree_map(_outside_inference, (args, kwargs))
+                return function(network, *args, **kwargs)
+            finally:
+                torch.clear_autocast_cache()
+
+    return cast("Callable[Concatenate[nn.Module, P], R]", measured)
+
+
+def _outside_inference(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def check_network(network: nn.Module) -> None:
+    """Raise TenasError for parameters without values, and for those that autograd refuses."""
+    if not any(is_lazy(tensor) or tensor.is_inference() for tensor in (*network.parameters(), *network.buffers())):
+        return  # names take several times as long to find
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if is_lazy(tensor):
+            raise TenasError(f"The network's {name} has no values yet: run a batch through its lazy modules first.")
+        if tensor.is_inference():
+            raise TenasError(f"The network's {name} was made in torch.inference_mode(), without gradients: make it outside.")
+
+
+def check_eager(network: nn.Module) -> None:
+    """Raise TenasError for a network of which not every module and operator can be seen: TorchScript."""
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TenasError(
+                f"{name or 'The network'} is TorchScript, whose operators cannot be observed: measure it unscripted."
+            )
+
+
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Restore the network's buffers (running statistics, counters) after the block."""
-    buffers = list(network.buffers())
+    """Restore the network's buffers (running statistics, counters) after the block: the tensors, their sizes and values."""
+    places = [(m._buffers, key, buffer) for m in network.modules() for key, buffer in m._buffers.items() if buffer is not None]
+    # Nothing can write into a tensor with several elements in one place of memory, such as one made by expand.
+    buffers = [buffer for _, _, buffer in places if not _overlaps(buffer)]
     saved = [buffer.clone() for buffer in buffers]
     try:
         yield
     finally:
+        for owner, key, buffer in places:
+            if isinstance(owner, dict) and owner.get(key) is not buffer:
+                owner[key] = buffer
         with torch.no_grad():
+            for buffer, values in zip(buffers, saved, strict=True):
+                if buffer.shape != values.shape:
+                    buffer.resize_(values.shape)
             if buffers:
                 torch._foreach_copy_(buffers, saved)
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and any(
+        not step and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
 
 
 @contextmanager
@@ -60,8 +127,22 @@ def check_batch(images: Tensor) -> None:
         raise TenasError("The measure of an empty batch is not defined.")
 
 
+def computed_weights(network: nn.Module) -> list[str]:
+    """Names of the layers whose weight is computed from other parameters (weight and spectral norm, parametrizations)."""
+    layers = ((name, module) for name, module in network.named_modules() if isinstance(module, LAYERS))
+    return [name or "the network" for name, module in layers if module._parameters.get("weight") is None]
+
+
 def weights_of(network: nn.Module) -> list[Tensor]:
-    """Weights of convolutions and linear layers that require a gradient. Raises TenasError if there are none."""
+    """Weights of convolutions and linear layers that require a gradient.
+
+    Raises TenasError if there are none, or if a layer computes its weight from other parameters.
+    """
+    if computed := computed_weights(network):
+        raise TenasError(
+            f"The weight of {computed[0]} is computed from other parameters (weight or spectral norm, a parametrization): make "
+            "it a plain one first, with torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.remove_weight_norm."
+        )
     weights = [m.weight for m in network.modules() if isinstance(m, LAYERS) and m.weight.requires_grad]
     if not weights:
         raise TenasError("The network has no convolution or linear layer whose weights require a gradient.")
@@ -128,6 +209,7 @@ class Observer(TorchDispatchMode):
         raise NotImplementedError
 
 
+@functools.cache
 def name_of(operator: OpOverload) -> str:
     """The operator's name in torch, e.g. ``convolution``, the same for all of its overloads."""
     return str(operator._schema.name).removeprefix("aten::")

@@ -4,7 +4,6 @@ Masked operators do not count. Nothing is computed: a copy runs on the meta devi
 and images do not matter. Every other measure should be compared with these.
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -12,12 +11,11 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from tenas.measures.common import Observer, check_batch, hooked, name_of
-from tenas.measures.threads import one_thread
-from tenas.networks import count_flops
+from tenas.measures.common import Observer, check_batch, check_eager, hooked, measuring, name_of
+from tenas.networks import copied, count_flops
 
 
-@one_thread()
+@measuring
 def parameters(network: nn.Module, images: Tensor) -> int:
     """Trainable parameters of the modules that run: in a masked supernet, those of the active operators.
 
@@ -35,14 +33,15 @@ def parameters(network: nn.Module, images: Tensor) -> int:
     return sum(counted.values())
 
 
-@one_thread()
+@measuring
 def flops(network: nn.Module, images: Tensor) -> int:
     """Multiply-accumulates for one image of the batch's shape, counted as NAS-Bench-201 does (``tenas.networks.count_flops``)."""
     check_batch(images)
+    check_eager(network)
     return count_flops(network, images.shape[1:])
 
 
-@one_thread()
+@measuring
 def layers(network: nn.Module, images: Tensor) -> int:
     """Depth: the number of convolutions and linear layers on the longest path from the images to the output.
 
@@ -59,7 +58,8 @@ def layers(network: nn.Module, images: Tensor) -> int:
 
 def _on_meta(network: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
     """A copy of the network and one image, without values."""
-    return copy.deepcopy(network).to("meta").eval(), torch.empty_like(images[:1], device="meta")
+    check_eager(network)
+    return copied(network).to("meta").eval(), torch.empty_like(images[:1], device="meta")
 
 
 class _Depths(Observer):

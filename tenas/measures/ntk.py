@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from tenas.errors import TenasError, one_of
 from tenas.measures import ntk_engine
-from tenas.measures.common import collector_paused, undisturbed
-from tenas.measures.ntk_tape import UntraceableError
+from tenas.measures.common import collector_paused, computed_weights, measuring, undisturbed
+from tenas.measures.ntk_tape import UntraceableError, check_traceable, is_known
 from tenas.measures.threads import one_thread
 
 Implementation = Literal["auto", "compiled", "batched", "loop"]
 """How ``ntk_gram`` computes a kernel. All give the same matrix to rounding; of one of them, equal inputs give equal bits.
 
-``auto``: compiled where it can be, else batched, else the loop, without a word. Right for all networks that autograd is right
-for, and what every measure uses. On a CPU its forward pass runs some operators with compiled kernels even if the reverse pass
-is batched.
+``auto``: compiled where it can be, else batched, else the loop, with a PlainLoopWarning. Right for all networks that autograd is
+right for, and what every measure uses. On a CPU its forward pass runs some operators with compiled kernels even if the reverse
+pass is batched.
 
 ``compiled``: kernels that numba compiles, 8 cotangents in a vector (``kernel/README.md``). Fast for small convolutional networks
 on a CPU, 6 to 20 times as fast as the loop. Operators without a compiled rule, and only they, go through plain torch. Never falls
@@ -36,6 +36,14 @@ everything that autograd is right for, and what the others are held against. It 
 """
 
 
+class PlainLoopWarning(UserWarning):
+    """A kernel is computed the plain way, which is right for all networks and many times slower."""
+
+
+class LeftOutWarning(UserWarning):
+    """A layer has no part in a kernel, because none of its parameters is named weight."""
+
+
 def ntk_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The parameters that the kernel is taken over: those named ``weight``, of convolutions, batch norm and linear layers alike.
 
@@ -44,7 +52,7 @@ def ntk_parameters(network: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in network.named_parameters() if name.rpartition(".")[2] == "weight" and p.requires_grad]
 
 
-@one_thread()
+@measuring
 def ntk_gram(
     network: nn.Module,
     images: Tensor,
@@ -95,6 +103,7 @@ def ntk_gram(
         return ntk_gram_by_loop(network, images)
     forward = implementation != "batched"
     try:
+        check_traceable(network)
         with (
             undisturbed(network),
             collector_paused(),
@@ -102,6 +111,8 @@ def ntk_gram(
         ):
             logit_sums(logits.tensor, images)
             if not logits.active:
+                if logits.tensor.requires_grad and not is_known(network):
+                    raise UntraceableError("autograd sees gradients that no operator accounts for")
                 return torch.zeros(len(images), len(images), dtype=torch.float64)
             batched = implementation == "batched" or chunk is not None
             reason = None if batched else ntk_engine.unsuited(tape, logits)
@@ -111,9 +122,16 @@ def ntk_gram(
                 rows = ntk_engine.batched_jacobian(tape, logits, chunk=chunk)
             else:
                 rows = ntk_engine.compiled_jacobian(tape, logits)
+            if not is_known(network) and not _agrees(rows, logits.tensor, parameters):
+                raise UntraceableError("its gradients are others than autograd's")
             return ntk_engine.gram_of_rows(rows)
     except UntraceableError as error:
         if may_loop:
+            warnings.warn(
+                f"The kernel of this network takes one backward pass per sample, {len(images)} instead of one: {error}.",
+                PlainLoopWarning,
+                stacklevel=3,  # of whoever called ntk_gram: measuring lies between
+            )
             return ntk_gram_by_loop(network, images)
         raise TenasError(f"The pass cannot be replayed, which only 'auto' and 'loop' can do without: {error}.") from error
 
@@ -130,17 +148,49 @@ def ntk_gram_by_loop(network: nn.Module, images: Tensor) -> Tensor:
             return torch.zeros(len(sums), len(sums), dtype=torch.float64)
         jacobian = []
         for i in range(len(sums)):
-            gradients = torch.autograd.grad(sums[i], parameters, retain_graph=i + 1 < len(sums), allow_unused=True)
-            pairs = zip(gradients, parameters, strict=True)
-            jacobian.append(torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs]))
+            jacobian.append(_gradient(sums[i], parameters, keep=i + 1 < len(sums)))
         rows = torch.stack(jacobian).to("cpu", torch.float64)
     return rows @ rows.T
+
+
+def _gradient(value: Tensor, parameters: list[nn.Parameter], *, keep: bool) -> Tensor:
+    """The gradient of a number, all parameters in a row; of a complex one its real and imaginary parts. ``keep`` the graph."""
+    try:
+        gradients = torch.autograd.grad(value, parameters, retain_graph=keep, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise TenasError("Reentrant checkpoints have no gradients of single samples: give use_reentrant=False.") from error
+    found = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+    return torch.cat([(torch.view_as_real(g.resolve_conj()) if g.is_complex() else g).reshape(-1) for g in found])
+
+
+def _agrees(rows: Tensor, logits: Tensor, parameters: list[nn.Parameter]) -> bool:
+    """Whether a random combination of the rows is the gradient of that combination of logits, by autograd, to rounding.
+
+    One backward pass, a sample's share of the plain loop. It finds whatever a tape overlooks in a network that is not known.
+    """
+    sums = logits.reshape(len(logits), -1).sum(1)
+    weights = torch.randn(len(sums), generator=torch.Generator().manual_seed(0)).to(sums)
+    expected = _gradient((sums * weights).sum(), parameters, keep=False).double()
+    found = weights.double() @ rows.double()
+    scale = expected.norm() + found.norm()
+    rounding = max(torch.finfo(dtype).eps for dtype in (rows.dtype, logits.dtype))
+    # Where the network overflows neither is a number, and the kernel says so.
+    return not bool((found - expected).norm() > rounding**0.5 * scale)
 
 
 def checked_parameters(network: nn.Module, images: Tensor) -> list[nn.Parameter]:
     """``ntk_parameters``, after the batch and the network have been looked at."""
     if len(images) == 0:
         raise TenasError("The kernel of an empty batch is not defined.")
+    if computed := computed_weights(network):
+        warnings.warn(
+            f"The weight of {computed[0]} is computed from parameters of other names, and the kernel is over those named weight: "
+            "it leaves that layer out.",
+            LeftOutWarning,
+            stacklevel=4,
+        )
     parameters = ntk_parameters(network)
     if not parameters:
         raise TenasError("The network has no parameter named weight that requires a gradient: it has no kernel.")
@@ -178,7 +228,7 @@ def condition_number(gram: Tensor, *, dtype: torch.dtype = torch.float64) -> flo
     return float(largest / smallest)
 
 
-@one_thread()
+@measuring
 def ntk_condition_number(network: nn.Module, images: Tensor) -> float:
     """kappa = lambda_max / lambda_min of the kernel of ``images`` (``ntk_gram``): lower means easier to train.
 

@@ -21,6 +21,28 @@ class UntraceableError(Exception):
     """The pass holds something that the tape cannot replay backwards: the caller takes autograd instead."""
 
 
+# Modules whose operators the tape is known to follow, besides those of this package.
+KNOWN = (
+    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.ReLU,
+    nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d,
+)  # fmt: skip
+
+
+def is_known(network: nn.Module) -> bool:
+    """Whether a network is made of this package's modules, and of torch's that they are made of, and of nothing else."""
+    kinds = {type(module) for module in network.modules()}
+    return all(kind in KNOWN or kind.__module__.startswith("tenas.") for kind in kinds)
+
+
+def check_traceable(network: nn.Module) -> None:
+    """Raise UntraceableError for modules whose operators cannot be seen one by one."""
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UntraceableError(f"{name or 'the network'} is TorchScript")
+        if type(module).__module__.startswith("torch._dynamo"):
+            raise UntraceableError(f"{name or 'the network'} is compiled")
+
+
 class Value:
     """A tensor at one point of the pass. A tensor that is changed in place is a new value from then on.
 
@@ -138,6 +160,8 @@ class Tape(TorchDispatchMode):
             if not isinstance(tensor, Tensor):
                 record.outputs.append(None)
                 continue
+            if active and tensor.dtype.is_complex:
+                raise UntraceableError("it computes with complex numbers")
             differentiable = active and tensor.dtype.is_floating_point
             record.outputs.append(self._enter(tensor, differentiable, record if active else None))
         if active:
@@ -178,7 +202,12 @@ class Tape(TorchDispatchMode):
             self._storages.setdefault(value.tensor.untyped_storage().data_ptr(), []).append(value)
         self._unindexed.clear()
         value = self._values[id(tensor)]
+        if value.active and not torch.is_grad_enabled():
+            # Autograd lets the gradient through, as if nothing had been written.
+            raise UntraceableError("a tensor is changed in place under no_grad")
         storage = tensor.untyped_storage().data_ptr()
+        if storage not in self._storages:
+            raise UntraceableError("a tensor gets other memory")
         others = [v for v in self._storages[storage] if v.tensor is not tensor]
         if others and (active or any(v.active for v in others)):
             raise UntraceableError("a tensor that shares its memory is changed in place")

@@ -1,7 +1,8 @@
 """The number of linear regions that contain a set of inputs: expressivity (TE-NAS, section 3.1.2)."""
 
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -11,9 +12,8 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from tenas.errors import TenasError
-from tenas.measures.common import Observer, undisturbed
+from tenas.measures.common import Observer, check_eager, measuring, name_of, undisturbed
 from tenas.measures.pooling import FasterPooling
-from tenas.measures.threads import one_thread
 
 SATURATED = 0.95
 # For inputs of fewer pixels, such as crops, intercepting poolings costs more than it saves.
@@ -28,39 +28,119 @@ class _EnoughError(Exception):
     """Ends a forward pass early."""
 
 
-class _ReluSigns(Observer):
-    """Records the signs of each ReLU that runs, module or function.
+class SmoothActivationWarning(UserWarning):
+    """Some of a network's activation functions have no linear pieces, so they are no part of its patterns."""
+
+
+def _above_zero(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
+    return (out > 0,)
+
+
+def _either_side(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
+    return (out >= 0, out > 0)
+
+
+def _input_above_zero(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
+    return (args[0] > 0,)
+
+
+def _leaky(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
+    if (args[1] if len(args) > 1 else 0.01) < 0:
+        raise TenasError("A leaky ReLU with a negative slope folds: its output does not say in which piece the input lies.")
+    return (out > 0,)
+
+
+def _clamped(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
+    low, high = [*args[1:3], None, None][:2]
+    return (*(() if low is None else (out > low,)), *(() if high is None else (out >= high,)))
+
+
+def _clamped_above(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
+    return (out >= args[1],)
+
+
+def _clamped_below(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
+    return (out > args[1],)
+
+
+def _hard_tanh(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
+    return _clamped((args[0], *[*args[1:], *(-1.0, 1.0)[len(args) - 1 :]]), out)
+
+
+def _hard_sigmoid(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
+    return (out > 0, out >= 1)
+
+
+# Activation functions with linear pieces: for each, which side of each kink a unit is on. By the output: the input may have been
+# overwritten.
+_KINKS: dict[str, Callable[[Sequence[Any], Tensor], tuple[Tensor, ...]]] = {
+    "relu": _above_zero, "leaky_relu": _leaky, "_prelu_kernel": _input_above_zero, "rrelu_with_noise": _above_zero,
+    "threshold": _clamped_below, "hardtanh": _hard_tanh, "hardsigmoid": _hard_sigmoid, "softshrink": _either_side,
+    "hardshrink": _either_side, "clamp": _clamped, "clamp_min": _clamped_below, "clamp_max": _clamped_above,
+}  # fmt: skip
+_SMOOTH = frozenset({"elu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardswish", "log_sigmoid_forward"})
+# Not activation functions everywhere: those of a tensor without the samples' dimension are passed over.
+_BOUNDS = frozenset({"clamp", "clamp_min", "clamp_max"})
+
+
+class _Signs(Observer):
+    """Records for each activation function that runs, module or function, in which of its linear pieces each unit is.
 
     ``first_only``: end the pass with _EnoughError after the first one.
     """
-
-    RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
 
     def __init__(self, samples: int, first_only: bool = False) -> None:
         super().__init__()
         self.samples, self.first_only = samples, first_only
         self.bits: list[np.ndarray] = []
+        self.smooth: set[str] = set()
 
-    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
-        if operator in self.RELUS:
-            if out.ndim == 0 or len(out) != self.samples:
-                raise TenasError(
-                    f"A ReLU gave {tuple(out.shape)} for {self.samples} inputs: its first dimension must be the samples."
-                )
-            self.bits.append((out > 0).reshape(self.samples, -1).cpu().numpy())
-            if self.first_only:
-                raise _EnoughError
+    def saw(self, operator: OpOverload, read: Any, out: Any) -> None:
+        name = _plain_name(operator)
+        kinks = _KINKS.get(name)
+        if kinks is None:
+            if name in _SMOOTH:
+                self.smooth.add(name)
+            return
+        if out.ndim == 0 or len(out) != self.samples:
+            if name in _BOUNDS:
+                return
+            raise TenasError(
+                f"A ReLU gave {tuple(out.shape)} for {self.samples} inputs: its first dimension must be the samples."
+            )
+        for side in kinks(read[0], out):
+            self.bits.append(side.reshape(self.samples, -1).cpu().numpy())
+        if self.first_only:
+            raise _EnoughError
+
+
+@functools.cache
+def _plain_name(operator: OpOverload) -> str:
+    """The name of an operator, the same whether or not it works in place."""
+    name = name_of(operator)
+    return name if name.startswith("_") else name.removesuffix("_")
 
 
 def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) -> np.ndarray:
-    """Which ReLU outputs are positive, for each input of one forward pass: (n, units) booleans.
+    """In which linear piece each unit of each activation function is, for each input of one forward pass: (n, units) booleans.
 
-    ``first_only``: only of the first ReLU; the pass ends there. A network without a ReLU gives (n, 0).
-    Raises TenasError if a ReLU's first dimension is not the samples.
+    One boolean per unit of a ReLU, or of another function with one kink (leaky and parametric ReLU, threshold, bounds on one
+    side); two with two kinks (ReLU6, hard tanh and sigmoid, shrinkage, bounds on both sides). A network without any gives (n, 0).
+
+    ``first_only``: only of the first one; the pass ends there.
+
+    Raises TenasError if a ReLU's first dimension is not the samples, and for a network whose activation functions are all smooth
+    (GELU, SiLU, tanh): it has no linear regions. If some are, a SmoothActivationWarning says that they do not count.
     """
+    check_eager(network)
     poolings = FasterPooling() if inputs.ndim == 4 and inputs.shape[2] * inputs.shape[3] >= PIXELS else nullcontext()
-    with torch.no_grad(), poolings, suppress(_EnoughError), _ReluSigns(len(inputs), first_only) as signs:
+    with torch.no_grad(), poolings, suppress(_EnoughError), _Signs(len(inputs), first_only) as signs:
         network(inputs)
+    if signs.smooth:
+        named = ", ".join(sorted(signs.smooth))
+        if not signs.bits:
+            raise TenasError(f"The network's activation functions have no linear pieces ({named}): it has no linear regions.")
+        warnings.warn(f"Activation functions without linear pieces do not count: {named}.", SmoothActivationWarning, stacklevel=4)
     return np.concatenate(signs.bits, axis=1) if signs.bits else np.zeros((len(inputs), 0), bool)
 
 
@@ -96,7 +176,7 @@ def told_apart_at_once(network: nn.Module, blocks: Sequence[Tensor]) -> bool:
     return count_distinct_rows(patterns) == len(patterns)
 
 
-@one_thread()
+@measuring
 def linear_regions(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> int:
     """R = the number of distinct sign patterns over all ReLU outputs: higher means more expressive.
 
@@ -129,6 +209,6 @@ def linear_regions(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> int
             # The same text for the same inputs, so that Python shows it once and not for every count.
             f"Nearly each of the {total} inputs lies in a linear region of its own: saturated, use more or smaller inputs.",
             SaturatedWarning,
-            stacklevel=3,  # of whoever called: one_thread lies between
+            stacklevel=3,  # of whoever called: measuring lies between
         )
     return count

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tenas.errors import TenasError
-from tenas.measures.common import BATCH_NORMS, check_batch, gradients_of, weights_of
-from tenas.measures.threads import one_thread
+from tenas.measures.common import BATCH_NORMS, check_batch, gradients_of, measuring, undisturbed, weights_of
 
 
 def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -23,7 +22,7 @@ def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tens
     Raises TenasError for an empty batch, a network without weights, and a flow that overflows float64.
     """
     check_batch(images)
-    with _absolute(network):
+    with undisturbed(network), _absolute(network):
         weights = weights_of(network)
         ones = torch.ones_like(images[:1], dtype=torch.float64)
         with torch.enable_grad():
@@ -65,7 +64,7 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
-@one_thread()
+@measuring
 def synflow(network: nn.Module, images: Tensor) -> float:
     """sum over weights of w dR/dw, R the sum of the outputs for one input of ones, in the network of absolute weights.
 
@@ -77,7 +76,7 @@ def synflow(network: nn.Module, images: Tensor) -> float:
     return sum((weight * gradient).sum().item() for weight, gradient in synaptic_flow(network, images))
 
 
-@one_thread()
+@measuring
 def log_synflow(network: nn.Module, images: Tensor) -> float:
     """sum over weights of |w| log(dR/dw + 1), with SynFlow's R and its network of absolute weights.
 

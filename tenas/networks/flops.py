@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -15,6 +16,15 @@ def count_parameters(network: nn.Module) -> int:
 def layer_flops(layer: nn.Conv2d | nn.Linear, output: Tensor) -> int:
     """Multiply-accumulates of one call of a layer: one per multiplication, and one per output if there is a bias."""
     return output.numel() * layer.weight[0].numel() + (0 if layer.bias is None else output.numel())
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy of a network, of one that holds results of a pass too (stored features, weights that old weight norms compute).
+
+    Such tensors are part of a graph, which cannot be copied; in the copy they are plain ones.
+    """
+    held = [leaf for module in network.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
+    return copy.deepcopy(network, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
 
 
 def count_flops(network: nn.Module, image_shape: Sequence[int]) -> int:
@@ -32,7 +42,7 @@ def count_flops(network: nn.Module, image_shape: Sequence[int]) -> int:
         nonlocal total
         total += layer_flops(layer, output)
 
-    network = copy.deepcopy(network).to("meta").eval()
+    network = copied(network).to("meta").eval()
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(add)
