@@ -85,6 +85,7 @@ def stop(pid_file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory) -> Iterator[None]:
+    os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where Debian has the daemons
     install()
     settled = Path("/etc/slurm")  # the only place where the srun inside a job looks
     if (settled / "slurm.conf").exists():
