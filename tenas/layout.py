@@ -72,3 +72,8 @@ def prepared(name: str) -> str:
 def record_of(scores: str | os.PathLike[str]) -> Path:
     """The record next to a file of scores."""
     return Path(scores).with_suffix(".json")
+
+
+def checkpoint_of(scores: str | os.PathLike[str]) -> Path:
+    """The hidden file next to scores that holds the measurements so far (tenas.scoring.checkpoint)."""
+    return Path(scores).with_name(f".{Path(scores).stem}.partial")

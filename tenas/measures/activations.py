@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from tenas.errors import TenasError
-from tenas.measures.common import LAYERS, Observer, check_batch, check_eager, hooked, measuring, name_of, undisturbed
+from tenas.measures.common import LAYERS, Observer, check_batch, check_eager, hooked, measuring, plain_name, undisturbed
 from tenas.measures.regions import count_distinct_rows, relu_signs
 
 
@@ -103,5 +103,5 @@ class _ActivationFunctions(Observer):
         self.samples, self.ranks = samples, ranks
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
-        if name_of(operator).removesuffix("_") in self.NAMES and out.shape[:1] == (self.samples,):
+        if plain_name(operator) in self.NAMES and out.shape[:1] == (self.samples,):
             self.ranks.append(_effective_rank(out))

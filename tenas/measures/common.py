@@ -27,8 +27,8 @@ BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Concatenate[nn.Module, P], R]:
     """Decorate a function of (network, images, ...) so that its value does not depend on what surrounds the call.
 
-    It runs on one thread, outside of ``torch.inference_mode``, with an empty cache of autocast: weights that an earlier pass of
-    the same block has cast are cast again. Raises TenasError for a network that cannot be measured in any way.
+    It runs on one thread, outside of ``torch.inference_mode`` and ``no_grad``, with an empty cache of
+    autocast: weights that an earlier pass of the same block has cast are cast again. Raises TenasError for a network that cannot be measured in any way.
     """
 
     @functools.wraps(function)
@@ -61,13 +61,16 @@ def check_network(network: nn.Module) -> None:
             raise TenasError(f"The network's {name} was made in torch.inference_mode(), without gradients: make it outside.")
 
 
+def scripted(network: nn.Module) -> str | None:
+    """The name of the first module that is TorchScript, whose operators cannot be observed; None if there is none."""
+    found = (name for name, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule))
+    return next((name or "the network" for name in found), None)
+
+
 def check_eager(network: nn.Module) -> None:
     """Raise TenasError for a network of which not every module and operator can be seen: TorchScript."""
-    for name, module in network.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TenasError(
-                f"{name or 'The network'} is TorchScript, whose operators cannot be observed: measure it unscripted."
-            )
+    if name := scripted(network):
+        raise TenasError(f"TorchScript hides its operators: measure {name} unscripted.")
 
 
 @contextmanager
@@ -213,3 +216,10 @@ class Observer(TorchDispatchMode):
 def name_of(operator: OpOverload) -> str:
     """The operator's name in torch, e.g. ``convolution``, the same for all of its overloads."""
     return str(operator._schema.name).removeprefix("aten::")
+
+
+@functools.cache
+def plain_name(operator: OpOverload) -> str:
+    """The name of an operator, the same whether or not it works in place."""
+    name = name_of(operator)
+    return name if name.startswith("_") else name.removesuffix("_")

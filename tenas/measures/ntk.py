@@ -109,7 +109,7 @@ def ntk_gram(
             collector_paused(),
             ntk_engine.recorded(network, images, parameters, compiled=forward) as (tape, logits),
         ):
-            logit_sums(logits.tensor, images)
+            sums = logit_sums(logits.tensor, images)
             if not logits.active:
                 if logits.tensor.requires_grad and not is_known(network):
                     raise UntraceableError("autograd sees gradients that no operator accounts for")
@@ -122,7 +122,7 @@ def ntk_gram(
                 rows = ntk_engine.batched_jacobian(tape, logits, chunk=chunk)
             else:
                 rows = ntk_engine.compiled_jacobian(tape, logits)
-            if not is_known(network) and not _agrees(rows, logits.tensor, parameters):
+            if not is_known(network) and not _agrees(rows, sums, parameters):
                 raise UntraceableError("its gradients are others than autograd's")
             return ntk_engine.gram_of_rows(rows)
     except UntraceableError as error:
@@ -165,17 +165,16 @@ def _gradient(value: Tensor, parameters: list[nn.Parameter], *, keep: bool) -> T
     return torch.cat([(torch.view_as_real(g.resolve_conj()) if g.is_complex() else g).reshape(-1) for g in found])
 
 
-def _agrees(rows: Tensor, logits: Tensor, parameters: list[nn.Parameter]) -> bool:
-    """Whether a random combination of the rows is the gradient of that combination of logits, by autograd, to rounding.
+def _agrees(rows: Tensor, sums: Tensor, parameters: list[nn.Parameter]) -> bool:
+    """Whether a random combination of the rows is the gradient of that combination of the sums, by autograd, to rounding.
 
     One backward pass, a sample's share of the plain loop. It finds whatever a tape overlooks in a network that is not known.
     """
-    sums = logits.reshape(len(logits), -1).sum(1)
     weights = torch.randn(len(sums), generator=torch.Generator().manual_seed(0)).to(sums)
     expected = _gradient((sums * weights).sum(), parameters, keep=False).double()
     found = weights.double() @ rows.double()
     scale = expected.norm() + found.norm()
-    rounding = max(torch.finfo(dtype).eps for dtype in (rows.dtype, logits.dtype))
+    rounding = max(torch.finfo(dtype).eps for dtype in (rows.dtype, sums.dtype))
     # Where the network overflows neither is a number, and the kernel says so.
     return not bool((found - expected).norm() > rounding**0.5 * scale)
 

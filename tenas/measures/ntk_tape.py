@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tenas.measures.common import scripted
+
 aten = torch.ops.aten
 
 # In-place operators whose reverse rule does not read what they overwrite.
@@ -36,9 +38,9 @@ def is_known(network: nn.Module) -> bool:
 
 def check_traceable(network: nn.Module) -> None:
     """Raise UntraceableError for modules whose operators cannot be seen one by one."""
+    if name := scripted(network):
+        raise UntraceableError(f"{name} is TorchScript")
     for name, module in network.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UntraceableError(f"{name or 'the network'} is TorchScript")
         if type(module).__module__.startswith("torch._dynamo"):
             raise UntraceableError(f"{name or 'the network'} is compiled")
 

@@ -1,6 +1,5 @@
 """The number of linear regions that contain a set of inputs: expressivity (TE-NAS, section 3.1.2)."""
 
-import functools
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from tenas.errors import TenasError
-from tenas.measures.common import Observer, check_eager, measuring, name_of, undisturbed
+from tenas.measures.common import Observer, check_eager, measuring, plain_name, undisturbed
 from tenas.measures.pooling import FasterPooling
 
 SATURATED = 0.95
@@ -96,7 +95,7 @@ class _Signs(Observer):
         self.smooth: set[str] = set()
 
     def saw(self, operator: OpOverload, read: Any, out: Any) -> None:
-        name = _plain_name(operator)
+        name = plain_name(operator)
         kinks = _KINKS.get(name)
         if kinks is None:
             if name in _SMOOTH:
@@ -112,13 +111,6 @@ class _Signs(Observer):
             self.bits.append(side.reshape(self.samples, -1).cpu().numpy())
         if self.first_only:
             raise _EnoughError
-
-
-@functools.cache
-def _plain_name(operator: OpOverload) -> str:
-    """The name of an operator, the same whether or not it works in place."""
-    name = name_of(operator)
-    return name if name.startswith("_") else name.removesuffix("_")
 
 
 def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) -> np.ndarray:

@@ -77,7 +77,7 @@ class _Shard(NamedTuple):
 
 def _unfinished(scores: Path, now: float) -> Iterator[_Shard]:
     """The shards of a folder that have begun and not ended."""
-    for path in sorted(scores.glob(".*.partial")):
+    for path in sorted(scores.glob(layout.checkpoint_of("*.csv").name)):
         try:
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[1:-1]
             age = now - path.stat().st_mtime

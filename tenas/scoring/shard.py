@@ -8,7 +8,7 @@ from typing import Any
 from tenas.data.prepared import read_images, read_labels
 from tenas.errors import TenasError
 from tenas.files import format_csv, read_json, sha256, sha256_of, write_json, write_text
-from tenas.layout import CARD, LABELS, record_of
+from tenas.layout import CARD, LABELS, checkpoint_of, record_of
 from tenas.measures.catalogue import get_measure
 from tenas.progress import Progress
 from tenas.provenance import Stopwatch, package_versions, processor, provenance, sealed
@@ -76,7 +76,7 @@ def score_shard(
         return
     with (
         progress(len(measurements), f"{what}, shard {shard[0]}/{shard[1]}") as advance,
-        Checkpoint(out.with_name(f".{out.stem}.partial"), origin) as checkpoint,
+        Checkpoint(checkpoint_of(out), origin) as checkpoint,
     ):
         stopwatch.earlier = checkpoint.seconds
         resumed = len(checkpoint.values)

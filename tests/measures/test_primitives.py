@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import ROOT
+from helpers.engine import Doubled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -225,16 +226,6 @@ def test_the_registry_names_every_compiled_function_and_no_other():
 
 
 # The implementations.
-
-
-class Doubled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, g):
-        return 2 * g
 
 
 def convolutional() -> nn.Module:
