@@ -29,7 +29,7 @@ def load_photos(path):
         # Files are read when they are asked for, at the size that is asked for.
         return Files(Paths.of(path / row["file"] for row in chosen), labels)
 
-    return Loaded(part("train"), part("test"), len(classes), [table])
+    return Loaded(part("train"), part("test"), len(classes), [table], classes)
 
 
 def draw_shapes(path):
@@ -50,7 +50,7 @@ def draw_shapes(path):
         image[shapes[label]] = generator.integers(120, 256, 3)
         image[:] = np.clip(image + generator.normal(0, 20, image.shape), 0, 255)
     train, test = Arrays(images[:1200], labels[:1200]), Arrays(images[1200:], labels[1200:])
-    return Loaded(train, test, 3)
+    return Loaded(train, test, 3, class_names=["square", "disc", "cross"])
 
 
 # 32: the side of the images when the data set's entry gives none.

@@ -1,4 +1,4 @@
-"""The command line: one subcommand for each stage of the workflow, made from the stage's signature, and ``tenas search``.
+"""The command line: one subcommand for each stage, made from the stage's signature and docstring.
 
 Exit status: 0; 2 for an error of the user, described by one sentence on stderr.
 """
@@ -9,7 +9,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -23,6 +23,13 @@ GROUPS = {
     "benchmark": "import the table of a space, look cells up in it, search on it",
     "study": "measures of a sample of cells against their accuracy",
 }
+# Headings of the help and their commands. What stands under none is a stage that the workflow calls.
+HEADINGS = {
+    "find a network": ("search", "run", "new", "prepare", "workflow"),
+    "look at what was found": ("show", "status", "audit", "archive"),
+    "tables of trained cells, studies of measures": ("benchmark", "study", "claims"),
+}
+STAGES = "stages, which the workflow calls"
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -44,6 +51,10 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _cores(text: str) -> int | str:
+    return text if text == "all" else _count(text)
+
+
 def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -55,7 +66,7 @@ def _json(text: str) -> dict[str, Any]:
 
 
 PARSERS: dict[str, tuple[Callable[[str], Any], str | None]] = {
-    "count": (_count, "N"), "seed": (_seed, "N"), "shard": (_shard, "I/N"), "json": (_json, "JSON"),
+    "count": (_count, "N"), "seed": (_seed, "N"), "shard": (_shard, "I/N"), "json": (_json, "JSON"), "cores": (_cores, "N"),
 }  # fmt: skip
 
 
@@ -77,12 +88,19 @@ def _options(annotation: Any) -> tuple[dict[str, Any], str]:
         return {**options, "nargs": "+", "action": "extend"}, text
     if get_origin(annotation) is Literal:
         return {"choices": get_args(annotation)}, text
+    if annotation is bool:
+        return {"action": "store_true"}, text
     return {"type": annotation}, text
 
 
 class _Formatter(argparse.HelpFormatter):
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Wrap paragraphs, but for those with indented lines, which are commands."""
+        wrap = super()._fill_text
+        return "\n\n".join(part if "\n  " in part else wrap(part, width, indent) for part in text.split("\n\n"))
+
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.default not in (None, argparse.SUPPRESS, []) and action.option_strings
+        shown = action.default not in (None, argparse.SUPPRESS, [], False) and action.option_strings
         if not shown or action.const is not None:
             return action.help
         values = action.default if isinstance(action.default, list) else [action.default]
@@ -100,8 +118,11 @@ class _Extend(argparse._ExtendAction):
 
 
 def _add(parsers: Any, name: str, stage: Callable[..., Any]) -> None:
-    summary = (inspect.getdoc(stage) or "").partition("\n")[0].rstrip(".")
-    parser = parsers.add_parser(name, help=summary, description=summary, formatter_class=_Formatter)
+    description, _, examples = (inspect.getdoc(stage) or "").replace("``", "").partition("\n\nExamples:\n")
+    epilog = f"examples:\n{examples}" if examples else None
+    parser = parsers.add_parser(
+        name, help=description.partition("\n")[0].rstrip("."), description=description, epilog=epilog, formatter_class=_Formatter
+    )
     parser.register("action", "extend", _Extend)
     parser.set_defaults(stage=stage)
     hints = typing.get_type_hints(stage, include_extras=True)
@@ -126,10 +147,25 @@ def stage_function(module: str) -> Callable[..., Any]:
     return found
 
 
+def _overview(summaries: Mapping[str, str]) -> str:
+    """The commands under their headings, one line each."""
+    listed = [name for names in HEADINGS.values() for name in names]
+    headings = {**HEADINGS, STAGES: [name for name in summaries if name not in listed]}
+    width = max(map(len, summaries)) + 2
+    return "\n\n".join(
+        "\n".join([f"{heading}:", *(f"  {name:<{width}}{summaries[name]}" for name in names)])
+        for heading, names in headings.items()
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tenas", description=__doc__.split("\n\n")[0].replace("``", ""))
+    parser = argparse.ArgumentParser(
+        prog="tenas", description="TE-NAS: neural architecture search with little or no training.", formatter_class=_Formatter
+    )
     parser.add_argument("--version", action="version", version=f"tenas {__version__}")
-    commands = parser.add_subparsers(metavar="STAGE", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, help="one of those below; tenas COMMAND --help explains it"
+    )
     groups = {}
     for module in sorted(info.name for info in iter_modules(stages.__path__)):
         if module == "types":
@@ -142,6 +178,9 @@ def _parser() -> argparse.ArgumentParser:
             _add(groups[group], part, stage_function(module))
         else:
             _add(commands, module, stage_function(module))
+    # argparse would list them all under one heading.
+    parser.epilog = _overview({action.dest: action.help or "" for action in commands._choices_actions})
+    commands._choices_actions.clear()
     return parser
 
 

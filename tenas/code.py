@@ -13,6 +13,8 @@ from pathlib import Path
 from tenas.references import source_file
 
 PACKAGE = Path(__file__).parent
+# The folder with Snakefile, workflow, configurations and profiles: in the package where it was built, else around it (setup.py).
+PROJECT = PACKAGE / "project" if (PACKAGE / "project").is_dir() else PACKAGE.parent
 # Modules that only read, write, check, report or find other modules: they change no result.
 NO_RESULT = frozenset(
     {"__init__.py", "api.py", "cli.py", "code.py", "errors.py", "files.py", "layout.py", "locks.py", "progress.py",

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from tenas import layout
 from tenas.benchmark.builtin import BUILTIN, CHECKSUMS, builtin_table
+from tenas.code import PROJECT
 from tenas.data.sources import check_source, get_source
 from tenas.errors import TenasError, one_of
 from tenas.files import read_json
@@ -58,6 +60,9 @@ def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, An
     if not config["runs"] and not config["studies"]:
         raise TenasError(f"{where}: there is nothing to do: neither 'runs' nor 'studies' has an entry.")
     if config["claims"] is not None:
+        # Like a preset: of the working directory, or else the one that comes with the package.
+        ours = PROJECT / config["claims"]
+        config["claims"] = config["claims"] if Path(config["claims"]).exists() or not ours.exists() else str(ours)
         read_claims(config["claims"])
     return config
 

@@ -29,7 +29,7 @@ def shown(total: int, what: str, unit: str = "measurements") -> Iterator[Advance
         before, done = done, done + more
         if not sys.stderr.isatty():
             if total and before * 10 // total < done * 10 // total:
-                print(f"{what}: {done} of {total} {unit}", file=sys.stderr, flush=True)
+                note(f"{what}: {done} of {total} {unit}")
             return
         if bar is None:
             from tqdm import tqdm
@@ -42,6 +42,11 @@ def shown(total: int, what: str, unit: str = "measurements") -> Iterator[Advance
     finally:
         if bar is not None:
             bar.close()
+
+
+def note(text: str) -> None:
+    """Print a remark on stderr, where progress is shown."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:

@@ -1,15 +1,22 @@
 """The command line, as its users meet it: real processes, sentences, exit codes, nothing half-written."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.engine import TINY, files, prepared, refused
+from PIL import Image
 
-from tenas.cli import main
+import tenas
+from tenas.cli import HEADINGS, _parser, main
+from tenas.config import load_config
 from tenas.files import sha256
 from tenas.settings import search_settings
 
@@ -210,7 +217,8 @@ def test_too_few_images_for_the_batch_are_refused(capsys, tmp_path, data, preset
 
 def test_images_that_were_not_prepared_are_refused(capsys, tmp_path, preset):
     message = refused(capsys, "search", "--data", tmp_path / "no", "--preset", preset, "--out", tmp_path / "run")
-    assert "There is nothing to search on in" in message
+    assert "There are no images in" in message
+    assert "tenas prepare" in message
     (tmp_path / "empty").mkdir()
     message = refused(capsys, "search", "--data", tmp_path / "empty", "--preset", preset, "--out", tmp_path / "run")
     assert "neither a folder 'train' nor at least two class folders" in message
@@ -254,7 +262,6 @@ def test_a_wrong_call_exits_with_2_and_says_how_it_goes(arguments):
 
 def test_every_stage_explains_itself(capsys):
     """From its signature: every parameter has a help text, and lists name what they hold by default."""
-    from tenas.cli import _parser
 
     def parsers(parser):
         yield parser
@@ -272,6 +279,118 @@ def test_every_stage_explains_itself(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "flops=60%" in text
     assert "(default: nas-bench-201)" in text
+
+
+def commands(parser, name=""):
+    """Of each command of the help, in groups too: its name and its parser."""
+    inner = next((action.choices for action in parser._actions if isinstance(action.choices, dict)), None)
+    if inner is None:
+        yield name, parser
+    for part, of_it in (inner or {}).items():
+        yield from commands(of_it, f"{name} {part}".strip())
+
+
+def test_the_help_has_all_commands_those_of_users_first_with_examples_that_parse():
+    parser = _parser()
+    text = parser.format_help()
+    listed = [line.split()[0] for line in text[text.index("find a network:") :].splitlines() if line.startswith("  ")]
+    assert listed[:2] == ["search", "run"]
+    assert sorted(listed) == sorted({name.partition(" ")[0] for name, _ in commands(parser)})
+    of_users = [name for names in HEADINGS.values() for name in names if name not in ("study",)]
+    for name, command in commands(parser):
+        examples = re.findall(r"^ {4}tenas (.*)$", command.epilog or "", re.MULTILINE)
+        if name.partition(" ")[0] in of_users and name != "workflow":
+            assert len(examples) >= 2, name
+        for example in examples:
+            assert example.startswith(f"{name} ") or example == name
+            parser.parse_args(shlex.split(example.partition(" |")[0]))
+
+
+def test_the_package_is_a_command_and_starts_without_what_is_slow():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "tenas", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"tenas {tenas.__version__}\n"
+    assert not re.search(r"\| +(torch|pandas|numpy|pydantic|snakemake)$", done.stderr, re.MULTILINE)
+
+
+def save_folder(folder: Path, classes: tuple[str, ...] = ("cat", "dog"), images: int = 20, side: int = 48) -> Path:
+    """A folder of PNG files, one folder for each class."""
+    generator = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(images):
+            Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_images_are_prepared_by_options_as_by_an_entry(tmp_path, capsys):
+    photos = save_folder(tmp_path / "photos")
+    entry = {"source": "folder", "path": str(photos), "side": 16, "images": 20, "seed": 3}
+    assert main(["prepare", json.dumps(entry), "--out", str(tmp_path / "json")]) == 0
+    options = ["--side", "16", "--images", "20", "--seed", "3"]
+    capsys.readouterr()
+    assert main(["prepare", str(photos), *options, "--out", str(tmp_path / "options")]) == 0
+    assert capsys.readouterr().out == (
+        f"{tmp_path / 'options'}: 20 images to search on, 16x16 pixels, 2 classes (cat, dog); 8 more are held out for testing\n"
+        "images are shrunk: the shorter side of the first has 48 pixels; 'side' says to how many\n"
+    )
+    cards = [json.loads((tmp_path / name / "card.json").read_text()) for name in ("json", "options")]
+    for card in cards:
+        del card["provenance"]["wall_seconds"]
+    assert cards[0] == cards[1]
+    assert cards[0]["class_names"] == ["cat", "dog"]
+    message = refused(capsys, "prepare", "cifar10", "--out", tmp_path / "none")
+    assert "The source cifar10 needs a path" in message
+
+
+def test_a_search_takes_images_and_says_where_it_has_prepared_them(tmp_path, preset):
+    photos = save_folder(tmp_path / "photos")
+    command = ["search", "--data", photos, "--preset", preset, "--set", "prune=3", "measures.linear_regions.repeats=3"]
+    done = run(*command, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"prepared from {photos}: {tmp_path / 'run/data'}: 32 images to search on, 32x32 pixels")
+    settings = json.loads((tmp_path / "run/search.json").read_text())
+    assert [round["measures"]["linear_regions"]["repeats"] for round in settings["rounds"]] == [3]
+    again = run(*command, "--out", tmp_path / "run")
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    assert "prepared" not in again.stderr
+
+
+def test_a_search_that_was_refused_can_be_corrected(tmp_path, data, preset, capsys):
+    command = ["search", "--data", data, "--preset", preset, "--out", tmp_path / "run", "--set", "prune=3"]
+    refused(capsys, *command, "measures.ntk_condition_number.batch=4000")
+    assert main([*map(str, command)]) == 0
+
+
+def test_a_configuration_for_ones_own_images(tmp_path, monkeypatch, capsys):
+    """It loads, by the models of any configuration, and says what the images are."""
+    monkeypatch.chdir(tmp_path)
+    save_folder(Path("my photos"))
+    assert main(["new", "pets", "--images", "my photos"]) == 0
+    assert capsys.readouterr().out == "pets.yaml: 32 images of 2 classes\nnow: tenas run pets.yaml\n"
+    text = Path("pets.yaml").read_text()
+    assert "the first one has 48 x 48" in text
+    run = load_config(yaml.safe_load(text))["runs"]["pets"]
+    assert (run["retrain"], run["settings"]["rounds"][-1]["kind"]) == ("digits", "training")
+    assert "pets.yaml is there already" in refused(capsys, "new", "pets", "--images", "my photos")
+    assert "has the name 'a/b'" in refused(capsys, "new", "a/b", "--images", "my photos", "--out", "c.yaml")
+    # What has no labels is searched on and not trained on.
+    images = np.random.default_rng(0).integers(0, 256, (40, 24, 20, 3), dtype=np.uint8)
+    np.savez("plain.npz", images=images, class_names=["a", "b"])
+    assert main(["new", "123", "--images", "plain.npz"]) == 0
+    run = load_config(yaml.safe_load(Path("123.yaml").read_text()))["runs"]["123"]
+    assert (run["retrain"], run["settings"]["rounds"][-1]["kind"]) == (None, "cells")
+    capsys.readouterr()
+    save_folder(Path("few"), images=4)
+    message = refused(capsys, "new", "few", "--images", "few")
+    assert "There are 6 images to search on in few; the search draws batches of 16" in message
+    assert not Path("few.yaml").exists()
+
+
+def test_what_cannot_be_run_is_refused(tmp_path, capsys):
+    message = refused(capsys, "run", tmp_path / "none.yaml")
+    assert "expected a YAML file (tenas new writes one), or a name of config, darts, nas-bench-201, study-darts" in message
 
 
 def test_values_of_an_option_given_twice_are_joined_and_the_default_is_not_among_them(tmp_path, data, preset):

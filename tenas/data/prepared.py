@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tenas.data.arrays import as_labels, as_pixels
-from tenas.data.sources import Arrays, load
+from tenas.data.sources import Arrays, load, size_of
 from tenas.errors import TenasError
 from tenas.files import read_json, sha256, whole, write_json
 from tenas.provenance import Stopwatch, provenance
@@ -92,6 +92,8 @@ def prepare(dataset: Mapping[str, Any], out: str | os.PathLike[str]) -> dict[str
         "duplicates_left_out": len(pixels) - len(images),
         "available": len(part.labels),
         "held_out_for_testing": 0 if loaded.test is None else len(loaded.test.labels),
+        "original_side": min(size_of(part)),
+        "class_names": list(loaded.class_names),
     }
     return _write(out, images, labels, loaded.classes, dataset, facts, loaded.files, stopwatch)
 
@@ -157,6 +159,22 @@ def _write(
     }
     write_json(out / "card.json", card)
     return card
+
+
+def in_words(card: Mapping[str, Any], folder: str | os.PathLike[str]) -> str:
+    """What a prepared data set is, and what was done to its images, for the log. ``card``: of ``prepare``."""
+    names, side, original = card["class_names"], card["side"], card["original_side"]
+    listed = f" ({', '.join(names if len(names) <= 10 else [*names[:9], '...'])})" if names else ""
+    lines = [
+        f"{folder}: {card['images']:,} images to search on, {side}x{side} pixels, {card['classes']} classes{listed}; "
+        f"{card['held_out_for_testing']:,} more are held out for testing"
+    ]
+    if card["duplicates_left_out"]:
+        lines.append(f"{card['duplicates_left_out']:,} duplicates are left out")
+    if original != side:
+        change = "shrunk" if side < original else "enlarged"
+        lines.append(f"images are {change}: the shorter side of the first has {original} pixels; 'side' says to how many")
+    return "\n".join(lines)
 
 
 def read_labels(images: str | os.PathLike[str]) -> np.ndarray:

@@ -137,15 +137,20 @@ class Splits(NamedTuple):
     test: Part | None
     classes: int
     side: int
+    class_names: Sequence[str] = ()
 
 
 class Loaded(NamedTuple):
-    """What a source returns: parts that can be resized, and the files to record in the provenance of results."""
+    """What a source returns: parts that can be resized, the files to record in the provenance of results, names of the classes.
+
+    ``class_names``: of each class, in the order of the labels; empty where they have none.
+    """
 
     train: Part
     test: Part | None
     classes: int
     files: Sequence[Path] = ()
+    class_names: Sequence[str] = ()
 
 
 def fit(image: "Image.Image", side: int, middle: float = 1.0) -> np.ndarray:
@@ -206,7 +211,7 @@ def load_digits(path: Path | None) -> Loaded:
     digits = load()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     train, test = hold_out(Arrays(np.repeat(grey[..., None], 3, axis=3), digits.target.astype(np.int64)))
-    return Loaded(train, test, 10)
+    return Loaded(train, test, 10, class_names=[str(digit) for digit in range(10)])
 
 
 def _load_cifar(name: str, path: Path) -> Loaded:
@@ -219,7 +224,7 @@ def _load_cifar(name: str, path: Path) -> Loaded:
         raise TenasError(f"{name} could not be downloaded to {path}, or is damaged there: {error}.") from error
     train, test = (Arrays(part.data, np.asarray(part.targets, np.int64)) for part in parts)
     files = [path / kind.base_folder / file for file, _ in (*kind.train_list, *kind.test_list)]
-    return Loaded(train, test, len(parts[0].classes), files)
+    return Loaded(train, test, len(parts[0].classes), files, parts[0].classes)
 
 
 def load_cifar10(path: Path) -> Loaded:
@@ -309,17 +314,17 @@ def load_folder(path: Path) -> Loaded:
         if len(folders) < 2:
             raise TenasError(f"The image folder {path} has neither a folder 'train' nor at least two class folders.")
         train, test = hold_out(_list_images(path, folders))
-        return Loaded(train, test, len(folders))
+        return Loaded(train, test, len(folders), class_names=folders)
     classes = _folders(path / "train")
     if len(classes) < 2:
         raise TenasError(f"The image folder {path / 'train'} has {len(classes)} class folders; at least two are needed.")
     train = _list_images(path / "train", classes)
     if "val" not in folders:
-        return Loaded(*hold_out(train), len(classes))
+        return Loaded(*hold_out(train), len(classes), class_names=classes)
     other = sorted(set(classes) ^ set(_folders(path / "val")))
     if other:
         raise TenasError(f"The class {other[0]!r} is in only one of {path / 'train'} and {path / 'val'}.")
-    return Loaded(train, _list_images(path / "val", classes), len(classes))
+    return Loaded(train, _list_images(path / "val", classes), len(classes), class_names=classes)
 
 
 def load_imagenet(path: Path) -> Loaded:
@@ -360,7 +365,7 @@ def load_npz(path: Path) -> Loaded:
         )
     if labels is None:
         assert names is not None  # or the labels would be missing
-        return Loaded(Arrays(images, np.full(len(images), UNLABELLED)), None, len(names), [path])
+        return Loaded(Arrays(images, np.full(len(images), UNLABELLED)), None, len(names), [path], [str(name) for name in names])
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise TenasError(
             f"'labels' in {path} must be {len(images)} integers, one per image; it is {labels.dtype} {labels.shape}."
@@ -370,7 +375,7 @@ def load_npz(path: Path) -> Loaded:
     if labels.min() < 0 or labels.max() >= classes:
         raise TenasError(f"'labels' in {path} go from {labels.min()} to {labels.max()}; allowed: 0 to {classes - 1}.")
     train, test = hold_out(Arrays(images, labels))
-    return Loaded(train, test, classes, [path])
+    return Loaded(train, test, classes, [path], [] if names is None else [str(name) for name in names])
 
 
 def load_prepared(path: Path) -> Loaded:
@@ -383,7 +388,7 @@ def load_prepared(path: Path) -> Loaded:
     except (OSError, ValueError, EOFError) as error:
         raise TenasError(f"The labels {path / 'labels.npy'} cannot be read: {error}. Prepare the data set again.") from error
     files = [path / name for name in ("images.npy", "labels.npy", "card.json")]
-    return Loaded(Arrays(np.asarray(images), labels), None, card["classes"], files)
+    return Loaded(Arrays(np.asarray(images), labels), None, card["classes"], files, card.get("class_names", ()))
 
 
 class Source(NamedTuple):
@@ -444,10 +449,14 @@ def load(dataset: Mapping[str, Any]) -> tuple[Loaded, int]:
     loaded = source.load(None if path is None else Path(path))
     if not isinstance(loaded, Loaded):
         raise TenasError(f"The source {dataset['source']!r} gave a {type(loaded).__name__}, not a tenas.data.Loaded.")
-    return loaded, dataset.get("side") or source.side or min(32, *_size(loaded.train))
+    if loaded.class_names and len(loaded.class_names) != loaded.classes:
+        raise TenasError(
+            f"The source {dataset['source']!r} gave {len(loaded.class_names)} class names for {loaded.classes} classes."
+        )
+    return loaded, dataset.get("side") or source.side or min(32, *size_of(loaded.train))
 
 
-def _size(part: Part) -> tuple[int, int]:
+def size_of(part: Part) -> tuple[int, int]:
     """Height and width of a part's images; for files, of the first one."""
     shape = part.images.shape[1:3] if isinstance(part, Arrays) else part.picture(0).shape[:2]
     return shape[0], shape[1]
@@ -464,4 +473,4 @@ def load_splits(dataset: Mapping[str, Any], side: int | None = None, middle: flo
     loaded, entry_side = load(dataset)
     side = side or entry_side
     test = None if loaded.test is None else loaded.test.sized(side, middle)
-    return Splits(loaded.train.sized(side), test, loaded.classes, side)
+    return Splits(loaded.train.sized(side), test, loaded.classes, side, loaded.class_names)

@@ -1,9 +1,10 @@
 """The export of a trained network: its torch.export program, its ONNX model, and a card that says what input they expect."""
 
 import io
+import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ TOLERANCE = 1e-4
 # Batch sizes other than the traced one: the number of images must be dynamic.
 CHECKED_BATCHES = (1, 4)
 OPSET = 20
+# Name of the number of images, in the card and in the ONNX model.
+BATCH = "n"
 
 
 def difference(network: nn.Module, exported: Callable[[Tensor], Tensor], side: int) -> float:
@@ -49,8 +52,11 @@ def to_program(network: nn.Module, side: int) -> torch.export.ExportedProgram:
     return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
 
 
-def to_onnx(program: torch.export.ExportedProgram) -> bytes:
-    """The program as a serialised ONNX model, ``images`` to ``logits``. Raises TenasError without onnx or onnxscript."""
+def to_onnx(program: torch.export.ExportedProgram, facts: Mapping[str, Any]) -> bytes:
+    """The program as a serialised ONNX model, ``images`` to ``logits``, whose first dimension is ``n``.
+
+    ``facts``: what its metadata say besides, values as JSON. Raises TenasError without onnx or onnxscript.
+    """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -63,8 +69,17 @@ def to_onnx(program: torch.export.ExportedProgram) -> bytes:
             program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"], verbose=False
         )
     assert exported is not None  # with dynamo=True it never is
-    model: bytes = exported.model_proto.SerializeToString()
-    return model
+    model = exported.model_proto
+    # The exporter names the dimension itself, after its own counter.
+    made = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param == made:
+                dimension.dim_param = BATCH
+    for key, fact in facts.items():
+        model.metadata_props.add(key=key, value=json.dumps(fact, ensure_ascii=False))
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def run_onnx(model: bytes) -> Callable[[Tensor], Tensor]:
@@ -87,7 +102,8 @@ def export(network: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict
     """Export the trained network of the file ``network`` (a retraining's network.pt) to the folder ``out``; return the card.
 
     network.pt2: a program for torch.export.load. network.onnx: the same for ONNX runtimes. export.json: their input and output,
-    and the largest difference of each from the network, in evaluation mode on the CPU, in float32.
+    and the largest difference of each from the network, in evaluation mode on the CPU, in float32. The ONNX model's metadata have
+    ``side``, ``mean``, ``std`` and ``class_names`` too, as JSON.
 
     Both map float32 (n, 3, side, side), values from 0 to 1 minus ``mean`` over ``std``, to logits (n, classes); n is dynamic.
     Raises TenasError, with nothing written, if one of them differs by 1e-4 or more.
@@ -101,7 +117,7 @@ def export(network: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict
     # Check the saved bytes, read back as a user would.
     stored.seek(0)
     differences = {"network.pt2": difference(trained, torch.export.load(stored).module(), side)}
-    model = to_onnx(program)
+    model = to_onnx(program, {key: card[key] for key in ("arch", "space", "side", "mean", "std", "class_names")})
     differences["network.onnx"] = difference(trained, run_onnx(model), side)
     out = Path(out)
     for name, content in (("network.pt2", stored.getvalue()), ("network.onnx", model)):
@@ -110,8 +126,8 @@ def export(network: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict
     result = sealed(
         {
             **card,
-            "input": {"name": "images", "type": "float32", "shape": ["n", 3, side, side]},
-            "output": {"name": "logits", "type": "float32", "shape": ["n", card["classes"]]},
+            "input": {"name": "images", "type": "float32", "shape": [BATCH, 3, side, side]},
+            "output": {"name": "logits", "type": "float32", "shape": [BATCH, card["classes"]]},
             "largest_difference": differences,
             "opset": OPSET,
             "provenance": provenance(

@@ -17,13 +17,14 @@ STATISTICS_IMAGES = 10_000
 
 
 class Data(NamedTuple):
-    """The parts of a data set that a training uses, its number of classes, and the side of its images in pixels."""
+    """The parts of a data set that a training uses, its classes, their names if any, and the side of its images in pixels."""
 
     train: Part
     valid: Part | None
     test: Part | None
     classes: int
     side: int
+    class_names: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, Part | None]:
@@ -59,7 +60,7 @@ def read_data(
             "process, too few for batch normalisation: use a larger batch, or fewer processes."
         )
     valid = splits.train.take(held).sized(splits.side, middle) if len(held) else None
-    return Data(splits.train.take(keep), valid, splits.test, splits.classes, splits.side)
+    return Data(splits.train.take(keep), valid, splits.test, splits.classes, splits.side, tuple(splits.class_names))
 
 
 def channel_constants(part: Part, seed: int) -> tuple[list[float], list[float]]:

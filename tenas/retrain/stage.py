@@ -194,7 +194,7 @@ def retrain(
         **_training_metrics(request, done, stopwatch, torch_device, processes),
     }
     if processes.first:
-        save_network(request.out / "network.pt", done.network, genotype, done.shape, data.side, *done.constants)
+        save_network(request.out / "network.pt", done.network, genotype, done.shape, data.side, *done.constants, data.class_names)
         metrics = _write(request.out, metrics, done.state["history"], "network.pt")
     return metrics
 

@@ -24,11 +24,12 @@ def save_network(
     side: int,
     mean: Sequence[float],
     std: Sequence[float],
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write a network without its auxiliary head.
 
     ``shape``: arguments of Network besides the genotype. ``side``: of the images. ``mean`` and ``std``: of each channel, for
-    values in [0, 1]. Equal networks give equal bytes.
+    values in [0, 1]. ``class_names``: of each logit, if the classes have names. Equal networks give equal bytes.
     """
     weights = {
         name: value.detach().to("cpu").contiguous()
@@ -42,6 +43,7 @@ def save_network(
         "side": side,
         "mean": list(mean),
         "std": list(std),
+        "class_names": list(class_names),
         "weights": weights,
     }
     # Through a buffer: torch.save writes the name of its file, here a temporary one, into the content.
@@ -54,10 +56,10 @@ def save_network(
 def load_network(path: str | os.PathLike[str], space: str | None = None) -> tuple[Network, dict[str, Any]]:
     """Load a trained network, in evaluation mode on the CPU, and the other entries of its file.
 
-    These are ``space``, ``arch``, ``channels``, ``cells``, ``classes``, ``stem``, ``side``, ``mean``, ``std``. The network takes
-    images (n, 3, side, side) in [0, 1], minus ``mean``, over ``std``. No code in the file is executed. A space of your own is
-    imported by the reference in the file, or by ``space`` if it has moved. Files of earlier versions name no space: it is found
-    by the text of the genotype.
+    These are ``space``, ``arch``, ``channels``, ``cells``, ``classes``, ``stem``, ``side``, ``mean``, ``std``, ``class_names``
+    (empty if the classes have none). The network takes images (n, 3, side, side) in [0, 1], minus ``mean``, over ``std``. No code
+    in the file is executed. A space of your own is imported by the reference in the file, or by ``space`` if it has moved. Files
+    of earlier versions name neither classes nor a space, which is found by the text of the genotype.
 
     Raises TenasError for a missing or damaged file, and for one of another kind.
     """
@@ -72,7 +74,7 @@ def load_network(path: str | os.PathLike[str], space: str | None = None) -> tupl
         raise TenasError(f"The file {path} is not a trained network: retraining writes one as network.pt.")
     weights = content.pop("weights")
     genotype = load_genotype(content["arch"], space or content.get("space"))
-    content["space"] = genotype.space.reference
+    content |= {"space": genotype.space.reference, "class_names": content.get("class_names", [])}
     network = Network(genotype, **{key: content[key] for key in ("channels", "cells", "classes", "stem")})
     try:
         network.load_state_dict(weights)

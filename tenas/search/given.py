@@ -1,16 +1,15 @@
 """Parse the input of ``tenas search``: limits as texts, images in one of several forms."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tenas.data.prepared import filled, prepare
-from tenas.data.sources import SOURCES
+from tenas.data.entry import entry_of
+from tenas.data.prepared import filled, in_words, prepare
 from tenas.errors import TenasError
 from tenas.files import read_json, sha256
-from tenas.references import is_reference
+from tenas.progress import note
 from tenas.settings.search import assigned
 
 
@@ -39,32 +38,11 @@ def given_data(data: str | os.PathLike[str], out: Path) -> Path:
     path = Path(data)
     if (path / "card.json").exists():
         return path
-    entry = filled(_entry(str(data)))
+    entry = filled(entry_of(str(data)))
     folder = out / "data"
     if not _is_prepared(folder, entry):
-        prepare(entry, folder)
+        note(f"prepared from {data}: {in_words(prepare(entry, folder), folder)}")
     return folder
-
-
-def _entry(data: str) -> dict[str, Any]:
-    """The entry of a configuration's ``datasets`` that ``data`` stands for."""
-    path = Path(data)
-    if data.lstrip().startswith("{"):
-        try:
-            entry: dict[str, Any] = json.loads(data)
-        except ValueError as error:
-            raise TenasError(f"The data set {data} is not valid JSON: {error}.") from error
-        return entry
-    if path.suffix == ".npz":
-        return {"source": "npz", "path": data}
-    if path.is_dir():
-        return {"source": "folder", "path": data}
-    if is_reference(data) or (data in SOURCES and not SOURCES[data].needs_path):
-        return {"source": data}
-    raise TenasError(
-        f"There is nothing to search on in {data}: expected the folder of a prepared data set (tenas prepare), an .npz file, a "
-        'folder of images, a source, or {"source": ..., "path": ...}.'
-    )
 
 
 def _is_prepared(folder: Path, entry: Mapping[str, Any]) -> bool:

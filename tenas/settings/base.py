@@ -10,6 +10,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from tenas.code import PROJECT
 from tenas.errors import TenasError, one_of
 
 
@@ -172,14 +173,13 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-REPOSITORY = Path(__file__).parent.parent.parent
 FOLDERS = {"search": "presets", "retrain": "retrain"}
 
 
 def preset_files(kind: str) -> dict[str, Path]:
-    """Presets by name: those of the working directory's config/, then those that the package's repository has."""
+    """Presets by name: those of the working directory's config/, then those that come with the package."""
     found: dict[str, Path] = {}
-    for folder in (Path("config") / FOLDERS[kind], REPOSITORY / "config" / FOLDERS[kind]):
+    for folder in (Path("config") / FOLDERS[kind], PROJECT / "config" / FOLDERS[kind]):
         for path in sorted(folder.glob("*.yaml")):
             found.setdefault(path.stem, path)
     return found

@@ -9,7 +9,12 @@ def archive(
     *,
     out: Annotated[Path, "file to write, such as searches.tar.xz"],
 ) -> str:
-    """Pack the records of runs into one file that an audit reads."""
+    """Pack the records of runs into one file that an audit reads.
+
+    Examples:
+        tenas archive results/digits --out digits.tar.xz
+        tenas archive results/one results/two --out searches.tar.xz
+    """
     from tenas.audit.archive import pack
     from tenas.files import sha256
 

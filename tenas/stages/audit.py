@@ -10,7 +10,13 @@ def audit(
     data: Annotated[Path | None, "folder of its images (default: where its records say)"] = None,
     table: Annotated[Path | None, "table of its space, if one was read (default: where its records say)"] = None,
 ) -> str:
-    """Follow a run's genotypes back to the images, and report what differs from the records."""
+    """Follow a run's genotypes back to the images, and report what differs from the records.
+
+    Examples:
+        tenas audit results/digits
+        tenas audit results/digits --data elsewhere/digits
+        tenas audit searches.tar.xz
+    """
     from tenas.audit import audit, in_words
     from tenas.errors import TenasError
     from tenas.progress import say

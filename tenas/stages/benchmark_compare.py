@@ -9,7 +9,12 @@ def benchmark_compare(
     *,
     other: Annotated[Path, "another; builtin is the one that comes with the project"] = Path("builtin"),
 ) -> str:
-    """Report where two tables of a space differ."""
+    """Report where two tables of a space differ.
+
+    Examples:
+        tenas benchmark compare table.parquet
+        tenas benchmark compare one.csv --other two.csv
+    """
     from tenas.benchmark.compare import compare, describe_comparison
     from tenas.benchmark.index import read_index
 

@@ -12,7 +12,12 @@ def benchmark_import(
     out: Annotated[Path, "Parquet file, one row per cell"],
     progress: Progress = silent,
 ) -> str:
-    """Turn the official files of NAS-Bench-201 into a table, and say where it differs from the built-in one."""
+    """Turn the official files of NAS-Bench-201 into a table, and say where it differs from the built-in one.
+
+    Examples:
+        tenas benchmark import NATS-tss-v1_0-3ffb9-simple --out table.parquet
+        tenas benchmark import NAS-Bench-201-v1_1-096897.pth --out table.parquet
+    """
     from tenas.benchmark.archive import import_archive, open_archive
     from tenas.benchmark.compare import compare, describe_comparison
     from tenas.benchmark.index import read_index

@@ -12,7 +12,12 @@ def benchmark_query(
     ] = Path("builtin"),
     out: Annotated[Path | None, "JSON file of the result; without it a table is printed"] = None,
 ) -> str | None:
-    """Look a cell up in the table of its space."""
+    """Look a cell up in the table of its space.
+
+    Examples:
+        tenas benchmark query results/digits/seed0/genotype.json
+        tenas benchmark query 1462 --out cell.json
+    """
     from tenas.benchmark.index import describe, look_up
     from tenas.files import write_json
 

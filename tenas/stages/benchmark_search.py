@@ -19,7 +19,12 @@ def benchmark_search(
     out: Annotated[Path, "CSV file, one row per search and budget; its record is written next to it as JSON"],
     progress: Progress = silent,
 ) -> str:
-    """Search by looking accuracies up: random search, evolution, local search."""
+    """Search by looking accuracies up: random search, evolution, local search.
+
+    Examples:
+        tenas benchmark search --out searches.csv
+        tenas benchmark search --budgets 16 54 --searches 500 --datasets cifar10 --out searches.csv
+    """
     from tenas.benchmark.builtin import index_path
     from tenas.benchmark.index import read_index
     from tenas.benchmark.searches import COLUMNS, DATASETS, METHODS, describe_searches, search_table

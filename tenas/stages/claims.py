@@ -12,7 +12,12 @@ def claims(
     out: Annotated[Path, "JSON file of figures and verdicts"],
     page: Annotated[Path, "Markdown file of the same"],
 ) -> None:
-    """Judge claims by the results of runs, and compare those with baselines at equal cost."""
+    """Judge claims by the results of runs, and compare those with baselines at equal cost.
+
+    Examples:
+        tenas claims config/claims.yaml --tested cifar10-default --out claims.json --page claims.md
+        tenas claims mine.yaml --results elsewhere --tested one two --out claims.json --page claims.md
+    """
     from tenas.files import write_json, write_text
     from tenas.report.claims import judge
     from tenas.report.claims import page as page_of

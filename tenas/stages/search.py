@@ -15,8 +15,8 @@ def search(
     *,
     space: Annotated[str, "name of a space, or path/to/file.py:object"] = "nas-bench-201",
     data: Annotated[
-        str, "folder of a prepared data set, or images: an .npz file, a folder of classes, a source's name"
-    ] = "data/digits",
+        str, "images: a folder of classes, an .npz file, a source's name; or the folder that tenas prepare has made of them"
+    ] = "digits",
     preset: Annotated[str, "name in config/presets, or a YAML file"] = "default",
     seeds: Annotated[list[Seed], "one search for each"] = [0],  # noqa: B006
     limit: Annotated[list[str], "parameters=0.5e6, flops=60%%, latency=FILE:COLUMN:5.0"] = [],  # noqa: B006
@@ -32,15 +32,20 @@ def search(
 ) -> str:
     """Run a whole search in one process, with the results of the workflow.
 
-    The same command resumes an interrupted search: finished measurements of the same inputs are reused.
+    The same command resumes an interrupted search: finished measurements of the same inputs are reused. Images that are not
+    prepared yet are prepared in the folder data of the run.
+
+    Examples:
+        tenas search --trainings none --out results/try
+        tenas search --data photos --limit parameters=0.5e6 --threads 2 --out results/photos
+        tenas search --data photos.npz --set measures.ntk_condition_number.repeats=5 rounds.1.sample=200 --out results/few
+        tenas search --space my_space.py:SPACE --preset my_preset.yaml --seeds 0 1 2 --out results/mine
     """
     from tenas.files import read_json
     from tenas.search.given import given_data, given_limits
     from tenas.settings.search import assigned, search_settings
 
-    settings = search_settings(
-        space, preset, assigned(set), limits=given_limits(limit), trainings=trainings
-    )  # fmt: skip
+    settings = search_settings(space, preset, assigned(set), limits=given_limits(limit), trainings=trainings)
     folder = given_data(data, out)
     genotypes = [
         search_seed(settings, folder, seed, out, threads=threads, device=device, table=table, progress=progress) for seed in seeds
@@ -94,7 +99,9 @@ def search_seed(
 
     settings_file = layout.path(layout.SEARCH, out)
     settings = check_settings(settings, "search")
-    if settings_file.exists() and read_json(settings_file, "search settings") != settings:
+    before = read_json(settings_file, "search settings") if settings_file.exists() else None
+    # What was refused before it measured anything has left its settings at most, and may be corrected.
+    if before not in (None, settings) and any(out.glob(layout.SCORES.format(seed="*", round="*", shard="*"))):
         raise TenasError(f"The folder {out} has a search of other settings: remove it, or choose another folder for this one.")
     write_json(settings_file, settings)
     limits_file = layout.path(layout.LIMITS, out) if settings["limits"] else None

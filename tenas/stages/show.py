@@ -5,7 +5,12 @@ from typing import Annotated
 
 
 def show(run: Annotated[Path, "folder of the run"]) -> str:
-    """Print what a run has found."""
+    """Print what a run has found.
+
+    Examples:
+        tenas show results/digits
+        tenas show results/digits | grep genotype
+    """
     from tenas.report.show import show
 
     return show(run)

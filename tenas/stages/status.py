@@ -10,6 +10,10 @@ def status(
     """Print how far runs are: rounds, measurements, time left, best so far, failures.
 
     Reads files and nothing else, so it can be run anywhere that sees them, while a cluster works on them or after.
+
+    Examples:
+        tenas status
+        tenas status results/digits
     """
     from tenas.report.status import status
 

@@ -45,7 +45,8 @@ def store(path: Path, case: str) -> Network:
             module.running_mean.normal_(0, 0.3, generator=generator)
             module.running_var.uniform_(0.5, 2, generator=generator)
     network.to(memory_format=torch.channels_last)
-    save_network(path, network, genotype, shape, side, [0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
+    names = [f"class {label}" for label in range(shape["classes"])]
+    save_network(path, network, genotype, shape, side, [0.4, 0.5, 0.6], [0.2, 0.3, 0.25], names)
     return network.eval()
 
 
@@ -88,8 +89,11 @@ def test_what_an_export_writes(exported):
     (image,), (logits,) = model.graph.input, model.graph.output
     assert (image.name, logits.name) == ("images", "logits")
     first = image.type.tensor_type.shape.dim[0]
-    assert first.dim_param
+    assert first.dim_param == logits.type.tensor_type.shape.dim[0].dim_param == card["input"]["shape"][0] == "n"
     assert not first.HasField("dim_value")
+    told = {entry.key: json.loads(entry.value) for entry in model.metadata_props if entry.key in card}
+    assert told == {key: card[key] for key in ("arch", "space", "side", "mean", "std", "class_names")}
+    assert card["class_names"] == [f"class {label}" for label in range(card["classes"])]
 
 
 def test_equal_networks_are_equal_files_and_the_auxiliary_head_is_left_out(tmp_path):
@@ -97,7 +101,7 @@ def test_equal_networks_are_equal_files_and_the_auxiliary_head_is_left_out(tmp_p
     store(tmp_path / "two.pt", "darts")
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
     loaded, card = load_network(tmp_path / "one.pt")
-    assert card.keys() == {"space", "arch", "channels", "cells", "classes", "stem", "side", "mean", "std"}
+    assert card.keys() == {"space", "arch", "channels", "cells", "classes", "stem", "side", "mean", "std", "class_names"}
     assert not any("auxiliary" in name for name in loaded.state_dict())
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

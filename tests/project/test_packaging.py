@@ -1,15 +1,21 @@
 """Versions stand in one place, and what is installed is what stands there."""
 
+import json
 import re
+import sys
 import tomllib
 from importlib import metadata
+from pathlib import Path
 
+import pytest
 import yaml
 from helpers import ROOT
+from helpers.runs import TINY, call, copy_repository, expected_files, files_below, succeed
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import tenas
+from tenas.code import code_digest
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -91,6 +97,40 @@ def test_every_file_of_the_package_is_installed_with_it():
     files = {path for path in (ROOT / "tenas").rglob("*") if path.is_file() and path.parent.name != "__pycache__"}
     assert {path for path in files if path.suffix != ".py"} == declared
     assert ROOT / "tenas/benchmark/tables/nas-bench-201.parquet" in declared
+
+
+@pytest.mark.workflow
+def test_a_wheel_runs_the_workflow_in_an_empty_folder(tmp_path):
+    """Installed beside the packages of this environment, and ahead of the repository: nothing is read from there."""
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    source, site, folder = copy_repository(tmp_path / "source"), tmp_path / "site", tmp_path / "empty"
+    options = ("--no-build-isolation", "--no-deps")
+    succeed(call(*pip, "wheel", *options, "--wheel-dir", tmp_path / "wheels", source, cwd=tmp_path))
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    succeed(call(*pip, "install", "--no-deps", "--target", site, wheel, cwd=tmp_path))
+    listed = {f"{name}/{path}" for name in ("workflow", "config", "profiles") for path in files_below(ROOT / name)}
+    assert files_below(site / "tenas/project") == {"Snakefile", *listed}
+    folder.mkdir()
+
+    def said(*command: object) -> str:
+        return succeed(call(*command, cwd=folder, PYTHONPATH=str(site)))
+
+    assert Path(said("tenas", "workflow").strip()) == site / "tenas/project/Snakefile"
+    assert said(sys.executable, "-c", "import tenas; print(tenas.list_presets())").strip() == str(tenas.list_presets())
+    # Files that a configuration of the package names come along too.
+    assert re.search(r"^claims +1$", said("tenas", "run", "nas-bench-201", "--dry-run"), re.MULTILINE)
+    few = {"measures": {"ntk_condition_number": {"repeats": 1, "batch": 4}, "linear_regions": {"repeats": 1, "count": 100}}}
+    config = TINY | {
+        "runs": {"digits": TINY["runs"]["digits"] | {"search": few | {"prune": 3}, "retrain": None, "retraining": {}}}
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    said("tenas", "run", "mine.yaml", "--cores", "2")
+    assert files_below(folder / "results/digits") == expected_files(config, "digits", folder)
+    # The code has the digests that it has in the repository, so a clone and a package read each other's results.
+    made = json.loads((folder / "results/digits/seed0/round1/scores/1.json").read_text(encoding="utf-8"))
+    assert made["code_sha256"] == code_digest()
+    said("tenas", "run", "mine.yaml", "--report", "results/report.html")
+    assert "seed 0" in said("tenas", "show", "results/digits")
 
 
 def test_what_the_package_declares():

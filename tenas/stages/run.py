@@ -1,0 +1,56 @@
+"""Run the workflow on a configuration."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tenas.stages.types import Cores
+
+
+def run(
+    config: Annotated[str, "YAML file, or the name of a configuration that comes with the package, such as nas-bench-201"],
+    targets: Annotated[list[Path], "files to make (default: all that the configuration asks for)"] = [],  # noqa: B006
+    *,
+    cores: Annotated[Cores, "processor cores to use at most, or all"] = "all",
+    profile: Annotated[
+        str | None, "folder of a Snakemake profile, or the name of one of the package's: slurm, kubernetes"
+    ] = None,
+    dry_run: Annotated[bool, "say how many jobs of each rule would run, and end"] = False,
+    report: Annotated[Path | None, "write the report of what has been made to this HTML file, and end"] = None,
+) -> None:
+    """Run the workflow on a configuration, in the present folder: Snakemake, with the package's rules.
+
+    Results lie in results/, prepared images in data/, logs in logs/. The same command goes on where it was stopped.
+
+    Examples:
+        tenas run mine.yaml
+        tenas run mine.yaml results/mine/seed0/genotype.json --cores 4
+        tenas run nas-bench-201 --dry-run
+        tenas run mine.yaml --report results/report.html
+    """
+    import os
+    import sys
+
+    from tenas.code import PROJECT
+    from tenas.errors import TenasError
+
+    file, ours = Path(config), {path.stem: path for path in sorted((PROJECT / "config").glob("*.yaml"))}
+    if not file.is_file():
+        if config not in ours:
+            texts = {name: path.read_text(encoding="utf-8") for name, path in ours.items()}
+            names = ", ".join(name for name, text in texts.items() if "\nruns:" in text or "\nstudies:" in text)
+            raise TenasError(
+                f"There is no configuration {config}: expected a YAML file (tenas new writes one), or a name of {names}."
+            )
+        file = ours[config]
+    command = ["snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--configfile", str(file), "--cores", str(cores)]
+    if profile is not None:
+        named = PROJECT / "profiles" / profile
+        command += ["--profile", str(named if named.is_dir() and not Path(profile).is_dir() else profile)]
+    if dry_run:
+        command += ["--dry-run", "--quiet", "rules"]
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        command += ["--report", str(report), "--quiet", "all"]
+    command += ["--", *map(str, targets)]
+    # Snakemake takes this process's place: it ends its jobs itself on Ctrl-C, and its exit status is the command's.
+    os.execv(sys.executable, [sys.executable, "-m", *command])
