@@ -7,12 +7,11 @@ from typing import Any
 
 from tenas import layout
 from tenas.benchmark.builtin import BUILTIN, CHECKSUMS, builtin_table
-from tenas.code import PROJECT
 from tenas.data.sources import check_source, get_source
 from tenas.errors import TenasError, one_of
 from tenas.files import read_json
 from tenas.report.claims import read_claims
-from tenas.settings.base import checked
+from tenas.settings.base import checked, project_file
 from tenas.settings.config import Config
 from tenas.settings.retrain import retrain_settings
 from tenas.settings.search import search_settings
@@ -48,6 +47,11 @@ def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, An
             known = get_space(space)
             if index == BUILTIN:
                 builtin_table(known)
+            elif index is not None and not Path(index).is_file():
+                raise TenasError(
+                    f"There is no table {index} for {space}: give a CSV or Parquet file, 'builtin', or null for none "
+                    "(docs/benchmark.md)."
+                )
     for name, dataset in config["datasets"].items():
         with _part(f"{where}: data set {name!r}"):
             check_source(dataset)
@@ -60,9 +64,7 @@ def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, An
     if not config["runs"] and not config["studies"]:
         raise TenasError(f"{where}: there is nothing to do: neither 'runs' nor 'studies' has an entry.")
     if config["claims"] is not None:
-        # Like a preset: of the working directory, or else the one that comes with the package.
-        ours = PROJECT / config["claims"]
-        config["claims"] = config["claims"] if Path(config["claims"]).exists() or not ours.exists() else str(ours)
+        config["claims"] = str(project_file(config["claims"]))
         read_claims(config["claims"])
     return config
 

@@ -15,9 +15,11 @@ from tenas.files import read_table
 from tenas.provenance import Stopwatch, provenance
 from tenas.report.baselines import Standing
 from tenas.report.beside import Found, baselines_of_run, ranked_first, standings_of_run, table_of
-from tenas.settings.base import checked, read_yaml
+from tenas.settings.base import checked, project_file, read_yaml
 from tenas.settings.claims import Claims
-from tenas.settings.search import read_settings
+from tenas.settings.config import Config
+from tenas.settings.search import read_settings, search_settings
+from tenas.settings.study import read_study, study_settings
 
 CONFIDENCE = 0.95
 # Headings of the page, by the author of the claims.
@@ -26,9 +28,60 @@ WHOSE = {"paper": "The paper's claims", "tenas": "Ours"}
 
 def read_claims(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """Read and check the claims of a file, by name. Raises TenasError for faulty ones."""
-    claims = checked(Claims, read_yaml(path, "file of claims"), str(path))
-    found: dict[str, dict[str, Any]] = claims.model_dump(exclude_none=True)["claims"]
+    found: dict[str, dict[str, Any]] = _file(path).model_dump(exclude_none=True)["claims"]
     return found
+
+
+def _file(path: str | os.PathLike[str]) -> Claims:
+    return checked(Claims, read_yaml(path, "file of claims"), str(path))
+
+
+def configurations_of(path: str | os.PathLike[str]) -> list[Path]:
+    """The configurations that a file of claims names, which say what its runs and studies are."""
+    return [project_file(name) for name in _file(path).configurations]
+
+
+def settings_meant(configurations: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """The settings that the claims' runs and studies are meant to have, by name: what decides what they find."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in configurations:
+        config = checked(Config, read_yaml(path, "configuration"), str(path))
+        for name, run in config.runs.items():
+            source = config.datasets[run.dataset].source
+            settings = search_settings(
+                run.space, run.preset, run.search, limits=run.limits, trainings=run.trainings, datasets=(run.dataset, source)
+            )
+            found[name] = {key: settings[key] for key in ("space", "exclude", "rounds", "limits")}
+        for name, study in config.studies.items():
+            settings = study_settings(study.model_dump(), f"{path}: study {name!r}")
+            found[name] = {key: settings[key] for key in ("space", "exclude", "measures")}
+    return found
+
+
+def difference(found: object, meant: object, at: str = "") -> str | None:
+    """Where two settings first differ: the key, and both values; None if they don't."""
+    if isinstance(found, Mapping) and isinstance(meant, Mapping):
+        pairs = [(str(key), found.get(key), meant.get(key)) for key in dict.fromkeys((*meant, *found))]
+    elif isinstance(found, list) and isinstance(meant, list) and len(found) == len(meant):
+        pairs = [(str(place), one, other) for place, (one, other) in enumerate(zip(found, meant, strict=True), start=1)]
+    else:
+        return None if found == meant else f"{at} is {_short(found)}, not {_short(meant)}"
+    differences = (difference(one, other, f"{at}.{key}" if at else key) for key, one, other in pairs)
+    return next((text for text in differences if text is not None), None)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _other_settings(folder: Path, meant: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Where the settings of a run or study differ from those that the claims mean; None if they don't, or mean none."""
+    if folder.name not in meant:
+        return None
+    path = layout.path(layout.SEARCH, folder)
+    found = read_settings(path) if path.exists() else read_study(layout.path(layout.STUDY, folder))
+    return difference({key: found[key] for key in meant[folder.name]}, meant[folder.name])
 
 
 def runs_of(claims: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -219,15 +272,18 @@ def judge(path: str | os.PathLike[str], results: str | os.PathLike[str], tested:
     """Judge every claim of the file ``path`` by the runs that test it. Returns the value of claims.json.
 
     ``results``: folder of the runs. ``tested``: the runs expected there; others are reported as not tested, so that an unchecked
-    figure is never taken for a checked one.
+    figure is never taken for a checked one. So are those whose settings are not those of the file's ``configurations``: a name
+    alone makes no run one of the claims'.
     Raises TenasError for a missing expected result, or one without the accuracy.
     """
     stopwatch = Stopwatch()
     claims, results, tested = read_claims(path), Path(results), set(tested)
     runs = _Runs(results, [run for run in runs_of(claims) if run in tested])
-    inputs, judged = [path], []
+    configurations = configurations_of(path)
+    meant = settings_meant(configurations)
+    inputs, judged = [path, *configurations], []
     for name, claim in claims.items():
-        found = []
+        found: list[dict[str, Any]] = []
         for run in claim.get("better") or claim["runs"]:
             names = run if isinstance(run, list) else [run]
             entry = {"run": " - ".join(names)}
@@ -235,6 +291,10 @@ def judge(path: str | os.PathLike[str], results: str | os.PathLike[str], tested:
                 found.append(entry | {"verdict": "not tested"})
                 continue
             folders = [results / one for one in names]
+            other = [f"{one.name}: {text}" for one in folders if (text := _other_settings(one, meant))]
+            if other:
+                found.append(entry | {"verdict": "other settings", "differs": other})
+                continue
             inputs += [folder / ("correlations.csv" if "correlation" in claim else "summary.csv") for folder in folders]
             if "better" in claim:
                 found.append(entry | _better(claim, folders))
@@ -294,7 +354,7 @@ def _row(claim: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
         str(result.get("n", "")),
         _between(result.get("interval"), decimals),
         _between(result.get("difference"), decimals),
-        f"**{result['verdict']}**",
+        f"**{result['verdict']}**" + "".join(f"; {text}" for text in result.get("differs", ())),
     ]
 
 
@@ -341,8 +401,9 @@ def page(judged: Mapping[str, Any]) -> str:
         "A claim **holds** when the interval of what was found lies above the claimed figure less that figure's own standard",
         "error (spread / sqrt(seeds); without a spread, less the tolerance that config/claims.yaml gives). It **does not hold**",
         "when the interval lies below, is **undecided** when it is on both sides, and **not tested** when the configuration has",
-        "no such run. The column *found - claimed* asks something else: whether the two means differ at all. With four",
-        "published seeds its interval is wide.",
+        "no such run. A run of the name with **other settings** tests nothing: the first one that differs is named. The column",
+        "*found - claimed* asks something else: whether the two means differ at all. With four published seeds its interval is",
+        "wide.",
         "",
         *_beside_page(judged["beside"]),
         "## What they say",

@@ -23,6 +23,7 @@ def _search_lines(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -
         looked_up = part.kind == "training" and settings["rounds"][part.number - 1]["column"] is not None
         seconds = "table" if looked_up else f"{part.seconds:,.0f}"
         lines.append(f"  {part.number:<7}{part.kind:<11}{part.subjects:>8,}{part.kept:>7,}{seconds:>9}  {best}".rstrip())
+        lines += [f"         {name} was the same for all and decided nothing" for name in part.constant]
     spent = of_search(rounds)
     trained = f", {spent['training_seconds']:.0f} s of short trainings" if spent.get("training_seconds") else ""
     return [*lines, f"  search     {spent['search_seconds']:.0f} s of scoring{trained}"]
@@ -36,17 +37,26 @@ def _accuracy_lines(benchmark: Mapping[str, Any], metrics: Mapping[str, Any]) ->
         chosen = "" if metrics["valid_accuracy"] is None else f" ({metrics['valid_accuracy']:.2f} % in validation)"
         lines.append(
             f"  retrained  {metrics['test_accuracy']:.2f} % of the test images, epoch {metrics['best_epoch']} of "
-            f"{metrics['epochs']}{chosen}, {metrics['parameters']:,} parameters"
+            f"{metrics['epochs']}{chosen}, {_costs(metrics.get('parameters'), metrics.get('flops'))}"
         )
     if "reason" in benchmark:
         lines.append(f"  benchmark  {benchmark['reason']}")
+    costs = benchmark.get("costs", {})
     for name, standing in benchmark.get("accuracies", {}).items():
         if standing is not None and name.endswith(("_test", "accuracy")):
+            of = name.removesuffix("_test")
+            cost = _costs(costs.get(f"params_{of}"), costs.get(f"flops_{of}"))
             lines.append(
                 f"  benchmark  {name} {standing['accuracy']:.2f} %, rank {standing['rank']:,} of "
-                f"{benchmark['cells']:,}, {standing['regret']:.2f} below the best"
+                f"{benchmark['cells']:,}, {standing['regret']:.2f} below the best{cost and f', {cost}'}"
             )
     return lines
+
+
+def _costs(parameters: float | None, flops: float | None) -> str:
+    """What a network has and takes, as far as it is known."""
+    parts = [] if parameters is None else [f"{parameters:,} parameters"]
+    return ", ".join([*parts, *([] if flops is None else [f"{flops / 1e6:,.1f} M multiply-adds"])])
 
 
 def _found(run_dir: Path, seeds: Iterable[int]) -> Found:

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 from tenas import layout
 from tenas.errors import TenasError
 from tenas.files import read_json, read_table
+from tenas.search.repeats import deciding_nothing
 from tenas.settings.search import read_settings
 
-COLUMNS = ("seed", "arch", "search_seconds", "pruned_share", "parameters", "best_epoch", "valid_accuracy", "test_accuracy")
+COLUMNS = (
+    "seed", "arch", "search_seconds", "pruned_share", "parameters", "flops", "best_epoch", "valid_accuracy", "test_accuracy"
+)  # fmt: skip
 # Further columns of a search with rounds of cells or trainings, after pruned_share.
 FUNNEL = {"cells": ("kept_share",), "training": ("training_seconds", "finalist_accuracy")}
 
@@ -21,6 +24,7 @@ class RoundSummary(NamedTuple):
 
     ``shares``: for each decision, how often it is repeated on bootstrap samples. ``seconds``: total of its jobs. ``best``: text
     of the first cell, for rounds of cells and trainings; ``accuracy``: its validation accuracy in %, for the latter.
+    ``constant``: measures that were the same for all subjects, and so decided nothing.
     """
 
     number: int
@@ -31,6 +35,7 @@ class RoundSummary(NamedTuple):
     seconds: float
     best: str | None = None
     accuracy: float | None = None
+    constant: tuple[str, ...] = ()
 
 
 def _seconds(path: Path, value: object) -> float:
@@ -73,6 +78,7 @@ def summarise_round(run_dir: Path, seed: int, number: int, entry: Mapping[str, A
     """Summarise a round from its table and records. ``entry``: its settings. Raises TenasError for missing or damaged files."""
     kind = entry["kind"]
     path = layout.path(layout.TABLE[kind], run_dir, seed=seed, round=number)
+    constant: tuple[str, ...] = ()
     if kind == "training":
         rows = read_table(path, ("arch", "valid_accuracy", "place", "kept"), "ranking")
         shares: list[float] = []
@@ -84,16 +90,19 @@ def summarise_round(run_dir: Path, seed: int, number: int, entry: Mapping[str, A
         values = [_number(path, row, share) for row in rows if row[decision] == "1"]
         shares = [value for value in values if value is not None]
         seconds = scoring_seconds(layout.path(layout.SCORES, run_dir, seed=seed, round=number, shard=1).parent)
+        constant = tuple(deciding_nothing(rows, "_score" if kind == "cells" else "_change"))
     if not rows:
         raise TenasError(f"The table {path} has no rows: run its stage again.")
     seconds = round(seconds, 3)
     if kind in ("operators", "edges"):
-        return RoundSummary(number, kind, len(rows), sum(row["pruned"] == "0" for row in rows), shares, seconds)
+        return RoundSummary(
+            number, kind, len(rows), sum(row["pruned"] == "0" for row in rows), shares, seconds, constant=constant
+        )
     kept, first = sum(row["kept"] == "1" for row in rows), next((row for row in rows if row["place"] == "1"), None)
     if first is None:
         raise TenasError(f"The table {path} has no cell in the first place: run its stage again.")
     accuracy = _number(path, first, "valid_accuracy") if kind == "training" else None
-    return RoundSummary(number, kind, len(rows), kept, shares, seconds, first["arch"], accuracy)
+    return RoundSummary(number, kind, len(rows), kept, shares, seconds, first["arch"], accuracy, constant)
 
 
 def summarise_rounds(run_dir: str | os.PathLike[str], seed: int, settings: Mapping[str, Any]) -> list[RoundSummary]:
@@ -145,7 +154,8 @@ def summarise(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> tuple[li
     cells or trainings: ``kept_share``, how certain the choice of cells was; ``training_seconds``, time of the short trainings;
     ``finalist_accuracy``, validation accuracy of the best short training.
 
-    After those and COLUMNS, for each accuracy of the table: value, ``_rank`` (1 is best), ``_regret`` (points below the best).
+    ``parameters`` and ``flops`` are of the retrained network. After those and COLUMNS, for each accuracy of the table: value,
+    ``_rank`` (1 is best), ``_regret`` (points below the best); then the parameters and FLOPs that the table has.
     Raises TenasError for a seed without a genotype or with results of another one, and for a missing table or record of a round.
     """
     run_dir = Path(run_dir)
@@ -165,6 +175,7 @@ def summarise(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> tuple[li
                     # Of two decimal numbers; the rest is binary noise.
                     f"{name}_regret": round(standing["regret"], 6),
                 }
+        row |= {name: value for name, value in benchmark.get("costs", {}).items() if value is not None}
         columns += [key for key in row if key not in columns]
         rows.append(row)
     return columns, rows

@@ -164,9 +164,9 @@ def rank_round(
     ``settings``: of the round. For each measure: ``change`` (mean over the repeats), ``se`` (standard error of that mean; empty
     below two finite repeats), ``n`` (repeats that could be compared), ``singular`` (repeats in which the rest was infinite),
     ``rank``. Then ``rank_sum`` (or ``log_rank_sum``), ``pruned``, and ``pruned_share``: how often the trial is pruned when the
-    decision is repeated on bootstrap samples of the repeats (RESAMPLES of them). The trials of a sample have the same repeats,
-    as they share weights and, unless each draws its own, images. A decision is certain at a share near 1, and a coin toss at a
-    share near 1 over the number of rivals.
+    decision is repeated on bootstrap samples of the repeats (RESAMPLES of them; empty where every measure has a single one). The
+    trials of a sample have the same repeats, as they share weights and, unless each draws its own, images. A decision is certain
+    at a share near 1, and a coin toss at a share near 1 over the number of rivals.
     """
     mask, trials, aggregate = subjects.mask, subjects.tried, settings["aggregate"]
     rivals = mask.space.rivals(trials, subjects.round)
@@ -188,8 +188,10 @@ def rank_round(
         gone = pruned_within(decided, rivals, aggregate, trials, mask, limits)
         fewer = [ranks[:RESAMPLES_WITHIN] for ranks in resampled]
         again = pruned_within(fewer, rivals, aggregate, trials, mask, limits)
-    share = again.mean(axis=0)
+    # With a single repeat of every measure there is nothing to resample.
+    resampled_any = any(of_measure["repeats"] > 1 for of_measure in settings["measures"].values())
+    share = again.mean(axis=0) if resampled_any else None
     for i, (row, total) in enumerate(zip(rows, aggregated(decided, aggregate)[0], strict=True)):
-        row |= {aggregate: float(total), "pruned": int(gone[0, i]), "pruned_share": float(share[i])}
+        row |= {aggregate: float(total), "pruned": int(gone[0, i]), "pruned_share": "" if share is None else float(share[i])}
     columns += [aggregate, "pruned", "pruned_share"]
     return columns, rows, mask.without(trial for trial, go in zip(trials, gone[0], strict=True) if go)

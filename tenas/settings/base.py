@@ -176,6 +176,12 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 FOLDERS = {"search": "presets", "retrain": "retrain"}
 
 
+def project_file(name: str) -> Path:
+    """A file by its path from the working directory, or else from the project's folder, which the package has with it."""
+    path = Path(name)
+    return path if path.exists() or not (PROJECT / path).exists() else PROJECT / path
+
+
 def preset_files(kind: str) -> dict[str, Path]:
     """Presets by name: those of the working directory's config/, then those that come with the package."""
     found: dict[str, Path] = {}

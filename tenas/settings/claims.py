@@ -74,5 +74,8 @@ class Claim(Model):
 class Claims(Model):
     """A file of claims."""
 
+    configurations: list[str] = []
+    """Configurations that say which settings the runs and studies of these names have: others by the same name do not test the
+    claims. Empty: any do."""
     claims: Annotated[dict[str, Claim], Field(min_length=1)]
     """Claims by name."""

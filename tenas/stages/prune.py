@@ -23,6 +23,7 @@ def prune(
     from tenas.search.limits import read_limits
     from tenas.search.made_by import made_by
     from tenas.search.prune import rank_round
+    from tenas.search.repeats import warn_of_nothing
     from tenas.settings.search import find_round, read_settings
     from tenas.spaces import get_space
 
@@ -33,6 +34,7 @@ def prune(
     values = read_scores(scores, entry["measures"], subjects, f"round {round}")
     columns, rows, after = rank_round(entry, subjects, values, read_limits(limits))
     write_csv(ranking, columns, rows)
+    warn_of_nothing(rows, "_change", round)
     # The ranking holds the decision and depends on the scores, whatever their shards: its hash ties the mask to both.
     inputs = [mask, ranking, *([limits] if limits else [])]
     write_json(out, after.to_json() | {"made_by": made_by("prune", resolved, inputs, entry)})

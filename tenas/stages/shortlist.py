@@ -20,6 +20,7 @@ def shortlist(
     from tenas.scoring.subjects import read_cells
     from tenas.scoring.table import read_scores
     from tenas.search.made_by import made_by
+    from tenas.search.repeats import warn_of_nothing
     from tenas.search.shortlist import rank_cells, shortlist_json
     from tenas.settings.search import find_round, read_settings
     from tenas.spaces import get_space
@@ -31,4 +32,5 @@ def shortlist(
     values = read_scores(scores, entry["measures"], subjects, f"round {round}")
     columns, rows, kept = rank_cells(entry, subjects, values)
     write_csv(ranking, columns, rows)
+    warn_of_nothing(rows, "_score", round)
     write_json(out, shortlist_json(space, kept) | {"made_by": made_by("shortlist", resolved, [cells, ranking], entry)})

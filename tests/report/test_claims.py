@@ -15,7 +15,18 @@ from tenas.cli import main
 from tenas.errors import TenasError
 from tenas.files import write_csv, write_json
 from tenas.report.baselines import baselines
-from tenas.report.claims import difference_interval, interval, judge, page, read_claims, runs_of, threshold, verdict
+from tenas.report.claims import (
+    configurations_of,
+    difference_interval,
+    interval,
+    judge,
+    page,
+    read_claims,
+    runs_of,
+    settings_meant,
+    threshold,
+    verdict,
+)
 from tenas.scoring.subjects import Cell
 from tenas.search.shortlist import shortlist_json
 from tenas.settings import search_settings
@@ -113,6 +124,35 @@ def test_every_kind_of_claim_is_judged(tmp_path):
     text = page(judged)
     assert text.count("| **not tested** |") == 2
     assert f"| `low` | 3 | cifar10_test | 88.30 | `{ARCHS[3]}` |".replace(ARCHS[3], ARCHS[3].replace("|", "\\|")) in text
+
+
+def test_a_name_alone_makes_no_run_the_one_that_a_claim_means(tmp_path):
+    """A run of the name with another setting, however it came about, tests nothing; the page says which setting it is."""
+    run = {"space": "nas-bench-201", "dataset": "digits", "preset": "released", "seeds": [0]}
+    config = {"datasets": {"digits": {"source": "digits"}}, "runs": dict.fromkeys(("same", "other", "limited"), run)}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    changes = {"same": {}, "other": {"changes": {"measures": {"linear_regions": {"repeats": 5}}}},
+               "limited": {"limits": {"parameters": "60%"}}}  # fmt: skip
+    for name, of_run in changes.items():
+        save_run(tmp_path, name, [90.1, 90.2, 90.0, 90.3, 90.1, 90.2])
+        for seed in range(6):
+            write_json(tmp_path / name / f"seed{seed}" / "benchmark.json", look_up(ARCHS[seed], None))
+        write_json(tmp_path / name / "search.json", search_settings("nas-bench-201", "released", **of_run))
+    claim = {"says": "It is so", "source": "Somewhere", "value": 90.0, "accuracy": "cifar10_test", "runs": [*changes, "free"]}
+    claims = tmp_path / "claims.yaml"
+    claims.write_text(yaml.safe_dump({"configurations": [str(tmp_path / "config.yaml")], "claims": {"one": claim}}))
+    judged = judge(claims, tmp_path, [*changes])
+    results = judged["claims"][0]["results"]
+    assert [result["verdict"] for result in results] == ["holds", "other settings", "other settings", "not tested"]
+    assert results[1]["differs"] == ["other: rounds.1.measures.linear_regions.repeats is 5, not 3"]
+    assert "**other settings**; limited: limits.parameters is 60%, not None" in page(judged)
+
+
+def test_the_settings_that_this_projects_claims_mean(monkeypatch):
+    """Of all runs and studies that they name."""
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "config/claims.yaml"
+    assert set(runs_of(read_claims(path))) <= settings_meant(configurations_of(path)).keys()
 
 
 def test_what_a_mean_must_reach():

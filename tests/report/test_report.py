@@ -18,6 +18,7 @@ from tenas.files import format_csv, write_csv, write_json
 from tenas.report import accuracies, plot_rankings, show, summarise
 from tenas.scoring.subjects import Cell, Cells, plan
 from tenas.search.finalists import rank_finalists
+from tenas.search.repeats import warn_of_nothing
 from tenas.search.shortlist import rank_cells, shortlist_json
 from tenas.settings import search_settings
 from tenas.spaces import get_space, load_genotype
@@ -57,7 +58,7 @@ def save_seed(run: Path, seed: int, *, shards: dict[int, list[float]], accuracy:
         save_ranking_of(folder / f"round{round}", DECISIONS)
     if accuracy is not None:
         metrics = {"arch": ARCHS[seed], "test_accuracy": accuracy, "valid_accuracy": accuracy + 1, "best_epoch": 3}
-        write_json(folder / "retrain" / "metrics.json", metrics | {"epochs": 4, "parameters": 12345})
+        write_json(folder / "retrain" / "metrics.json", metrics | {"epochs": 4, "parameters": 12345, "flops": 2_500_000})
     return folder
 
 
@@ -66,16 +67,16 @@ def test_one_row_per_seed(tmp_path):
     save_seed(tmp_path, 2, shards={1: [1.0], 2: [2.0]})
     columns, rows = summarise(tmp_path, [0, 2])
     assert columns == [
-        "seed", "arch", "search_seconds", "pruned_share", "parameters", "best_epoch", "valid_accuracy", "test_accuracy"
+        "seed", "arch", "search_seconds", "pruned_share", "parameters", "flops", "best_epoch", "valid_accuracy", "test_accuracy"
     ]  # fmt: skip
     assert rows == [
         {
-            "seed": 0, "arch": ARCHS[0], "search_seconds": 7.75, "pruned_share": 0.75, "parameters": 12345, "best_epoch": 3,
-            "valid_accuracy": 97.5, "test_accuracy": 96.5,
+            "seed": 0, "arch": ARCHS[0], "search_seconds": 7.75, "pruned_share": 0.75, "parameters": 12345, "flops": 2_500_000,
+            "best_epoch": 3, "valid_accuracy": 97.5, "test_accuracy": 96.5,
         },
         {"seed": 2, "arch": ARCHS[2], "search_seconds": 3.0, "pruned_share": 0.75},
     ]  # fmt: skip
-    assert format_csv(columns, rows).splitlines()[2] == f"2,{ARCHS[2]},3.0,0.75,,,,"
+    assert format_csv(columns, rows).splitlines()[2] == f"2,{ARCHS[2]},3.0,0.75,,,,,"
 
 
 def test_how_sure_a_search_was_is_the_mean_over_the_decisions_of_its_rounds(tmp_path):
@@ -264,6 +265,36 @@ def test_a_funnel_is_told_round_by_round(funnel):
     ]
     assert lines[start + 6] == "  search     1150 s of scoring, 50 s of short trainings"
     assert lines[start + 7] == f"  genotype   {arch}"
+
+
+def test_a_measure_that_is_the_same_for_all_is_told(funnel, capsys):
+    """By the ranking, wherever it comes from: in the log of the round, and by show."""
+    path = funnel / "seed4/round3/cells.csv"
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    write_csv(path, rows[0].keys(), [row | {"naswot_score": "-inf"} for row in rows])
+    lines = show(funnel).splitlines()
+    assert lines[lines.index("seed 4") + 5] == "         naswot was the same for all and decided nothing"
+    warn_of_nothing([{"a_change": 0.0, "b_change": 0.5}, {"a_change": 0.0, "b_change": 1.0}], "_change", 2)
+    warn_of_nothing([{"naswot_score": float("-inf")}] * 2, "_score", 1)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        "warning: round 2: a is the same for all, and decides nothing: other channels, cells, weights or batch"
+    )
+    assert second.startswith("warning: round 1: naswot is infinite for all, and decides nothing")
+
+
+def test_a_table_tells_what_a_network_costs_that_was_not_trained(tmp_path):
+    folder = save_seed(tmp_path, 0, shards={1: [1.0], 2: [1.0]})
+    found = look_up(load_genotype(ARCHS[0]), "builtin")
+    write_json(folder / "benchmark.json", found)
+    columns, (row,) = summarise(tmp_path, [0])
+    assert (row["params_cifar10"], row["flops_imagenet16"]) == (
+        found["costs"]["params_cifar10"], found["costs"]["flops_imagenet16"],
+    )  # fmt: skip
+    assert columns[-1] == "flops_imagenet16"
+    cost = f"{row['params_cifar10']:,} parameters, {row['flops_cifar10'] / 1e6:,.1f} M multiply-adds"
+    assert any(line.startswith("  benchmark  cifar10_test") and line.endswith(cost) for line in show(tmp_path).splitlines())
 
 
 def test_a_funnel_lacks_nothing_silently(funnel):

@@ -84,6 +84,12 @@ def test_changes_are_right_side_up():
     assert row["operator"] not in left.operators("cell", row["edge"])
 
 
+def test_with_single_repeats_nothing_is_known_of_how_sure_it_is():
+    options, subjects = small(repeats=1), first_round()
+    _, rows, _ = rank_round(options, subjects, random_values(options["measures"], subjects, 0))
+    assert {row["pruned_share"] for row in rows} == {""}
+
+
 def test_standard_errors_and_counts():
     options, subjects = small(repeats=5), first_round()
     values = random_values(options["measures"], subjects, 0)

@@ -239,4 +239,4 @@ def test_tenas_search_reads_a_source_with_a_path(here, tmp_path, capsys):
     assert main([*command, "--limit", "parameters=100", "--out", str(tmp_path / "other")]) == 2
     assert "No cell of own-chain has at most 100 parameters: the smallest has 5," in capsys.readouterr().err
     assert main(["search", "--data", "nowhere", "--out", str(tmp_path / "none")]) == 2
-    assert "There is nothing to search on in nowhere" in capsys.readouterr().err
+    assert "There are no images in nowhere" in capsys.readouterr().err

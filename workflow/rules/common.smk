@@ -14,7 +14,7 @@ from tenas.config import load_config
 from tenas.errors import TenasError
 from tenas.references import is_reference
 from tenas.report.beside import ranked_round
-from tenas.report.claims import read_claims, runs_of
+from tenas.report.claims import configurations_of, read_claims, runs_of
 from tenas.search.made_by import measuring_code, ranking_code, space_modules, stage_code
 from tenas.settings.search import schedule
 from tenas.spaces import get_space

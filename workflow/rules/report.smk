@@ -61,10 +61,14 @@ rule summary:
 rule claims:
     input:
         claims=CONFIG["claims"] or [],
+        configurations=list(map(str, configurations_of(CONFIG["claims"]))) if CONFIG["claims"] else [],
         results=lambda wildcards: [
             f"results/{run}/{'summary' if run in RUNS else 'correlations'}.csv" for run in tested()
         ],
         beside=lambda wildcards: [name for run in tested() if run in RUNS for name in beside(run)],
+        studies=lambda wildcards: [
+            layout.results(layout.STUDY, "study").format(study=study) for study in tested() if study in STUDIES
+        ],
     output:
         judged="results/claims.json",
         page=report(
