@@ -3,13 +3,14 @@
 import csv
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tenas import layout
 from tenas.errors import TenasError
 from tenas.figures import save_svg, style
+from tenas.search.repeats import deciding_nothing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,13 +72,28 @@ def _read(path: Path, keys: Iterable[str], suffix: str | None, parts: Iterable[s
 def _pruning(path: Path) -> tuple[list[Panel], float]:
     """One panel per measure: each trial's mean change, with its standard error."""
     keys = ("cell", "edge", "target", "source", "operator", "pruned")
-    table = _read(path, keys, "_change", ("_change", "_se"))
+    table = _read(path, keys, "_change", ("_change", "_se", "_rank"))
+
+    constant = deciding_nothing(table.rows, "_change")
 
     def panel(measure: str, *, labels: bool) -> Panel:
-        return Panel(measure, lambda axes: _draw_changes(axes, measure, table.rows, labels=labels))
+        return Panel(_titled(measure, constant), lambda axes: _draw_changes(axes, measure, table.rows, labels=labels))
 
     panels = [panel(measure, labels=place == 0) for place, measure in enumerate(table.measures)]
     return panels, 0.9 + 0.16 * len(table.rows)
+
+
+def _titled(measure: str, constant: Container[str]) -> str:
+    return f"{measure}, the same for all" if measure in constant else measure
+
+
+def _direction(measure: str, rows: Iterable[Mapping[str, str]]) -> str:
+    """Which way a measure prunes, by its own ranks: an arrow on the axis of changes; none where all are equal."""
+    by_rank = sorted(rows, key=lambda row: float(row[f"{measure}_rank"]))
+    first, last = (float(row[f"{measure}_change"]) for row in (by_rank[0], by_rank[-1]))
+    if first == last:
+        return ""
+    return "pruned first \N{RIGHTWARDS ARROW}" if first > last else "\N{LEFTWARDS ARROW} pruned first"
 
 
 def _draw_changes(axes: "Axes", measure: str, rows: list[dict[str, str]], *, labels: bool) -> None:
@@ -102,7 +118,8 @@ def _draw_changes(axes: "Axes", measure: str, rows: list[dict[str, str]], *, lab
             )  # fmt: skip
     axes.axvline(0, color="#888888", linewidth=0.8, zorder=1)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("change when taken away (mean, standard error); x: pruned")
+    direction = _direction(measure, rows)
+    axes.set_xlabel(f"change when taken away (mean, standard error)\nx: pruned{direction and f'   {direction}'}")
     names = [f"{row['target']}<-{row['source']} {row['operator']}" for row in rows]
     if len({row["cell"] for row in rows}) > 1:
         names = [f"{row['cell']} {name}" for row, name in zip(rows, names, strict=True)]
@@ -116,18 +133,19 @@ def _draw_changes(axes: "Axes", measure: str, rows: list[dict[str, str]], *, lab
 def _cells(path: Path) -> tuple[list[Panel], float]:
     """With one measure, score against place; with two, their ranks against each other; with more, place against each rank."""
     table = _read(path, ("cell", "place", "kept"), "_rank", ("_score", "_se", "_rank"), ("place",))
+    constant = deciding_nothing(table.rows, "_score")
     if len(table.measures) == 1:
         (measure,) = table.measures
-        return [Panel(f"cells by {measure}", lambda axes: _draw_scores(axes, measure, table.rows))], 2.8
+        return [Panel(f"cells by {_titled(measure, constant)}", lambda axes: _draw_scores(axes, measure, table.rows))], 2.8
     if len(table.measures) == 2:
         first, second = table.measures
-        title = f"{second} against {first}"
+        title = f"{_titled(second, constant)} against {_titled(first, constant)}"
         labels = f"rank by {first}, 1 for the best", f"rank by {second}"
         return [Panel(title, lambda axes: _draw_ranks(axes, table.rows, f"{first}_rank", f"{second}_rank", labels))], 3.4
 
     def panel(measure: str) -> Panel:
         labels = f"rank by {measure}, 1 for the best", "place by all measures"
-        return Panel(measure, lambda axes: _draw_ranks(axes, table.rows, f"{measure}_rank", "place", labels))
+        return Panel(_titled(measure, constant), lambda axes: _draw_ranks(axes, table.rows, f"{measure}_rank", "place", labels))
 
     return [panel(measure) for measure in table.measures], 3.0
 
@@ -230,9 +248,10 @@ def plot_rankings(rankings: Iterable[str | os.PathLike[str]], out: str | os.Path
     ``rankings``: the files ``round<r>/ranking.csv``, ``cells.csv`` or ``trainings.csv``, in the order of the rounds.
 
     Rounds that prune have one panel per measure: the mean change by removing each operator, with its standard error; a red x if
-    it was pruned. Trials of an edge are grouped. An infinite change (a kernel that became singular, or ceased to be) is an arrow
-    at the side of the panel. Rounds of cells plot ranks against each other, and label the kept cells with their places. Rounds of
-    trainings plot validation accuracies. Equal tables give equal bytes.
+    it was pruned; an arrow says at which end pruning begins. Trials of an edge are grouped. An infinite change (a kernel that
+    became singular, or ceased to be) is an arrow at the side of the panel. Rounds of cells plot ranks against each other, and
+    label the kept cells with their places. Rounds of trainings plot validation accuracies. A measure that is the same for all is
+    said to be. Equal tables give equal bytes.
 
     Raises TenasError for a missing or damaged table.
     """

@@ -134,7 +134,9 @@ def show(run_dir: str | os.PathLike[str]) -> str:
     if looked_up:
         lines += ["", *_beside(Found(run_dir, settings, looked_up))]
     lines.append("")
-    for path, what in ((layout.path(layout.SUMMARY, run_dir), "table"), (run_dir.parent / "report.html", "report")):
-        if path.exists():
-            lines.append(f"{what}: {path}")
+    table, report = layout.path(layout.SUMMARY, run_dir), run_dir.parent / "report.html"
+    lines += [f"table: {table}"] if table.exists() else []
+    # A report is of the runs that it was asked for.
+    if report.exists() and f'/{run_dir.name}/{layout.SUMMARY}"' in report.read_text(encoding="utf-8", errors="replace"):
+        lines.append(f"report: {report}")
     return "\n".join(lines).rstrip("\n")

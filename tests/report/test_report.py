@@ -154,8 +154,11 @@ def test_a_run_is_shown_with_what_it_has(tmp_path):
     assert re.search(r"^  round  kind +subjects +kept +seconds  best\n  1      operators +4 +2 +61$", text, re.MULTILINE)
     assert text.count("retrained") == 1
     assert "report" not in text
-    (tmp_path / "results" / "report.html").touch()
+    # One of another run, then one that has this.
+    (tmp_path / "results" / "report.html").write_text('"results/other/summary.csv"')
     (run / "summary.csv").touch()
+    assert show(run).splitlines()[-1] == f"table: {run / 'summary.csv'}"
+    (tmp_path / "results" / "report.html").write_text(f'"results/{run.name}/summary.csv"')
     assert show(run).splitlines()[-2:] == [
         f"table: {run / 'summary.csv'}",
         f"report: {tmp_path / 'results' / 'report.html'}",
@@ -351,12 +354,13 @@ def save_ranking(
     folder: Path, round: int, changes: list[tuple[object, object]], cells: tuple[str, str] = ("cell", "cell")
 ) -> None:
     columns = ["cell", "edge", "target", "source", "operator"]
-    columns += ["kappa_change", "kappa_se", "regions_change", "regions_se", "pruned"]
+    columns += ["kappa_change", "kappa_se", "kappa_rank", "regions_change", "regions_se", "regions_rank", "pruned"]
     rows = [
         {
             "cell": cells[i // 2],
             "edge": i // 2, "target": 1 + i // 2, "source": 0, "operator": f"operator_{round}_{i}",
             "kappa_change": kappa, "kappa_se": 0.1, "regions_change": regions, "regions_se": "", "pruned": i % 2,
+            "kappa_rank": i + 1, "regions_rank": i + 1,
         }
         for i, (kappa, regions) in enumerate(changes)
     ]  # fmt: skip
@@ -380,6 +384,19 @@ def test_the_figure_shows_every_trial_of_every_round(tmp_path):
     assert len(re.findall("#4477aa", svg)) > 5
     plot_rankings(rankings, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "rankings.svg").read_bytes()
+
+
+def test_the_figure_says_which_way_a_measure_prunes_and_which_decides_nothing(tmp_path):
+    """What raises kappa most when it stays, and what costs fewest regions when it goes, is pruned first."""
+    save_ranking(tmp_path, 1, [(0.5, -3), (0.25, 0), (-1, 7)])
+    plot_rankings([tmp_path / "round1/ranking.csv"], tmp_path / "rankings.svg")
+    svg = (tmp_path / "rankings.svg").read_text()
+    assert svg.index("pruned first \N{RIGHTWARDS ARROW}") < svg.index("\N{LEFTWARDS ARROW} pruned first")
+    save_ranking(tmp_path, 1, [(0.5, 3), (0.25, 3), (-1, 3)])
+    plot_rankings([tmp_path / "round1/ranking.csv"], tmp_path / "rankings.svg")
+    svg = (tmp_path / "rankings.svg").read_text()
+    assert "round 1: regions, the same for all" in svg
+    assert svg.count("pruned first") == 1
 
 
 def test_the_figure_shows_cells_and_trainings(tmp_path):
