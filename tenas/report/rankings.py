@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tenas import layout
 from tenas.errors import TenasError
 from tenas.figures import save_svg, style
-from tenas.search.repeats import deciding_nothing
+from tenas.search.constant import deciding_nothing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tenas import layout
 from tenas.errors import TenasError
 from tenas.files import read_json, read_table
-from tenas.search.repeats import deciding_nothing
+from tenas.search.constant import deciding_nothing
 from tenas.settings.search import read_settings
 
 COLUMNS = (

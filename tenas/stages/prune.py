@@ -20,10 +20,10 @@ def prune(
     from tenas.files import write_csv, write_json
     from tenas.scoring.subjects import trials_of
     from tenas.scoring.table import read_scores
+    from tenas.search.constant import warn_of_nothing
     from tenas.search.limits import read_limits
     from tenas.search.made_by import made_by
     from tenas.search.prune import rank_round
-    from tenas.search.repeats import warn_of_nothing
     from tenas.settings.search import find_round, read_settings
     from tenas.spaces import get_space
 

@@ -19,8 +19,8 @@ def shortlist(
     from tenas.files import write_csv, write_json
     from tenas.scoring.subjects import read_cells
     from tenas.scoring.table import read_scores
+    from tenas.search.constant import warn_of_nothing
     from tenas.search.made_by import made_by
-    from tenas.search.repeats import warn_of_nothing
     from tenas.search.shortlist import rank_cells, shortlist_json
     from tenas.settings.search import find_round, read_settings
     from tenas.spaces import get_space

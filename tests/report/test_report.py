@@ -17,8 +17,8 @@ from tenas.figures import save_svg, style
 from tenas.files import format_csv, write_csv, write_json
 from tenas.report import accuracies, plot_rankings, show, summarise
 from tenas.scoring.subjects import Cell, Cells, plan
+from tenas.search.constant import warn_of_nothing
 from tenas.search.finalists import rank_finalists
-from tenas.search.repeats import warn_of_nothing
 from tenas.search.shortlist import rank_cells, shortlist_json
 from tenas.settings import search_settings
 from tenas.spaces import get_space, load_genotype
