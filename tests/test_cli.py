@@ -342,6 +342,9 @@ def test_images_are_prepared_by_options_as_by_an_entry(tmp_path, capsys):
     assert cards[0]["class_names"] == ["cat", "dog"]
     message = refused(capsys, "prepare", "cifar10", "--out", tmp_path / "none")
     assert "The source cifar10 needs a path" in message
+    assert "A path goes with the name of a source" in refused(
+        capsys, "prepare", photos, "--path", "x", "--out", tmp_path / "none"
+    )
 
 
 def test_a_search_takes_images_and_says_where_it_has_prepared_them(tmp_path, preset):

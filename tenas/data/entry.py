@@ -23,12 +23,18 @@ def entry_of(data: str, **keys: object) -> dict[str, Any]:
         except ValueError as error:
             raise TenasError(f"The data set {data} is not valid JSON: {error}.") from error
         return entry | given
-    if is_reference(data) or (data in SOURCES and ("path" in given or not SOURCES[data].needs_path)):
+    if "path" in given and (data in SOURCES or is_reference(data)):
         return {"source": data, **given}
+    if "path" in given:
+        raise TenasError(
+            f"A path goes with the name of a source ({', '.join(SOURCES)}, or path/to/file.py:object), not with {data}."
+        )
     if path.suffix == ".npz":
         return {"source": "npz", "path": data, **given}
     if path.is_dir():
         return {"source": "folder", "path": data, **given}
+    if is_reference(data) or (data in SOURCES and not SOURCES[data].needs_path):
+        return {"source": data, **given}
     if data in SOURCES:
         raise TenasError(f"The source {data} needs a path: tenas prepare {data} --path FOLDER_OR_FILE --out FOLDER.")
     raise TenasError(

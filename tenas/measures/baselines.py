@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tenas.errors import TenasError
 from tenas.measures.common import (
@@ -80,7 +81,8 @@ def grasp(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     Traps: the noisiest of the gradient measures, small batches change its sign; it needs second derivatives.
     """
     weights = weights_of(network)
-    with undisturbed(network), torch.enable_grad():
+    # Torch's fast kernels of attention have no second derivative.
+    with undisturbed(network), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         gradients = gradients_of(batch_loss(network, images, labels), weights, create_graph=True)
         product = reduce(add, ((g.detach() * g).sum() for g in gradients))
         curvature = gradients_of(product, weights)

@@ -413,3 +413,28 @@ def test_only_signed_measures_may_be_negative_in_a_scores_file(tmp_path, name, v
         return
     with pytest.raises(TenasError, match=words):
         read_scores([tmp_path / "1.csv"], measures, TRIALS)
+
+
+class Attention(nn.Module):
+    """Attention over the pixels of an image, by torch's function or written out."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.project, self.classify, self.fused = nn.Linear(3, 3 * 4), nn.Linear(4, 3), fused
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.project(images.flatten(2).transpose(1, 2)).chunk(3, dim=2)
+        if self.fused:
+            seen = nn.functional.scaled_dot_product_attention(query, key, value)
+        else:
+            seen = (query @ key.transpose(1, 2) / 2).softmax(dim=2) @ value
+        return self.classify(seen.mean(1))
+
+
+def test_grasp_has_attentions_second_derivatives():
+    torch.manual_seed(0)
+    fused, plain = Attention(True).double(), Attention(False).double()
+    plain.load_state_dict(fused.state_dict())
+    images = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    expected = grasp(plain, images, torch.arange(6) % 3)
+    assert grasp(fused, images, torch.arange(6) % 3) == pytest.approx(expected, rel=1e-9)
