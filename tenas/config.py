@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from tenas import layout
@@ -47,11 +46,6 @@ def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, An
             known = get_space(space)
             if index == BUILTIN:
                 builtin_table(known)
-            elif index is not None and not Path(index).is_file():
-                raise TenasError(
-                    f"There is no table {index} for {space}: give a CSV or Parquet file, 'builtin', or null for none "
-                    "(docs/benchmark.md)."
-                )
     for name, dataset in config["datasets"].items():
         with _part(f"{where}: data set {name!r}"):
             check_source(dataset)

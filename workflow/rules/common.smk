@@ -229,7 +229,13 @@ def index_of(space):
 def index_file(space):
     """It as an input, where it is a file of the user's. The built-in one is the package's own, whose checksum is in the code."""
     index = index_of(space)
-    return [] if index in ("builtin", "none") else [index]
+    if index in ("builtin", "none"):
+        return []
+    if not Path(index).is_file():
+        raise WorkflowError(
+            f"There is no table {index}, which 'benchmark' has for {space}: give a CSV or Parquet file, builtin, or null for none."
+        )
+    return [index]
 
 
 def space_of(run):

@@ -22,7 +22,7 @@ rule lookup:
 # What searches find that may look accuracies up: what a run's genotypes have to stand against.
 rule table_search:
     input:
-        index_file("nas-bench-201"),
+        lambda wildcards: index_file("nas-bench-201"),
     output:
         table="results/table_search.csv",
         made_by="results/table_search.json",
