@@ -79,7 +79,8 @@ def check_capability(number: int) -> None:
     if not has_kernels(capability, architectures):
         raise TenasError(
             f"The GPU {torch.cuda.get_device_name(number)} has the compute capability {capability[0]}.{capability[1]}, for which "
-            f"PyTorch {torch.__version__} has no kernels (it has {', '.join(architectures)}): say 'device: cpu', or install another."
+            f"PyTorch {torch.__version__} has no kernels (it has {', '.join(architectures)}): say 'device: cpu', or "
+            "install another."
         )
 
 

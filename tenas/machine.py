@@ -62,8 +62,15 @@ def visible_devices(environ: Mapping[str, str] = os.environ) -> list[str] | None
 
 
 def has_gpu(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether a process that is started here would see a GPU, as far as files and CUDA_VISIBLE_DEVICES say."""
-    return bool(gpu_files(root)) and visible_devices(environ) != []
+    """Whether a process would see a GPU: as CUDA_VISIBLE_DEVICES says or, where that isn't set, the device files."""
+    visible = visible_devices(environ)
+    return bool(gpu_files(root)) if visible is None else bool(visible)
+
+
+def driver_version(root: Path = ROOT) -> str | None:
+    """Version of NVIDIA's driver; None where none is loaded."""
+    found = re.search(r"\b(\d{3,}\.[\d.]+)", _text(root / "proc/driver/nvidia/version"))
+    return found[1] if found else None
 
 
 def _text(path: Path) -> str:

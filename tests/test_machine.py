@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tenas.machine import gpu_files, has_gpu, memory_limit, processors, shared_memory, visible_devices
+from tenas.machine import driver_version, gpu_files, has_gpu, memory_limit, processors, shared_memory, visible_devices
 
 SEEN = len(os.sched_getaffinity(0))
 
@@ -98,10 +98,18 @@ def test_shared_memory(tmp_path):
 def test_the_gpus_that_are_left_visible(text, expected, tmp_path):
     environ = {} if text is None else {"CUDA_VISIBLE_DEVICES": text}
     assert visible_devices(environ) == expected
-    assert not has_gpu(tmp_path, environ)
+    assert has_gpu(tmp_path, environ) == bool(expected)
     written(tmp_path, {"dev/nvidia0": "", "dev/nvidiactl": ""})
     assert gpu_files(tmp_path) == ["/dev/nvidia0"]
     assert has_gpu(tmp_path, environ) == (expected != [])
+
+
+def test_the_version_of_the_driver(tmp_path):
+    assert driver_version(tmp_path) is None
+    text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build\nGCC version: 12.2.0\n"
+    assert driver_version(written(tmp_path, {"proc/driver/nvidia/version": text})) == "580.82.07"
+    text = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\n"
+    assert driver_version(written(tmp_path, {"proc/driver/nvidia/version": text})) == "535.183.01"
 
 
 def test_a_gpu_of_windows(tmp_path):

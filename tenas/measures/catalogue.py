@@ -63,9 +63,9 @@ class Measure:
         return self.function.__module__
 
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor | None = None) -> float:
-        """The score of a batch as a Python number, computed on one thread, so that its bits depend on the processor only, and
-        on a GPU in whole float32.
+        """The score of a batch as a Python number.
 
+        Computed on one thread, so that its bits depend on the processor only; on a GPU in whole float32.
         Raises TenasError for missing labels, for NaN, and for a negative value if the record does not allow it.
         """
         if self.needs_labels and labels is None:

@@ -28,9 +28,9 @@ BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Concatenate[nn.Module, P], R]:
     """Decorate a function of (network, images, ...) so that its value does not depend on what surrounds the call.
 
-    It runs on one thread, on a GPU in whole float32 (``full_precision``), outside of ``torch.inference_mode`` and ``no_grad``, with
-    an empty cache of autocast: weights that an earlier pass of the same block has cast are cast again. Raises TenasError for a
-    network that cannot be measured in any way.
+    It runs on one thread, on a GPU in whole float32 (``full_precision``), outside of ``torch.inference_mode`` and ``no_grad``,
+    with an empty cache of autocast: weights that an earlier pass of the same block has cast are cast again. Raises TenasError
+    for a network that cannot be measured in any way.
     """
 
     @functools.wraps(function)

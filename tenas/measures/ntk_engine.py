@@ -18,8 +18,8 @@ from tenas.measures.ntk_tape import Tape, Value, aten
 CACHE_BYTES = 8 * 2**20
 # A chunk holds about this many cotangents of the size of the largest at its peak: those of a cell's nodes and temporaries.
 LIVE_COTANGENTS = 8
-# Of a GPU's memory, what a chunk takes at its peak: a constant, and not what is free, because the size of the folded batch decides
-# which kernels cuDNN takes, and with them the last bits.
+# Of a GPU's memory, what a chunk takes at its peak: a constant, and not what is free, because the size of the folded batch
+# decides which kernels cuDNN takes, and with them the last bits.
 GPU_BYTES = 2 * 2**30
 # Columns of the gradients that are multiplied at once, in float64.
 COLUMNS = 2**18
@@ -96,7 +96,7 @@ def batched_jacobian(tape: Tape, logits: Value, *, chunk: int | None = None) -> 
 
 @functools.cache
 def _kernels() -> ModuleType | None:
-    """The compiled kernels; None where numba isn't installed or cannot work: it raises RuntimeError without a folder to cache in."""
+    """The compiled kernels; None where numba isn't installed or cannot work (RuntimeError, without a folder to cache in)."""
     try:
         from tenas.measures import kernel
     except ImportError:

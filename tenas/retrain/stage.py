@@ -217,6 +217,7 @@ def _training_metrics(
             inputs=request.inputs,
             stopwatch=stopwatch,
             device=device.type,
+            precision="float32, TF32 in convolutions" if done.keys["precision"] == "fp32" else done.keys["precision"],
             seed=request.seed,
             threads=request.threads,
             processes=processes.world_size,

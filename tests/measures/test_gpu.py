@@ -1,4 +1,4 @@
-"""Measures on a GPU: what can be said of them without one, by fake tensors and on the CPU, and their values where there is one."""
+"""Measures on a GPU: what fake tensors and a CPU can say of them, and their values where there is one."""
 
 import warnings
 import weakref
