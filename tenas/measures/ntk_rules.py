@@ -252,7 +252,8 @@ def max_pool_by_offset(record: Record, indices: Tensor, g: Tensor) -> Tensor:
     Overlapping windows add to the same pixel; those of one offset never do, so that each of the at most 9 sums is a plain one.
     """
     height, width = record.args[0].shape[-2:]
-    kernel, stride, padding, dilation, _ = (*record.args[1:], *([], [0], [1], False)[len(record.args) - 2 :])
+    defaults: tuple[Any, ...] = ([], [0], [1], False)
+    kernel, stride, padding, dilation, _ = (*record.args[1:], *defaults[len(record.args) - 2 :])
     kernel, stride, padding, dilation = _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation)
     # First pixel of each window, in rows and columns; those of the padding are negative.
     first = [

@@ -37,6 +37,10 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.env
 if workflow.is_main_process and workflow.resource_settings.cores == available_cpu_count() > processors():
     workflow.global_resources["_cores"] = workflow.resource_settings.cores = processors()
 
+# A job that its cluster stops is told so by a signal, to all of its processes: the shell has to wait for what a training still
+# writes.
+shell.prefix("set -euo pipefail; trap : TERM USR1; ")
+
 
 def any_of(names):
     """A pattern of these names and of nothing else, where there are none too: an empty pattern would let anything pass."""
