@@ -17,8 +17,7 @@ def processors(root: Path = ROOT) -> int:
     where /proc and /sys are.
     """
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [max(1, -(-quota // period)) for quota, period in _quotas(root)]
-    return min([seen, *quotas])
+    return min([seen, *(max(1, -(-quota // period)) for quota, period in quotas(root))])
 
 
 def memory_limit(root: Path = ROOT) -> int | None:
@@ -100,7 +99,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
                 break
 
 
-def _quotas(root: Path) -> Iterator[tuple[int, int]]:
+def quotas(root: Path) -> Iterator[tuple[int, int]]:
     """(microseconds of processor time, in a period of so many) of each control group that has such a limit."""
     for folder in _groups(root, "cpu"):
         quota, _, period = _text(folder / "cpu.max").strip().partition(" ")

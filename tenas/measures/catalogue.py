@@ -14,8 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, cast
 
 from tenas.errors import TenasError, one_of
-from tenas.measures.precision import full_precision
-from tenas.measures.threads import one_thread
+from tenas.measures.threads import full_precision, one_thread
 from tenas.references import is_reference, load_object
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from tenas.errors import TenasError
-from tenas.measures.precision import full_precision
-from tenas.measures.threads import one_thread
+from tenas.measures.threads import full_precision, one_thread
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -11,8 +11,7 @@ from tenas.errors import TenasError, one_of
 from tenas.measures import ntk_engine
 from tenas.measures.common import collector_paused, computed_weights, measuring, undisturbed
 from tenas.measures.ntk_tape import UntraceableError, check_traceable, is_known
-from tenas.measures.precision import full_precision
-from tenas.measures.threads import one_thread
+from tenas.measures.threads import full_precision, one_thread
 
 Implementation = Literal["auto", "compiled", "batched", "loop"]
 """How ``ntk_gram`` computes a kernel. All give the same matrix to rounding; of one of them, equal inputs give equal bits.

@@ -16,7 +16,7 @@ from tenas.scoring.checkpoint import Checkpoint, Result, origin_of
 from tenas.scoring.subjects import Measurement, Subjects, plan
 from tenas.scoring.table import score_columns, score_rows
 
-# Of measures on a GPU (tenas.measures.precision).
+# Of measures on a GPU (tenas.measures.threads).
 PRECISION = "float32 without TF32"
 
 

@@ -17,7 +17,7 @@ from tenas.measures.ntk import ntk_gram, ntk_gram_by_loop
 from tenas.measures.ntk_engine import SmallerChunkWarning, batched_jacobian, choose_chunk, recorded
 from tenas.measures.ntk_rules import by_autograd, max_pool, max_pool_by_offset
 from tenas.measures.ntk_tape import Record, Value, aten
-from tenas.measures.precision import full_precision
+from tenas.measures.threads import full_precision
 from tenas.networks import Supernet
 
 GETTERS = torch._C._get_fp32_precision_getter
