@@ -132,7 +132,6 @@ def test_results_of_different_kinds_of_devices_are_not_compared(other, named):
     check_one_kind({"1.csv": {"device": "cpu", "processor": "A"}, "2.csv": {"device": "cpu", "processor": "B"}}, "shards")
     with pytest.raises(TenasError, match="The shards of round 1 are of different kinds of devices") as raised:
         check_one_kind({"1.csv": H100, "2.csv": other}, "shards of round 1")
-    assert f", 2.csv of {named}"[:13] in str(raised.value)
     assert named in str(raised.value)
 
 

@@ -219,7 +219,7 @@ def test_a_retraining_by_two_tasks_of_srun(slurm, finished, tmp_path):
 
 
 def test_a_retraining_that_slurm_stops_goes_on_where_it_was(slurm, finished, tmp_path):
-    """By the signal that comes before the end of a job's time: to all of its processes, Snakemake's and the shell's among them."""
+    """By the signal that comes before the end of a job's time: to all of its processes, the shell's too."""
     folder = prepared(copied(finished, tmp_path), changed(retraining={"epochs": 40}))
     shutil.rmtree(folder / SEED / "retrain")
     profile = yaml.safe_load((folder / "profile/config.yaml").read_text())
