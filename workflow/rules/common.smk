@@ -296,7 +296,7 @@ def launched(resources, threads):
     # own name may mean 127.0.1.1 to it.
     return (
         f"{resources.mpi} --kill-on-bad-exit=1 --nodes {resources.get('nodes', 1)} --ntasks {resources.tasks}"
-        f" --cpus-per-task {threads} bash -c 'exec torchrun --local-addr \"$(hostname -I | cut -d \" \" -f 1)\" \"$@\"' torchrun"
+        f' --cpus-per-task {threads} bash -c \'exec torchrun --local-addr "$(hostname -I | cut -d " " -f 1)" "$@"\' torchrun'
         f" --nnodes {resources.tasks} --nproc-per-node {local} --rdzv-backend c10d --rdzv-id $SLURM_JOB_ID"
         " --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 10000)) -m tenas.cli"
     )
