@@ -220,7 +220,7 @@ def test_shards_of_different_kinds_of_devices_are_refused(tmp_path):
             write_json(path.with_suffix(".json"), {"machine": machine, "scores_sha256": sha256(path)})
         if second["device"] == "cpu":
             assert read_scores(paths, measures, subjects) == values
-    with pytest.raises(TenasError, match=r"The shards of round 1 .* 2-2\.csv of a GPU Card 9 \(compute capability 9"):
+    with pytest.raises(TenasError, match=r"The shards of round 1 .*2-2\.csv of a GPU Card 9 \(compute capability 9"):
         read_scores(paths, measures, subjects, "round 1")
 
 

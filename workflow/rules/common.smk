@@ -263,7 +263,7 @@ def figures(run):
 
 
 def gpus_of_a_job(measures):
-    """1 when jobs of a rule are to run on a GPU, 0 when on the CPU: then they must not queue for a GPU that isn't there.
+    """1 when jobs are to run on a GPU, 0 when on the CPU: then they must not queue for a GPU that isn't there.
 
     `auto` is a GPU where one is seen and the job trains; what measures is faster on the processors (docs/gpu.md). Torch would
     know better whether the GPU can be used, but importing it takes seconds, and this is read by every command.
