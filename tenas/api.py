@@ -190,7 +190,7 @@ def search(
         classes: of the images; by default as many as the labels have, without labels 10.
         threads: worker processes on the CPU. With more than one, a script must call this under
             ``if __name__ == "__main__":``.
-        device: auto (a GPU if there is one), cpu or cuda.
+        device: cpu, cuda, or auto: the CPU to measure, a GPU to train if there is one.
         progress: whether to show a bar, or lines if stderr is no terminal.
         trainings: what a round of trainings does: real, table:COLUMN, none; by default what the preset says.
         changes: changed keys of the preset, as in a run's ``search`` in a configuration.

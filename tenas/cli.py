@@ -1,6 +1,7 @@
 """The command line: one subcommand for each stage, made from the stage's signature and docstring.
 
-Exit status: 0; 2 for an error of the user, described by one sentence on stderr.
+Exit status: 0; 2 for an error of the user, described by one sentence on stderr; 75 for a training that a signal has
+stopped, which goes on with the same command.
 """
 
 import argparse
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = stage(**parsed)
     except TenasError as error:
         print(f"tenas: {error}", file=sys.stderr)
-        return 2
+        return error.status
     if isinstance(said, str):
         say(said)
     return 0

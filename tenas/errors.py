@@ -4,7 +4,15 @@ from collections.abc import Iterable
 
 
 class TenasError(Exception):
-    """An error that the user can fix. The message is a complete sentence; the command line prints it and exits with 2."""
+    """An error that the user can fix. The message is a complete sentence; the command line prints it, exits with ``status``."""
+
+    status = 2
+
+
+class StoppedError(TenasError):
+    """What was asked to stop has kept what it had, and goes on with the same command. EX_TEMPFAIL of sysexits.h."""
+
+    status = 75
 
 
 def one_of(what: str, name: object, allowed: Iterable[str]) -> TenasError:

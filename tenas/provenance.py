@@ -14,7 +14,9 @@ from typing import Any
 
 from tenas import __version__
 from tenas.code import PACKAGE, code_digest
+from tenas.errors import TenasError
 from tenas.files import sha256, sha256_of
+from tenas.machine import driver_version
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "dvc", "nas-bench-201")
 
@@ -40,17 +42,55 @@ def processor_model() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def processor(device: str = "cpu") -> dict[str, str]:
+def processor(device: str = "cpu", precision: str = "") -> dict[str, str]:
     """The kind of processor, on which the last digits of numbers depend (docs/measures.md): its model, under ``processor``.
 
-    If torch is loaded, also the ``instructions`` that it uses (AVX2, AVX512, ...) and, for ``cuda``, the ``gpu``.
+    If torch is loaded, also the ``instructions`` that it uses (AVX2, AVX512, ...) and, for ``cuda``, the ``gpu``, its
+    ``capability``, the ``precision`` of its float32, and the versions of ``cuda``, ``cudnn`` and the ``driver``.
     """
     found = {"processor": processor_model()}
     if torch := sys.modules.get("torch"):
         found["instructions"] = torch.backends.cpu.get_cpu_capability()
         if device == "cuda":
-            found["gpu"] = torch.cuda.get_device_name()
+            found |= {
+                "gpu": torch.cuda.get_device_name(),
+                "capability": ".".join(map(str, torch.cuda.get_device_capability())),
+                "precision": precision,
+                "cuda": str(torch.version.cuda),
+                "cudnn": str(torch.backends.cudnn.version()),
+                "driver": str(driver_version()),
+            }
     return found
+
+
+def kind_of_device(machine: Mapping[str, Any]) -> str:
+    """What the values of a record depend on beyond their last bits: the CPU, or which GPU in which precision.
+
+    ``machine``: of the record; early ones name less of a GPU. The driver is left out: a cluster gets a new one at any time.
+    """
+    if machine.get("device") != "cuda":
+        return "a CPU"
+    parts = {"capability": "compute capability", "precision": "", "cuda": "CUDA", "cudnn": "cuDNN"}
+    known = ", ".join(f"{what} {machine[key]}".strip() for key, what in parts.items() if machine.get(key))
+    return f"a GPU {machine.get('gpu', 'without a name')}" + (f" ({known})" if known else "")
+
+
+def check_one_kind(machines: Mapping[str, object], what: str) -> None:
+    """Raise TenasError for results that are to be compared and come from different kinds of devices.
+
+    Paired values of a CPU and a GPU, or of two GPUs, differ by more than what is measured. ``machines``: the entries of records,
+    by the name of the result; those without are passed over. ``what``: what is compared, in the plural.
+    """
+    found: dict[str, str] = {}
+    for name, machine in machines.items():
+        if isinstance(machine, Mapping):
+            found.setdefault(kind_of_device(machine), name)
+    if len(found) > 1:
+        (first, one), (second, other) = list(found.items())[:2]
+        raise TenasError(
+            f"The {what} are of different kinds of devices and cannot be compared: {one} is of {first}, {other} of {second}. "
+            "Remove those of one kind, and make them again on the other ('device')."
+        )
 
 
 def input_name(path: str | os.PathLike[str]) -> str:
@@ -82,11 +122,13 @@ def provenance(
     inputs: Iterable[str | os.PathLike[str]] | Mapping[str, str],
     stopwatch: Stopwatch,
     device: str = "cpu",
+    precision: str = "",
     **more: object,
 ) -> dict[str, Any]:
     """A JSON-ready record: settings, code and package versions, machine and device, wall time and the hash of every input.
 
-    ``inputs``: paths, or path -> hash of the content read, for files that may have been replaced since.
+    ``inputs``: paths, or path -> hash of the content read, for files that may have been replaced since. ``precision``: of float32
+    on a GPU.
     """
     return {
         "settings": dict(settings),
@@ -94,7 +136,7 @@ def provenance(
         "tenas": __version__,
         "code_sha256": code_digest(),
         "packages": package_versions(),
-        "machine": {"host": platform.node(), "platform": platform.platform(), "device": device, **processor(device)},
+        "machine": {"host": platform.node(), "platform": platform.platform(), "device": device, **processor(device, precision)},
         "wall_seconds": stopwatch.seconds(),
         "inputs": dict(inputs) if isinstance(inputs, Mapping) else {input_name(path): sha256(path) for path in inputs},
     }

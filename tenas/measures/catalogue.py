@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, cast
 
 from tenas.errors import TenasError, one_of
-from tenas.measures.threads import one_thread
+from tenas.measures.threads import full_precision, one_thread
 from tenas.references import is_reference, load_object
 
 if TYPE_CHECKING:
@@ -62,13 +62,14 @@ class Measure:
         return self.function.__module__
 
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor | None = None) -> float:
-        """The score of a batch as a Python number, computed on one thread, so that its bits depend on the processor only.
+        """The score of a batch as a Python number.
 
+        Computed on one thread, so that its bits depend on the processor only; on a GPU in whole float32.
         Raises TenasError for missing labels, for NaN, and for a negative value if the record does not allow it.
         """
         if self.needs_labels and labels is None:
             raise TenasError(f"The measure {self.name} is loss-based: it needs image labels.")
-        with one_thread():
+        with one_thread(), full_precision():
             value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
         try:
             # NumPy and torch scalars, on any device, become Python numbers.

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from tenas.errors import TenasError
-from tenas.measures.threads import one_thread
+from tenas.measures.threads import full_precision, one_thread
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,13 +27,14 @@ BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Concatenate[nn.Module, P], R]:
     """Decorate a function of (network, images, ...) so that its value does not depend on what surrounds the call.
 
-    It runs on one thread, outside of ``torch.inference_mode`` and ``no_grad``, with an empty cache of autocast: weights that an
-    earlier pass of the same block has cast are cast again. Raises TenasError for a network that cannot be measured in any way.
+    It runs on one thread, on a GPU in whole float32 (``full_precision``), outside of ``torch.inference_mode`` and ``no_grad``,
+    with an empty cache of autocast: weights that an earlier pass of the same block has cast are cast again. Raises TenasError
+    for a network that cannot be measured in any way.
     """
 
     @functools.wraps(function)
     def measured(network: nn.Module, *args: P.args, **kwargs: P.kwargs) -> R:
-        with one_thread(), torch.inference_mode(False):
+        with one_thread(), full_precision(), torch.inference_mode(False):
             check_network(network)
             torch.clear_autocast_cache()
             try:

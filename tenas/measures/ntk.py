@@ -11,7 +11,7 @@ from tenas.errors import TenasError, one_of
 from tenas.measures import ntk_engine
 from tenas.measures.common import collector_paused, computed_weights, measuring, undisturbed
 from tenas.measures.ntk_tape import UntraceableError, check_traceable, is_known
-from tenas.measures.threads import one_thread
+from tenas.measures.threads import full_precision, one_thread
 
 Implementation = Literal["auto", "compiled", "batched", "loop"]
 """How ``ntk_gram`` computes a kernel. All give the same matrix to rounding; of one of them, equal inputs give equal bits.
@@ -136,6 +136,7 @@ def ntk_gram(
         raise TenasError(f"The pass cannot be replayed, which only 'auto' and 'loop' can do without: {error}.") from error
 
 
+@full_precision()
 def ntk_gram_by_loop(network: nn.Module, images: Tensor) -> Tensor:
     """``ntk_gram`` the plain way: one backward pass a sample. The reference that the fast way is held against.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -17,12 +18,19 @@ from tenas.measures.ntk_tape import Tape, Value, aten
 CACHE_BYTES = 8 * 2**20
 # A chunk holds about this many cotangents of the size of the largest at its peak: those of a cell's nodes and temporaries.
 LIVE_COTANGENTS = 8
+# Of a GPU's memory, what a chunk takes at its peak: a constant, and not what is free, because the size of the folded batch
+# decides which kernels cuDNN takes, and with them the last bits.
+GPU_BYTES = 2 * 2**30
 # Columns of the gradients that are multiplied at once, in float64.
 COLUMNS = 2**18
 # The compiled kernels keep a gradient and its sums for a vector of cotangents: 160 bytes a parameter and more.
 KERNEL_PARAMETERS = 2**21
 # The largest value that the compiled kernels take, in bytes; they keep some arrays of 8 and more times its size.
 KERNEL_BYTES = 2**23
+
+
+class SmallerChunkWarning(UserWarning):
+    """A kernel took fewer cotangents at a time than its shapes allow, for want of memory."""
 
 
 @contextmanager
@@ -33,7 +41,8 @@ def recorded(
 
     ``compiled``: run operators for which torch is slow with compiled kernels, where numba is installed.
     """
-    kernels = _kernels() if compiled else None
+    # Not on a GPU, where it would only be loaded for nothing.
+    kernels = _kernels() if compiled and images.device.type == "cpu" else None
     tape = Tape(parameters, None if kernels is None else kernels.FORWARD)
     try:
         with torch.enable_grad(), tape:
@@ -56,7 +65,10 @@ def compiled_jacobian(tape: Tape, logits: Value) -> Tensor:
 
 
 def batched_jacobian(tape: Tape, logits: Value, *, chunk: int | None = None) -> Tensor:
-    """The same in plain torch, ``chunk`` cotangents at a time. When a GPU's memory runs out, half as many are tried again."""
+    """The same in plain torch, ``chunk`` cotangents at a time.
+
+    When a GPU's memory runs out, half as many are tried again, with a SmallerChunkWarning.
+    """
     n = len(logits.tensor)
     rows = empty_rows(tape, n)
     chunk = chunk or choose_chunk(tape, n)
@@ -68,19 +80,29 @@ def batched_jacobian(tape: Tape, logits: Value, *, chunk: int | None = None) -> 
         except torch.OutOfMemoryError:
             if chunk == 1:
                 raise
-            chunk //= 2
-            torch.cuda.empty_cache()
         else:
             start = stop
+            continue
+        # Out of the handler: its traceback holds the cotangents, which are to be free by now.
+        chunk //= 2
+        torch.cuda.empty_cache()
+        warnings.warn(
+            f"The device's memory ran out: {chunk} cotangents at a time instead of {2 * chunk}; the last bits may be others.",
+            SmallerChunkWarning,
+            stacklevel=2,
+        )
     return rows
 
 
 @functools.cache
 def _kernels() -> ModuleType | None:
-    """The compiled kernels; None where numba isn't installed."""
+    """The compiled kernels; None where numba isn't installed or cannot work (RuntimeError, without a folder to cache in)."""
     try:
         from tenas.measures import kernel
     except ImportError:
+        return None
+    except RuntimeError as error:
+        warnings.warn(f"The compiled kernels cannot be used, the NTK takes several times as long: {error}.", stacklevel=2)
         return None
     return kernel
 
@@ -99,19 +121,15 @@ def unsuited(tape: Tape, logits: Value) -> str | None:
         return f"one of its values has {largest:,} bytes, more than {KERNEL_BYTES:,}"
     if not any(step.op is aten.convolution.default for step in tape.records):
         return "it has no convolution"
-    return None if _kernels() is not None else "numba is not installed"
+    return None if _kernels() is not None else "numba is not installed, or cannot compile here"
 
 
 def choose_chunk(tape: Tape, n: int) -> int:
-    """How many cotangents to carry at once, from the largest value that has one and the memory there is for it."""
+    """How many cotangents to carry at once: from the size of the largest value that has one, and from nothing else."""
     values = [output for step in tape.records for output in step.outputs if output is not None and output.active]
     size = max(value.tensor.numel() * value.tensor.element_size() for value in values)
     device = values[0].tensor.device
-    room = CACHE_BYTES
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        room = free // (2 * LIVE_COTANGENTS)
+    room = GPU_BYTES // LIVE_COTANGENTS if device.type == "cuda" else CACHE_BYTES
     return max(1, min(n, room // size))
 
 

@@ -234,9 +234,56 @@ def max_pool(record: Record, cotangents: list[Tensor | None]) -> Contributions:
     x, places = record.args[0], record.outputs[1]
     assert places is not None
     indices, g = places.data, _only(cotangents)
+    if g.device.type == "cuda":
+        yield x, max_pool_by_offset(record, indices, g)
+        return
     gradient = g.new_zeros(len(g), *x.shape).flatten(-2)
     gradient.scatter_add_(-1, indices.flatten(-2).expand(len(g), *indices.shape[:-2], -1), g.flatten(-2))
     yield x, gradient.reshape(len(g), *x.shape)
+
+
+def _pair(setting: Sequence[int]) -> tuple[int, int]:
+    return setting[0], setting[-1]
+
+
+def max_pool_by_offset(record: Record, indices: Tensor, g: Tensor) -> Tensor:
+    """The same sum, offset by offset within the windows: in an order of its own, where ``scatter_add_`` on a GPU has none.
+
+    Overlapping windows add to the same pixel; those of one offset never do, so that each of the at most 9 sums is a plain one.
+    """
+    height, width = record.args[0].shape[-2:]
+    defaults: tuple[Any, ...] = ([], [0], [1], False)
+    kernel, stride, padding, dilation, _ = (*record.args[1:], *defaults[len(record.args) - 2 :])
+    kernel, stride, padding, dilation = _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation)
+    # First pixel of each window, in rows and columns; those of the padding are negative.
+    first = [
+        torch.arange(size, device=g.device) * step - before
+        for size, step, before in zip(indices.shape[-2:], stride, padding, strict=True)
+    ]
+    # With its padding, and with what windows reach beyond it where their number was rounded up.
+    sides = [
+        max(size + before, (count - 1) * step + (taps - 1) * gap + 1)
+        for size, before, count, step, taps, gap in zip(
+            (height, width), padding, indices.shape[-2:], stride, kernel, dilation, strict=True
+        )
+    ]
+    gradient = g.new_zeros(*g.shape[:-2], *sides)
+    for row in range(kernel[0]):
+        for column in range(kernel[1]):
+            place = (first[0] + row * dilation[0])[:, None] * width + first[1] + column * dilation[1]
+            at = tuple(
+                slice(offset * gap, offset * gap + (count - 1) * step + 1, step)
+                for offset, gap, count, step in zip((row, column), dilation, indices.shape[-2:], stride, strict=True)
+            )
+            gradient[..., at[0], at[1]] += g * (indices == place)
+    return gradient[..., padding[0] : padding[0] + height, padding[1] : padding[1] + width]
+
+
+def of_the_device(error: RuntimeError) -> bool:
+    """Whether a GPU or one of its libraries has failed: nothing that vmap lacks, and nothing to try again one by one."""
+    return isinstance(error, torch.AcceleratorError) or any(
+        name in str(error) for name in ("CUDA error", "_STATUS_", "cuDNN error")
+    )
 
 
 def by_autograd(record: Record, cotangents: list[Tensor | None]) -> Contributions:
@@ -270,7 +317,9 @@ def by_autograd(record: Record, cotangents: list[Tensor | None]) -> Contribution
         gradients = torch.autograd.grad(outputs, inputs, chunk, is_grads_batched=True, allow_unused=True, retain_graph=True)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:
+    except RuntimeError as error:
+        if of_the_device(error):
+            raise
         rows = [
             torch.autograd.grad(outputs, inputs, [g[i] for g in chunk], allow_unused=True, retain_graph=True)
             for i in range(len(chunk[0]))

@@ -1,7 +1,11 @@
-"""The number of threads of a measure. Imports torch on use."""
+"""What a measure's bits would depend on: the number of threads, and a GPU's arithmetic. Imports torch on use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# Of torch's settings of precision, those that a measure's operators read: of cuDNN's convolutions and recurrent layers.
+_CUDNN = (("cuda", "conv"), ("cuda", "rnn"))
+_MATMUL = (("cuda", "matmul"), ("mkldnn", "matmul"))
 
 
 @contextmanager
@@ -21,3 +25,65 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute in whole float32 and by deterministic kernels of cuDNN, within a block or, as ``@full_precision()``, a function.
+
+    By default convolutions on a GPU since Ampere round their inputs to the 10 bits of TF32, which changes kappa by percents and
+    turns decisions; cuDNN chooses between kernels that round differently by what is fastest at the moment. Both hold for reverse
+    passes as well: autograd reads these settings when an operator runs backwards. Nothing of it concerns a CPU.
+
+    All settings are restored, those of torch's newer interface (``fp32_precision``) included.
+
+    Trap: like the number of threads they are global to the process. Run concurrent measures in processes, not in Python threads.
+    """
+    import torch
+
+    c = torch._C
+    switches = c._get_cudnn_enabled(), c._get_cudnn_benchmark(), c._get_cudnn_deterministic()
+    precisions = {key: c._get_fp32_precision_getter(*key) for key in (*_CUDNN, *_MATMUL)}
+    if switches == (True, False, True) and set(precisions.values()) == {"ieee"}:
+        yield  # a measure within a measure: setting takes longer than looking
+        return
+    cudnn_tf32, matmul = _cudnn_tf32(), _matmul_precision()
+    try:
+        c._set_cudnn_enabled(True)
+        c._set_cudnn_benchmark(False)
+        c._set_cudnn_deterministic(True)
+        # First the older interface, which reads False afterwards, then the newer one, against a precision set for all of torch.
+        c._set_cudnn_allow_tf32(False)
+        c._set_float32_matmul_precision("highest")
+        for key in precisions:
+            c._set_fp32_precision_setter(*key, "ieee")
+        yield
+    finally:
+        c._set_cudnn_enabled(switches[0])
+        c._set_cudnn_benchmark(switches[1])
+        c._set_cudnn_deterministic(switches[2])
+        c._set_cudnn_allow_tf32(cudnn_tf32)
+        c._set_float32_matmul_precision(matmul)
+        for key, value in precisions.items():
+            if c._get_fp32_precision_getter(*key) != value:
+                c._set_fp32_precision_setter(*key, value)
+
+
+def _cudnn_tf32() -> bool:
+    """What ``torch.backends.cudnn.allow_tf32`` was set to last; torch refuses to say where the newer interface says otherwise."""
+    import torch
+
+    try:
+        return bool(torch._C._get_cudnn_allow_tf32())
+    except RuntimeError:
+        return not all(torch._C._get_fp32_precision_getter(*key) == "tf32" for key in _CUDNN)
+
+
+def _matmul_precision() -> str:
+    """Likewise of ``torch.set_float32_matmul_precision``."""
+    import torch
+
+    try:
+        return str(torch.get_float32_matmul_precision())
+    except RuntimeError:
+        return "highest"

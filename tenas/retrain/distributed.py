@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -14,6 +15,9 @@ from tenas.device import choose_device, own_device, own_gpu
 from tenas.errors import TenasError
 
 T = TypeVar("T")
+
+# For the others to come to the same point: the first process may be downloading a data set or hashing a million files.
+PATIENCE = timedelta(hours=2)
 
 
 class Processes(NamedTuple):
@@ -49,13 +53,24 @@ class Processes(NamedTuple):
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def any_says(self, yes: bool, device: torch.device) -> bool:
+        """Whether one of the processes says yes. ``device``: of the backend."""
+        return yes if self.world_size == 1 else bool(self.add_up(torch.tensor([float(yes)], device=device)).item())
+
     @contextmanager
     def one_a_machine_first(self) -> Iterator[None]:
-        """Run the block in the first process of each machine before its other processes: it may download what they use."""
-        if self.world_size > 1 and self.local_rank > 0:
+        """Run the block in the first process of all, then in that of each other machine, then in the rest.
+
+        It may download what the others use: to a folder that all machines share, or to one of each machine.
+        """
+        if self.world_size == 1:
+            yield
+            return
+        turn = 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
+        for _ in range(turn):
             dist.barrier()
         yield
-        if self.world_size > 1 and self.local_rank == 0:
+        for _ in range(turn, 2):
             dist.barrier()
 
     def average_statistics(self, network: nn.Module) -> None:
@@ -94,11 +109,12 @@ def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
     if processes.world_size == 1:
         yield processes, assigned
         return
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", device_id=assigned if kind == "cuda" else None)
-    try:
-        yield processes, assigned
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group(
+        "nccl" if kind == "cuda" else "gloo", device_id=assigned if kind == "cuda" else None, timeout=PATIENCE
+    )
+    yield processes, assigned
+    # Not after an error: the others may be in the middle of a sum, and this process would wait for them; torchrun ends them.
+    dist.destroy_process_group()
 
 
 def freeze_unused(network: nn.Module, image_shape: tuple[int, int, int]) -> None:

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tenas.errors import TenasError
+from tenas.errors import StoppedError, TenasError
 from tenas.files import whole
 from tenas.networks import Network
 from tenas.provenance import Stopwatch
 from tenas.retrain.data import Data
 from tenas.retrain.distributed import Processes
 from tenas.retrain.feed import Feed, make_feed
+from tenas.retrain.stopping import UnfinishedError, stop_asked
 from tenas.retrain.train import Trainer, evaluate, steps_of_epoch, train_epoch
 
 HISTORY = ("epoch", "learning_rate", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
 
 
 def read_checkpoint(path: Path, digest: str) -> dict[str, Any] | None:
-    """Read the state after the last finished epoch; None where training starts at the beginning.
+    """Read the state after the last step that was kept; None where training starts at the beginning.
 
     A checkpoint of other settings, code or data is not resumed: its history would follow from neither.
     """
@@ -57,15 +58,17 @@ def run_epoch(
     feeds: tuple[Feed, Feed | None],
     epoch: int,
     progress: Callable[[], object],
+    stop: Callable[[], bool],
+    begun: UnfinishedError | None,
 ) -> dict[str, Any]:
     """Train for 0-based ``epoch``, then validate. Returns the row of history.csv. ``feeds``: of training, of validation.
 
-    Raises TenasError for a loss that is not finite.
+    Raises TenasError for a loss that is not finite, UnfinishedError as ``train_epoch`` does.
     """
     feed, valid_feed = feeds
     # From zero in the first epoch on, as in DARTS: a young network needs all of its paths.
     trainer.network.set_drop_path(trainer.settings["drop_path"] * epoch / trainer.settings["epochs"])
-    rate, train_loss, train_accuracy = train_epoch(trainer, feed, len(data.train.labels), epoch, progress)
+    rate, train_loss, train_accuracy = train_epoch(trainer, feed, len(data.train.labels), epoch, progress, stop=stop, begun=begun)
     trainer.processes.average_statistics(trainer.network)
     valid_loss = valid_accuracy = None
     if valid_feed is not None and data.valid is not None:
@@ -94,7 +97,10 @@ def train(
     """Train to the last epoch, from ``checkpoint`` if it has the same ``digest``. Returns its state.
 
     The state: ``history`` (one row per epoch), ``best`` (row and weights of the chosen epoch), ``network``, ``optimizer``,
-    ``scaler``, ``seconds`` of training over all interruptions. Raises TenasError for a loss that is not finite.
+    ``scaler``, ``seconds`` of training over all interruptions; within an epoch also ``begun``, its steps and their sums.
+
+    SIGTERM and SIGUSR1 let the step end, have the state kept and a StoppedError raised: trained on from there, the bits on a CPU
+    are those of an undisturbed training. Raises TenasError for a loss that is not finite.
     """
     trainer = Trainer.of(network, mean, std, settings, seed, processes)
     state = processes.from_first(read_checkpoint(checkpoint, digest) if processes.first else None)
@@ -109,16 +115,40 @@ def train(
     epochs, done, steps = settings["epochs"], len(state["history"]), steps_of_epoch(len(data.train.labels), settings["batch"])
     # A bar on a terminal; in a log, where tqdm is silent, the lines alone.
     hidden = None if processes.first else True
-    with tqdm(total=epochs * steps, initial=done * steps, unit="step", disable=hidden, leave=False) as bar:
+    begun = UnfinishedError(*state.pop("begun")) if "begun" in state else None
+    initial = done * steps + (begun.step if begun else 0)
+
+    def keep(**more: object) -> None:
+        nonlocal state
+        state |= trainer.state_dict() | {"seconds": state["seconds"] + stopwatch.seconds()}
+        if processes.first:
+            with whole(checkpoint) as temporary:
+                torch.save(state | more, temporary)
+
+    with (
+        tqdm(total=epochs * steps, initial=initial, unit="step", disable=hidden, leave=False) as bar,
+        stop_asked() as stop,
+    ):
         for epoch in range(done, epochs):
             stopwatch = Stopwatch()
-            row = run_epoch(trainer, evaluated, data, (feed, valid_feed), epoch, bar.update)
+            try:
+                row = run_epoch(trainer, evaluated, data, (feed, valid_feed), epoch, bar.update, stop, begun)
+            except UnfinishedError as unfinished:
+                # What each process has seen of this epoch: a mean of means of the epoch's end, as the statistics are linear.
+                processes.average_statistics(network)
+                keep(begun=[unfinished.step, unfinished.sums])
+                raise _stopped(f"after step {unfinished.step} of {steps} in epoch {epoch + 1}", checkpoint) from None
+            begun = None
             if state["best"] is None or is_better(row, state["best"]["row"]):
                 state["best"] = {"row": row, "network": {k: v.clone() for k, v in network.state_dict().items()}}
             state["history"].append(row)
-            state |= trainer.state_dict() | {"seconds": state["seconds"] + stopwatch.seconds()}
+            keep()
             if processes.first:
-                with whole(checkpoint) as temporary:
-                    torch.save(state, temporary)
                 tqdm.write(_line(row, epochs), file=sys.stderr)
+            if epoch + 1 < epochs and processes.any_says(stop(), mean.device):
+                raise _stopped(f"after epoch {epoch + 1}", checkpoint)
     return state
+
+
+def _stopped(where: str, checkpoint: Path) -> StoppedError:
+    return StoppedError(f"The training was told to stop, {where}: the same command goes on there, from {checkpoint}.")

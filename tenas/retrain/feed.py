@@ -1,7 +1,9 @@
 """Yield uint8 image batches on the device, either from RAM (free) or decoded from files by worker processes."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from tenas.data import Part
 from tenas.data.sources import Arrays
 from tenas.device import send
 from tenas.errors import TenasError
+from tenas.machine import processors, shared_memory
+from tenas.retrain.stopping import ignore_stop
 
 # Purposes of random numbers. Generators are seeded by (seed, purpose, epoch, step or image) and never carried over, so that an
 # epoch is the same whether the training before it was interrupted or not.
@@ -95,8 +99,13 @@ class FromWorkers:
 
     def __init__(self, pictures: Pictures, device: torch.device, workers: int) -> None:
         self.device, self.requests = device, Requests()
-        # More workers than processors would wait for each other.
-        workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        workers = workers_here(workers)
+        context = None
+        if workers:
+            # Not forked from this process: NCCL may be at work in it, and a copy of it would keep its GPU, and the lock on that,
+            # after its end. They come from a server that has loaded all they need, once.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
         self.loader = DataLoader(
             pictures,
             batch_size=None,
@@ -105,6 +114,8 @@ class FromWorkers:
             prefetch_factor=AHEAD if workers else None,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            multiprocessing_context=context,
+            worker_init_fn=ignore_stop,
         )
 
     def __call__(self, batches: Iterable[np.ndarray], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -114,6 +125,32 @@ class FromWorkers:
                 raise TenasError(batch)
             images, labels = batch
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+def workers_here(workers: int) -> int:
+    """How many of ``workers`` a process gets: no more than its share of the processors, for which they would wait."""
+    return min(workers, max(1, processors() // processes_here()))
+
+
+def processes_here() -> int:
+    """Processes of this training on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def check_shared_memory(images: int, side: int, workers: int, folder: Path = Path("/dev/shm")) -> None:
+    """Raise TenasError where the batches of worker processes don't fit in shared memory, which would be a "Bus error".
+
+    ``images``: in a batch of one process. ``folder``: where shared memory is.
+    """
+    there, workers = shared_memory(folder), workers_here(workers)
+    # The batches that are waiting, and for each worker the one that it makes.
+    needed = processes_here() * workers * (AHEAD + 1) * images * side * side * 3
+    if there is not None and needed > there:
+        raise TenasError(
+            f"The batches of {workers} worker processes take up to {needed / 1e6:.0f} MB of shared memory and {folder} has "
+            f"{there / 1e6:.0f} MB: give the container more (docker run --shm-size=8g or --ipc=host, on Kubernetes an emptyDir "
+            "of medium Memory), or lower 'workers'."
+        )
 
 
 def make_feed(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tenas.data.sources import Arrays
 from tenas.errors import TenasError
 from tenas.files import sha256, write_csv, write_json
 from tenas.networks import Network, count_flops, count_parameters, initialise, seeded
@@ -18,7 +20,7 @@ from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.retrain.data import Data, channel_constants, read_data
 from tenas.retrain.distributed import Processes, joined
 from tenas.retrain.epochs import HISTORY, train
-from tenas.retrain.feed import make_feed
+from tenas.retrain.feed import check_shared_memory, make_feed
 from tenas.retrain.stored import save_network
 from tenas.retrain.train import evaluate
 from tenas.search.made_by import training_code
@@ -50,6 +52,14 @@ def check_precision(precision: str, device: torch.device) -> None:
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise TenasError(
             "'precision' bf16 needs a GPU that computes in bfloat16 (NVIDIA's since Ampere); this one doesn't: use fp16."
+        )
+
+
+def check_compiler() -> None:
+    """Raise TenasError where there is no C compiler, which ``torch.compile`` builds its kernels and their driver with."""
+    if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))):
+        raise TenasError(
+            "'compile' needs a C compiler, and there is none in PATH: install gcc (in a container too), or set compile: false."
         )
 
 
@@ -121,7 +131,11 @@ def run_training(
     settings, genotype, seed = request.settings, request.genotype, request.seed
     keys = check_retraining({k: v for k, v in settings.items() if k not in ("preset", "dataset")})
     check_precision(keys["precision"], device)
+    if keys["compile"]:
+        check_compiler()
     data = read_data(settings["dataset"], keys, seed, processes, needs_test=needs_test)
+    if keys["resized_crop"] is not None or not all(isinstance(part, Arrays) for part in data.parts.values() if part):
+        check_shared_memory(-(-keys["batch"] // processes.world_size), data.side, keys["workers"])
     shape = {"channels": keys["channels"], "cells": keys["cells"], "classes": data.classes, "stem": keys["stem"]}
     with seeded(seed):
         network = Network(genotype, **shape, auxiliary=keys["auxiliary"] > 0)
@@ -217,6 +231,7 @@ def _training_metrics(
             inputs=request.inputs,
             stopwatch=stopwatch,
             device=device.type,
+            precision="float32, TF32 in convolutions" if done.keys["precision"] == "fp32" else done.keys["precision"],
             seed=request.seed,
             threads=request.threads,
             processes=processes.world_size,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,11 @@ from tenas.networks import Network
 from tenas.retrain.augment import augment, draw_params, normalise
 from tenas.retrain.distributed import Processes, distribute
 from tenas.retrain.feed import AUGMENTATION, DROP_PATH, ORDER, Feed, derived_seed
+from tenas.retrain.stopping import UnfinishedError
+
+# Steps after which several processes ask each other whether one was told to stop. They must stop at the same step, and asking
+# makes a GPU wait for its queue.
+ASKED_EVERY = 8
 
 # Precision of the forward and backward passes. Weights, normalisation and loss stay in float32.
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,6 +81,8 @@ class Trainer:
             momentum=settings["momentum"],
             nesterov=settings["nesterov"],
             weight_decay=settings["weight_decay"],
+            # On a GPU one kernel for all parameters. On a CPU it would have other last bits.
+            fused=mean.is_cuda,
         )
         # Gradients in fp16 would vanish unless the loss is scaled up; in bf16 they have the range of fp32.
         scaler = GradScaler(mean.device.type, enabled=settings["precision"] == "fp16")
@@ -98,11 +105,18 @@ class Trainer:
 
         ``side``: of the images. To be called after ``load_state_dict``.
         """
+        if self.settings["compile"]:
+            # In place and before it is distributed: what is compiled is the network, with DDP's hooks around it.
+            self.network.compile()
         self.model = distribute(self.network, self.processes, (3, side, side))
-        if not self.settings["compile"]:
-            return self.network
-        self.model = cast(nn.Module, torch.compile(self.model))
-        return cast(nn.Module, torch.compile(self.network))
+        return self.network
+
+
+def _any_number(images: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """Have a network compiled for batches of any number of images: those of an epoch differ by one."""
+    if settings["compile"]:
+        torch._dynamo.maybe_mark_dynamic(images, 0)
+    return images
 
 
 def train_step(
@@ -120,7 +134,7 @@ def train_step(
     every step. ``weight``: factor of the gradients.
     """
     with autocast(images.device, settings["precision"]):
-        outputs = network(images)
+        outputs = network(_any_number(images, settings))
     logits, auxiliary = outputs if isinstance(outputs, tuple) else (outputs, None)
     loss = whole = cross_entropy(logits.float(), labels, label_smoothing=settings["label_smoothing"])
     if auxiliary is not None:
@@ -138,11 +152,20 @@ def train_step(
 
 
 def train_epoch(
-    trainer: Trainer, feed: Feed, images: int, epoch: int, progress: Callable[[], object]
+    trainer: Trainer,
+    feed: Feed,
+    images: int,
+    epoch: int,
+    progress: Callable[[], object],
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    begun: UnfinishedError | None = None,
 ) -> tuple[float, float, float]:
     """Train for 0-based ``epoch`` on all ``images``. Returns its first learning rate, the mean loss, the accuracy in %.
 
-    Loss and accuracy are of the augmented images, while the network changes. ``progress`` is called after each step.
+    Loss and accuracy are of the augmented images, while the network changes. ``progress`` is called after each step. Raises
+    UnfinishedError after a step at which ``stop`` says so in one of the processes; ``begun``: what was raised before, to go on
+    from there in a trainer of the same state. Everything random follows from (seed, epoch, step), so the result is the same.
 
     Each process trains on its share of every batch. Gradients are averaged over the processes, so each weighs its loss by
     its share: the sum is the mean over the batch, however it is divided.
@@ -161,8 +184,13 @@ def train_epoch(
         for step in range(len(plan))
     ]
     sums = torch.zeros(2, dtype=torch.float64, device=trainer.mean.device)
+    first = 0
+    if begun is not None:
+        first = begun.step
+        if processes.first:
+            sums += sums.new_tensor(begun.sums)
     trainer.model.train()
-    for step, (pixels, labels) in enumerate(feed(shares, epoch)):
+    for step, (pixels, labels) in enumerate(feed(shares[first:], epoch), start=first):
         for group in trainer.optimizer.param_groups:
             group["lr"] = rates[step]
         size = len(plan[step])
@@ -176,6 +204,9 @@ def train_epoch(
         loss, right = train_step(trainer.model, trainer.optimizer, trainer.scaler, inputs, labels, settings, weight)
         sums += torch.stack((loss.double() * len(labels), right.double()))
         progress()
+        asked = processes.world_size == 1 or (step + 1) % ASKED_EVERY == 0
+        if step + 1 < len(plan) and asked and processes.any_says(stop(), sums.device):
+            raise UnfinishedError(step + 1, processes.add_up(sums).tolist())
     loss_sum, right_sum = processes.add_up(sums).tolist()
     return rates[0], loss_sum / images, 100 * right_sum / images
 
@@ -204,7 +235,7 @@ def evaluate(
     sums = torch.zeros(3, dtype=torch.float64, device=mean.device)
     for pixels, labels in feed(batches(share, max(1, settings["batch"] // processes.world_size)), 0):
         with autocast(pixels.device, settings["precision"]):
-            logits = network(normalise(pixels, mean, std))
+            logits = network(_any_number(normalise(pixels, mean, std), settings))
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         # Not the first of the best: where logits are equal, topk and argmax may choose differently.

@@ -16,6 +16,9 @@ from tenas.scoring.checkpoint import Checkpoint, Result, origin_of
 from tenas.scoring.subjects import Measurement, Subjects, plan
 from tenas.scoring.table import score_columns, score_rows
 
+# Of measures on a GPU (tenas.measures.threads).
+PRECISION = "float32 without TF32"
+
 
 def read_inputs(measures: Iterable[str], images: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     """Read prepared images and their card, to which the images' ``labels`` are added if one of the measures needs them."""
@@ -48,11 +51,11 @@ def score_shard(
     ``resumed`` how many were found there. ``facts``: by name, the numbers that seeds are derived from: seed and round of a
     search, seed of a study. ``reuse``: existing scores of the same origin are left as they are.
     """
-    from tenas.device import own_device
+    from tenas.device import own_device, score_device
     from tenas.scoring.score import Task, score
 
     stopwatch = Stopwatch()
-    device = own_device(device)
+    device = own_device(score_device(device))
     out = Path(out)
     pixels, card = read_inputs(measures, images)
     measurements = plan(measures, subjects.ids, shard)
@@ -65,7 +68,7 @@ def score_shard(
             **facts,
             "shard": shard,
             "device": device,
-            "processor": processor(device),
+            "processor": processor(device, PRECISION),
             "code": code,
             "packages": package_versions(),
         }
@@ -96,6 +99,7 @@ def score_shard(
         inputs=read,
         stopwatch=stopwatch,
         device=device,
+        precision=PRECISION,
         **facts,
         shard=f"{shard[0]}/{shard[1]}",
         measurements=len(checkpoint.values),

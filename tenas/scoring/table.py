@@ -10,6 +10,7 @@ from tenas.errors import TenasError
 from tenas.files import read_csv, read_json, sha256
 from tenas.layout import record_of
 from tenas.measures.catalogue import Measure, get_measure
+from tenas.provenance import check_one_kind
 from tenas.scoring.subjects import Measurement, Subjects, plan
 
 VALUES = ("measure", "repeat", "value")
@@ -43,15 +44,16 @@ def read_scores(
     """Read all measurements of ``subjects`` from their shards, in any order. ``what``: round or study, for messages.
 
     Raises TenasError if a file is cut off or damaged or does not match its record (the JSON file of the same name), if a row is
-    of another search, or if a measurement is missing or doubled.
+    of another search, if a measurement is missing or doubled, or if shards were measured on different kinds of devices.
     """
     expected = set(plan(measures, subjects.ids))
     by_name = {get_measure(reference).name: get_measure(reference) for reference in measures}
     number = subjects.columns[1] if "trial" in subjects.columns else "cell"
     values: dict[Measurement, float] = {}
+    machines: dict[str, object] = {}
     for path in paths:
         rows = read_csv(path, score_columns(subjects), "scores file")
-        _check_record(Path(path))
+        machines[str(path)] = _checked_record(Path(path)).get("machine")
         for line, row in enumerate(rows, start=2):
             where = f"The scores file {path}, line {line},"
             try:
@@ -68,6 +70,7 @@ def read_scores(
             if measurement in values:
                 raise TenasError(f"{where} repeats an earlier measurement: a shard is given twice.")
             values[measurement] = value
+    check_one_kind(machines, f"shards of {what}")
     missing = sorted(expected - values.keys())
     if missing:
         raise TenasError(
@@ -77,13 +80,14 @@ def read_scores(
     return values
 
 
-def _check_record(path: Path) -> None:
-    """Raise TenasError if the hash of the scores is not the recorded one; a file without a record is accepted."""
-    record = record_of(path)
-    if not record.exists():
-        return
-    recorded = read_json(record, "record of scores").get("scores_sha256")
+def _checked_record(path: Path) -> dict[str, Any]:
+    """The record of the scores, empty where there is none. Raises TenasError if their hash is not the recorded one."""
+    if not record_of(path).exists():
+        return {}
+    record = read_json(record_of(path), "record of scores")
+    recorded = record.get("scores_sha256")
     if recorded is not None and recorded != sha256(path):
         raise TenasError(
             f"The scores file {path} has changed since it was written: its record has another hash. Measure it again."
         )
+    return record

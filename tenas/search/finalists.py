@@ -7,6 +7,7 @@ from typing import Any
 from tenas.benchmark.index import read_column
 from tenas.errors import TenasError
 from tenas.files import read_json
+from tenas.provenance import check_one_kind
 from tenas.scoring.subjects import Cell
 from tenas.spaces.base import Space
 
@@ -41,16 +42,20 @@ def rank_finalists(
 def trained(metrics: Sequence[str | os.PathLike[str]], cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Read the results of real trainings from their metrics, in the shortlist's order.
 
-    Raises TenasError for a missing training and for one of another cell.
+    Raises TenasError for a missing training, for one of another cell, and for trainings on different kinds of devices.
     """
     if len(metrics) < len(cells):
         raise TenasError(f"The shortlist has {len(cells)} cells, but there are {len(metrics)} trainings: one is missing.")
-    results = []
+    results: list[dict[str, Any]] = []
+    machines: dict[str, object] = {}
     for cell, path in zip(cells, metrics, strict=False):
         value = read_json(path, "training's metrics")
         if value.get("arch") != cell.arch:
             raise TenasError(f"The training {path} is of another cell than the shortlist has in its place: run it again.")
         results.append({"valid_accuracy": value["valid_accuracy"], "best_epoch": value["best_epoch"]})
+        made = value.get("provenance")
+        machines[str(path)] = made.get("machine") if isinstance(made, dict) else None
+    check_one_kind(machines, "trainings of the shortlist")
     return results
 
 

@@ -92,8 +92,8 @@ class Config(Model):
     shards: Annotated[Whole, Field(ge=1, le=10_000)] = 2
     """Jobs that a round of a search is split into, at most one per subject; the result does not depend on it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where jobs score and train: cpu, cuda, or auto, a GPU where there is one. On a cluster whose login node has none say
-    cuda."""
+    """Where jobs score and train: cpu, cuda, or auto: to score the CPU, to train a GPU where there is one. On a cluster whose
+    login node has none say cuda."""
     threads: Threads = Threads()
     """Processor threads of a job."""
     benchmark: dict[str, Annotated[str, Field(min_length=1)] | None] = {}

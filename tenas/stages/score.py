@@ -16,7 +16,7 @@ def score(
     seed: Annotated[Seed, "seed of the search"],
     shard: Annotated[Shard, "every N-th subject"] = (1, 1),
     threads: Annotated[Count, "processor threads to use"] = 1,
-    device: Annotated[Device, "auto is a GPU where there is one"] = "auto",
+    device: Annotated[Device, "auto is the CPU, the faster one for measures"] = "auto",
     out: Annotated[Path, "CSV file of the scores; their record is written next to it as JSON"],
     progress: Progress = silent,
 ) -> None:

@@ -26,7 +26,7 @@ def search(
     ),
     set: Annotated[list[str], "keys of the preset that are different: KEY=VALUE, such as rounds.1.keep=8"] = [],  # noqa: B006
     threads: Annotated[Count, "processor threads to use"] = 1,
-    device: Annotated[Device, "auto is a GPU where there is one"] = "auto",
+    device: Annotated[Device, "auto trains on a GPU where there is one, and measures on the CPU"] = "auto",
     out: Annotated[Path, "folder of the run"],
     progress: Progress = silent,
 ) -> str:

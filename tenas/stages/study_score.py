@@ -14,7 +14,7 @@ def study_score(
     cells: Annotated[Path, "CSV file of the cells, with the columns cell (a number) and arch"],
     shard: Annotated[Shard, "every N-th cell"] = (1, 1),
     threads: Annotated[Count, "processor threads to use"] = 1,
-    device: Annotated[Device, "auto is a GPU where there is one"] = "auto",
+    device: Annotated[Device, "auto is the CPU, the faster one for measures"] = "auto",
     out: Annotated[Path, "CSV file of the scores; their record is written next to it as JSON"],
     progress: Progress = silent,
 ) -> None:

@@ -13,7 +13,7 @@ from helpers import ROOT
 from helpers.runs import call, succeed
 
 import tenas
-from benchmarks import ntk, operator_mix, regions, search, supernet
+from benchmarks import gpu, ntk, operator_mix, regions, search, supernet
 from benchmarks.side_by_side import Workers, table
 from tenas.benchmark import read_index
 from tenas.files import read_json, write_json
@@ -80,6 +80,26 @@ def test_a_script_runs(folder, name):
     assert re.search(printed, output), output
     if name == "dag":
         assert (folder / "dag.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_proves_a_gpu_says_that_there_is_none(tmp_path):
+    output = call("python", "-m", "benchmarks.gpu", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert output.returncode == 2
+    assert re.fullmatch(r"benchmarks\.gpu: The device cuda was asked for, but .*\. Nothing was run\.\n", output.stdout)
+
+
+@pytest.mark.slow
+def test_what_proves_a_gpu_computes_the_same_on_a_cpu():
+    """The tables are those of a GPU, but for launches."""
+    tables = gpu.proofs("cpu", [("nas-bench-201", 1, 1, 4), ("darts", 1, 1, 4)], channels=2, cells=2, batch=4, steps=1)
+    (columns, kernels), (_, measures), (_, layouts) = tables
+    assert [len(row) for row in kernels] == [len(columns)] * 2
+    assert gpu.failed(tables) == []
+    kernels[1][2] = "4.0e-02"  # as TF32 does
+    assert gpu.failed(tables) == ["darts, C=1, n=4"]
+    assert {name: off for name, _, off, _ in measures if off not in ("0.0e+00", "-")} == {}
+    assert all(float(rate) > 0 for _, rate in layouts)
 
 
 @pytest.mark.slow

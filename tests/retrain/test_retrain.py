@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import SHARED
+from helpers import ROOT, SHARED
 from helpers.retraining import ARCH, DARTS, FILES, TINY, rows_of, train_tiny
 from PIL import Image
 from torch.amp import GradScaler
@@ -22,10 +23,10 @@ from tenas.data import load_splits
 from tenas.data.sources import TEST_SEED, TEST_SHARE, Arrays, split_by_class
 from tenas.errors import TenasError
 from tenas.networks import Network
-from tenas.retrain import load_network, retrain
+from tenas.retrain import feed, load_network, retrain
 from tenas.retrain.augment import augment, crop_and_flip, cut_out, draw_params, jitter_colours, normalise
 from tenas.retrain.distributed import Processes
-from tenas.retrain.feed import FromMemory, make_feed
+from tenas.retrain.feed import FromMemory, check_shared_memory, make_feed, workers_here
 from tenas.retrain.train import batches, learning_rate, train_step
 from tenas.settings import retrain_settings
 from tenas.spaces import load_genotype
@@ -294,6 +295,11 @@ def assert_killed_ends_as_undisturbed(settings: dict, arch: str, undisturbed: Pa
     with start(settings, arch, out) as process:
         assert process.stderr.read().count("epoch ") == settings["epochs"] - killed_at
     assert process.returncode == 0
+    assert_equal_trainings(out, undisturbed)
+
+
+def assert_equal_trainings(out: Path, undisturbed: Path) -> None:
+    """All that they have written, but for times and places."""
     assert (out / "history.csv").read_bytes() == (undisturbed / "history.csv").read_bytes()
     assert (out / "network.pt").read_bytes() == (undisturbed / "network.pt").read_bytes()
     resumed, metrics = (json.loads((folder / "metrics.json").read_text()) for folder in (out, undisturbed))
@@ -619,3 +625,101 @@ def test_the_preset_for_digits_reaches_95_percent(tmp_path):
     settings = {"preset": "digits", "dataset": {"source": "digits"}, **retrain_settings("digits")}
     metrics = retrain(settings, load_genotype(arch), seed=0, threads=1, device="cpu", out=tmp_path)
     assert metrics["test_accuracy"] >= 95
+
+
+# --- told to stop
+
+STOPPED = """
+import os, signal, sys
+from helpers.retraining import train_tiny
+from pathlib import Path
+from tenas.errors import StoppedError
+from tenas.retrain import epochs, train
+
+# The signal comes from this process itself, hence at a known step: a real one, and to the handler that waits for it.
+steps, take = [], train.train_step
+def counted(*arguments):
+    steps.append(1)
+    if len(steps) == int(sys.argv[2]):
+        os.kill(os.getpid(), getattr(signal, sys.argv[3]))
+    return take(*arguments)
+train.train_step = counted
+try:
+    train_tiny(Path(sys.argv[1]), **eval(sys.argv[4]))
+except StoppedError as error:
+    print(error, len(steps))
+    sys.exit(error.status)
+"""
+
+
+def stopped(out: Path, step: int, name: str = "SIGTERM", **changes: object) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    command = [sys.executable, "-c", STOPPED, str(out), str(step), name, repr(changes)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("step", "name"), [(5, "SIGTERM"), (31, "SIGUSR1")])
+def test_a_training_that_is_told_to_stop_goes_on_within_its_epoch(trained, tmp_path, step, name):
+    """18 steps an epoch: in the first one, and in the second with its momentum and statistics."""
+    result = stopped(tmp_path / "retrain", step, name)
+    assert result.returncode == 75, result.stdout + result.stderr
+    where = f"after step {(step - 1) % 18 + 1} of 18 in epoch {(step - 1) // 18 + 1}"
+    assert f"The training was told to stop, {where}: the same command goes on there" in result.stdout
+    assert result.stdout.split()[-1] == str(step)
+    assert sorted(path.name for path in (tmp_path / "retrain").iterdir()) == ["checkpoint.pt"]
+    state = torch.load(tmp_path / "retrain/checkpoint.pt", weights_only=True)
+    assert len(state["history"]) == (step - 1) // 18
+    assert state["begun"][0] == (step - 1) % 18 + 1
+    before = signal.getsignal(signal.SIGTERM)
+    train_tiny(tmp_path / "retrain")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert_equal_trainings(tmp_path / "retrain", trained[0])
+
+
+def test_a_training_that_is_told_to_stop_at_the_end_of_an_epoch(trained, tmp_path):
+    result = stopped(tmp_path / "retrain", 18)
+    assert result.returncode == 75
+    assert "told to stop, after epoch 1: " in result.stdout
+    train_tiny(tmp_path / "retrain")
+    assert_equal_trainings(tmp_path / "retrain", trained[0])
+
+
+def test_nobody_is_stopped_outside_of_the_main_thread(tmp_path):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(train_tiny(tmp_path, epochs=1)))
+    thread.start()
+    thread.join()
+    assert found[0]["epochs"] == 1
+
+
+# --- what a machine has to have
+
+
+def test_batches_that_do_not_fit_in_shared_memory_get_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(feed, "shared_memory", lambda folder: 64 * 2**20)
+    monkeypatch.setattr(feed, "processors", lambda: 48)
+    check_shared_memory(256, 32, 12)
+    check_shared_memory(768, 224, 0)
+    with pytest.raises(TenasError, match=r"12 worker processes take up to 4162 MB of shared memory and /dev/shm has 67 MB: give"):
+        check_shared_memory(768, 224, 12)
+    # Four processes, a quarter of the batch and of the processors each.
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert workers_here(48) == 12
+    with pytest.raises(TenasError, match="take up to 4162 MB"):
+        check_shared_memory(192, 224, 12)
+
+
+def test_workers_are_not_forked_and_share_the_processors(coordinates, monkeypatch):
+    monkeypatch.setattr(feed, "processors", lambda: 4)
+    for processes, workers in ((1, 4), (2, 2), (8, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        found = make_feed(coordinates[1], 24, CPU, workers=48, least_area=0.2).loader
+        assert found.num_workers == workers
+        assert found.multiprocessing_context.get_start_method() == "forkserver"
+
+
+def test_compiling_without_a_compiler_gets_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(TenasError, match="'compile' needs a C compiler, and there is none in PATH"):
+        train_tiny(tmp_path / "out", compile=True)

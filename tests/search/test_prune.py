@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenas.errors import TenasError
-from tenas.files import write_csv
+from tenas.files import sha256, write_csv, write_json
 from tenas.scoring.subjects import Measurement, Trials, plan, trials_of
 from tenas.scoring.table import read_scores, score_columns, score_rows
 from tenas.search.prune import change, mean_change, rank_round, ranks
@@ -214,6 +214,20 @@ def test_a_damaged_scores_file_is_refused_with_a_sentence(tmp_path, damage, mess
     path.write_text(damage(path.read_text()))
     with pytest.raises(TenasError, match=message):
         read_scores([path], measures, subjects, "round 1")
+
+
+def test_shards_of_different_kinds_of_devices_are_refused(tmp_path):
+    """Another processor is none: its values differ in their last bits."""
+    measures, subjects = small()["measures"], first_round()
+    values = random_values(measures, subjects, 3)
+    paths = write_shards(tmp_path, measures, subjects, values, 2)
+    for second in ({"device": "cpu", "processor": "B"}, {"device": "cuda", "gpu": "Card 9", "capability": "9.0"}):
+        for path, machine in zip(paths, ({"device": "cpu", "processor": "A"}, second), strict=True):
+            write_json(path.with_suffix(".json"), {"machine": machine, "scores_sha256": sha256(path)})
+        if second["device"] == "cpu":
+            assert read_scores(paths, measures, subjects) == values
+    with pytest.raises(TenasError, match=r"The shards of round 1 .*2-2\.csv of a GPU Card 9 \(compute capability 9"):
+        read_scores(paths, measures, subjects, "round 1")
 
 
 def test_a_mask_of_another_round_is_refused():

@@ -252,6 +252,12 @@ def test_finalists_that_were_trained(tmp_path):
         trained(paths[:2], cells)
     with pytest.raises(TenasError, match=r"2\.json is of another cell than the shortlist has in its place"):
         trained([paths[0], paths[1], paths[2]], [cells[0], cells[2], cells[1]])
+    made = {"provenance": {"machine": {"device": "cuda", "gpu": "Card 9"}}}
+    paths[2].write_text(json.dumps(json.loads(paths[2].read_text()) | made))
+    assert trained(paths, cells) == [expected] * 3  # the others don't say where they were trained
+    paths[0].write_text(json.dumps(json.loads(paths[0].read_text()) | {"provenance": {"machine": {"device": "cpu"}}}))
+    with pytest.raises(TenasError, match=r"The trainings of the shortlist are of different kinds of devices"):
+        trained(paths, cells)
     paths[1].unlink()
     with pytest.raises(TenasError, match=r"2\.json cannot be read"):
         trained(paths, cells)

@@ -65,19 +65,31 @@ def test_a_training_on_several_gpus_and_nodes_of_slurm(tmp_path):
     """The lines that the profile has as comments, without their marks."""
     write_config(tmp_path, TINY | {"device": "cuda", "threads": {"retrain": 8}})
     text = (ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8")
-    for name, entries in (("one", "gpu: 4"), ("several", "mpi: .*|nodes: .*|tasks: .*|gpu: 8|tasks_per_gpu: .*")):
+    several, head = text.split("    # Two nodes")[1], text.split("    # Four GPUs")[0]
+    one = text.split("    # Four GPUs")[1].split("    # Two nodes")[0]
+    for name, lines in (("one", one), ("several", several)):
         (tmp_path / name).mkdir()
-        profile = re.sub(rf"^    # ({entries})$", r"    \1", text, flags=re.MULTILINE)
-        assert profile != text
+        entries = re.findall(r"^    # (\w+: .*)$", lines, re.MULTILINE)
+        keys = {entry.partition(":")[0] for entry in entries}
+        # Those that the comments say otherwise are to be taken out.
+        rest = re.sub(rf"^    ({'|'.join(keys)}): .*\n", "", head.rpartition("  retrain:\n")[2], flags=re.MULTILINE)
+        profile = head.rpartition("  retrain:\n")[0] + "  retrain:\n" + rest + "".join(f"    {entry}\n" for entry in entries)
         (tmp_path / name / "config.yaml").write_text(profile)
     more = ("--cores", "8", "--resources", "gpu=8", "--profile")
-    command = first(planned(tmp_path, *more, "one"), "retrain").command
-    assert command.startswith("torchrun --standalone --nproc-per-node 4 -m tenas.cli retrain ")
-    assert " --threads 2 " in command
-    command = first(planned(tmp_path, *more, "several"), "retrain").command
-    start = "srun --nodes 2 --ntasks 2 --cpus-per-task 8 torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d "
-    assert command.startswith(start)
-    assert " --threads 2 " in command
+    job = first(planned(tmp_path, *more, "one"), "retrain")
+    assert job.command.startswith("torchrun --standalone --nproc-per-node 4 -m tenas.cli retrain ")
+    assert " --threads 2 --device cuda " in job.command
+    # All four of one node: SLURM would spread them.
+    assert (job.resources["gpu"], job.resources["nodes"], job.resources["mem_mb"]) == ("4", "1", "64000")
+    job = first(planned(tmp_path, *more, "several"), "retrain")
+    start = (
+        "srun --kill-on-bad-exit=1 --nodes 2 --ntasks 2 --cpus-per-task 8 bash -c 'exec torchrun"
+        ' --local-addr "$(hostname -I | cut -d " " -f 1)" "$@"\' torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d '
+    )
+    assert job.command.startswith(start)
+    assert " --threads 2 --device cuda " in job.command
+    # Four on each node, and not seven and one.
+    assert "--gpus-per-node=4 --ntasks-per-node=1" in job.resources["slurm_extra"]
 
 
 @pytest.mark.workflow
@@ -87,7 +99,7 @@ def test_a_job_that_runs_out_of_memory_gets_more(tmp_path):
     write_config(root, changed(search=FUNNEL["runs"]["funnel"]["search"]))
     rules = root / "workflow/rules/search.smk"
     rules.write_text(rules.read_text().replace('"tenas score ', '"ulimit -v {resources.mem_mb}000; tenas score '))
-    memory = read_profile("slurm")["set-resources"]["score"]["mem_mb"].replace("4000", "800")
+    memory = read_profile("slurm")["set-resources"]["score"]["mem_mb"].replace("8000", "800")
     target = "results/digits/seed0/round1/scores/1.csv"
     options = ("--set-resources", f"score:mem_mb={memory}", "--retries", "5")
     run = snakemake(root, target, *options, root=root)

@@ -218,6 +218,32 @@ def test_a_retraining_by_two_tasks_of_srun(slurm, finished, tmp_path):
     assert json.loads((folder / SEED / "retrain/metrics.json").read_text())["provenance"]["processes"] == 2
 
 
+def test_a_retraining_that_slurm_stops_goes_on_where_it_was(slurm, finished, tmp_path):
+    """By the signal that comes before the end of a job's time: to all of its processes, the shell's too."""
+    folder = prepared(copied(finished, tmp_path), changed(retraining={"epochs": 40}))
+    shutil.rmtree(folder / SEED / "retrain")
+    profile = yaml.safe_load((folder / "profile/config.yaml").read_text())
+    assert "--signal=TERM@" in profile["set-resources"]["retrain"]["slurm_extra"]
+    (folder / "profile/config.yaml").write_text(yaml.safe_dump(profile | {"retries": 1}))
+    process = submit(folder, SEED / "retrain/metrics.json")
+    log, checkpoint = folder / "logs/digits/retrain/seed0.log", folder / SEED / "retrain/checkpoint.pt"
+    wait_for(process, folder, checkpoint.exists)
+    (job,) = running()
+    succeed(call("scancel", "--signal=TERM", job["JobId"], cwd=folder))
+    wait_for(process, folder, lambda: "told to stop" in log.read_text())
+    status, output = ended(process, folder)
+    assert status == 0, output + log.read_text()
+    assert "Error in rule retrain" in output
+    history = (folder / SEED / "retrain/history.csv").read_bytes()
+    succeed(
+        call(
+            "tenas", "retrain", "--settings", "results/digits/retrain.json", "--genotype", SEED / "genotype.json", "--seed", 0,
+            "--device", "cpu", "--out", "quiet", cwd=folder,
+        )
+    )  # fmt: skip
+    assert (folder / "quiet/history.csv").read_bytes() == history
+
+
 def test_a_job_that_fails_shows_its_log(slurm, finished, tmp_path):
     shutil.copytree(finished / "data", tmp_path / "data")
     folder = prepared(tmp_path, changed(search={"measures": {"ntk_condition_number": {"repeats": 1, "batch": 500}}}))

@@ -134,12 +134,21 @@ def test_threads_and_gpus_reach_the_jobs(tmp_path):
     scores, (training,) = ([job for job in cpu if job.rule == rule] for rule in ("score", "retrain"))
     count = expected_jobs(TINY, tmp_path)["score"]
     assert len(scores) == count
-    assert all(" --threads 2 --device auto " in job.command for job in scores)
-    assert " --threads 1 --device auto " in training.command
+    assert all(" --threads 2 --device cpu " in job.command for job in scores)
+    assert " --threads 1 --device cpu " in training.command
     assert not any(job.resources.get("gpu") == "1" for job in cpu)
-    for device, visible in (("auto", "0,1"), ("cuda", "")):
-        jobs = planned(tmp_path, "--config", f"device={device}", CUDA_VISIBLE_DEVICES=visible)
-        assert sorted(job.rule for job in jobs if job.resources.get("gpu") == "1") == ["retrain"] + count * ["score"]
+    both, neither = ["retrain"] + count * ["score"], []
+    for device, visible, more, on_a_gpu in (
+        ("auto", "0,1", (), ["retrain"]),  # the processors are faster for measures
+        ("auto", "NoDevFiles", (), neither),
+        ("cuda", "", (), both),  # of a login node
+        ("cuda", "", ("--set-resources", "score:gpu=0"), ["retrain"]),
+        ("auto", "0,1", ("--set-resources", "score:gpu=1"), both),
+    ):
+        jobs = planned(tmp_path, "--config", f"device={device}", *more, CUDA_VISIBLE_DEVICES=visible)
+        assert sorted(job.rule for job in jobs if job.resources.get("gpu") == "1") == on_a_gpu
+        assert sorted(job.rule for job in jobs if " --device cuda " in job.command) == on_a_gpu
+        assert sum(" --device cpu " in job.command for job in jobs) == len(both) - len(on_a_gpu)
 
 
 def test_the_profile_limits_gpu_jobs():

@@ -7,11 +7,13 @@ from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.utils import available_cpu_count
 
 from tenas import layout
 from tenas.code import code_digest
 from tenas.config import load_config
 from tenas.errors import TenasError
+from tenas.machine import has_gpu, processors
 from tenas.references import is_reference
 from tenas.report.beside import ranked_round
 from tenas.report.claims import configurations_of, read_claims, runs_of
@@ -30,6 +32,14 @@ PRUNES = ("operators", "edges")
 
 # The `tenas` of the environment that Snakemake itself runs in, whether that is activated or not.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+# `cores: all` counts the processors of the machine, and not how many of them a container has by its quota.
+if workflow.is_main_process and workflow.resource_settings.cores == available_cpu_count() > processors():
+    workflow.global_resources["_cores"] = workflow.resource_settings.cores = processors()
+
+# A job that its cluster stops is told so by a signal, to all of its processes: the shell has to wait for what a training still
+# writes.
+shell.prefix("set -euo pipefail; trap : TERM USR1; ")
 
 
 def any_of(names):
@@ -258,17 +268,20 @@ def figures(run):
     return ["genotype.svg", "rankings.svg"] + (["retrain/history.csv"] if RUNS[run]["retrain"] else [])
 
 
-def gpus_of_a_job():
-    """1 when score and retrain are to run on a GPU, 0 when on the CPU: then they must not queue for a GPU that isn't there.
+def gpus_of_a_job(measures):
+    """1 when jobs are to run on a GPU, 0 when on the CPU: then they must not queue for a GPU that isn't there.
 
-    `auto` looks for device files. Torch would know better, but importing it takes seconds, and this is read by every command.
+    `auto` is a GPU where one is seen and the job trains; what measures is faster on the processors (docs/gpu.md). Torch would
+    know better whether the GPU can be used, but importing it takes seconds, and this is read by every command.
     """
-    if CONFIG["device"] != "auto":
-        return int(CONFIG["device"] == "cuda")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return int(visible not in ("", "-1"))
-    return int(any(Path(os.devnull).parent.glob("nvidia[0-9]*")))
+    if CONFIG["device"] == "auto":
+        return int(not measures and has_gpu())
+    return int(CONFIG["device"] == "cuda")
+
+
+def device_of(wildcards, resources):
+    """A parameter: the device that a job was given, and never `auto`, by which it might take one that is somebody else's."""
+    return "cuda" if CONFIG["device"] != "cpu" and resources.get("gpu", 0) else "cpu"
 
 
 def processes(resources):
@@ -285,9 +298,12 @@ def launched(resources, threads):
     local = processes(resources)
     if "mpi" not in resources.keys():
         return f"torchrun --standalone --nproc-per-node {local} -m tenas.cli" if local > 1 else "tenas"
+    # A node that fails ends the others, which would wait for it; and each says the address that the cluster knows it by, for its
+    # own name may mean 127.0.1.1 to it.
     return (
-        f"{resources.mpi} --nodes {resources.get('nodes', 1)} --ntasks {resources.tasks} --cpus-per-task {threads}"
-        f" torchrun --nnodes {resources.tasks} --nproc-per-node {local} --rdzv-backend c10d --rdzv-id $SLURM_JOB_ID"
+        f"{resources.mpi} --kill-on-bad-exit=1 --nodes {resources.get('nodes', 1)} --ntasks {resources.tasks}"
+        f' --cpus-per-task {threads} bash -c \'exec torchrun --local-addr "$(hostname -I | cut -d " " -f 1)" "$@"\' torchrun'
+        f" --nnodes {resources.tasks} --nproc-per-node {local} --rdzv-backend c10d --rdzv-id $SLURM_JOB_ID"
         " --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 10000)) -m tenas.cli"
     )
 

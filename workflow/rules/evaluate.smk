@@ -88,10 +88,10 @@ rule retrain:
         "../envs/tenas.yaml"
     threads: CONFIG["threads"]["retrain"]
     resources:
-        gpu=gpus_of_a_job(),
+        gpu=gpus_of_a_job(measures=False),
     params:
         folder=lambda wildcards, output: str(Path(output.metrics).parent),
-        device=CONFIG["device"],
+        device=device_of,
         tenas=lambda wildcards, resources, threads: launched(resources, threads),
         threads=lambda wildcards, resources, threads: max(1, threads // processes(resources)),
         code=code_of("retrain", networks=True, images=True),

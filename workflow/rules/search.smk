@@ -99,10 +99,10 @@ rule score:
         "../envs/tenas.yaml"
     threads: CONFIG["threads"]["score"]
     resources:
-        gpu=gpus_of_a_job(),
+        gpu=gpus_of_a_job(measures=True),
     params:
         shards=shards_of,
-        device=CONFIG["device"],
+        device=device_of,
         code=lambda wildcards: score_code(wildcards.run, int(wildcards.round)),
     shell:
         "tenas score --settings {input.settings:q} --images {input.images:q} --subjects {input.subjects:q}"
@@ -177,11 +177,11 @@ rule training:
         "../envs/tenas.yaml"
     threads: CONFIG["threads"]["retrain"]
     resources:
-        gpu=gpus_of_a_job(),
+        gpu=gpus_of_a_job(measures=False),
     params:
         folder=lambda wildcards, output: str(Path(output.metrics).parent),
         dataset=lambda wildcards: json.dumps(dataset_of(wildcards.run)),
-        device=CONFIG["device"],
+        device=device_of,
         tenas=lambda wildcards, resources, threads: launched(resources, threads),
         threads=lambda wildcards, resources, threads: max(1, threads // processes(resources)),
         code=code_of("training", networks=True, images=True),

@@ -53,10 +53,10 @@ rule study_score:
         "../envs/tenas.yaml"
     threads: CONFIG["threads"]["score"]
     resources:
-        gpu=gpus_of_a_job(),
+        gpu=gpus_of_a_job(measures=True),
     params:
         shards=lambda wildcards: study_shards(wildcards.study),
-        device=CONFIG["device"],
+        device=device_of,
         code=lambda wildcards: measuring_code("study_score", STUDIES[wildcards.study], STUDIES[wildcards.study]),
     shell:
         "tenas study score --settings {input.settings:q} --images {input.images:q} --cells {input.cells:q}"
