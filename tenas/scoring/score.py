@@ -23,6 +23,7 @@ from tenas.networks.costs import operator_costs
 from tenas.scoring.checkpoint import Result
 from tenas.scoring.inputs import draw_inputs
 from tenas.scoring.subjects import Cells, Measurement, Subjects
+from tenas.scoring.together import alike, taken_together
 from tenas.seeds import derive_seed
 from tenas.spaces.sums import Sums
 
@@ -219,7 +220,8 @@ def score(
 
     ``images``: uint8 (n, h, w, 3) with their ``card``, which has ``labels`` if a measure needs them. ``threads``: number of
     worker processes on the CPU, with one thread each. The values depend on (task, images) and on the kind of processor, not on
-    threads or order. Raises TenasError for too few images for a batch, and if worker processes die twice.
+    threads or order; on a GPU, where measurements are taken many at a time, their last bits do. Raises TenasError for too few
+    images for a batch, and if worker processes die twice.
     """
     values: dict[Measurement, float] = {}
 
@@ -231,6 +233,12 @@ def score(
     # Made here in any case, so that errors in the settings are raised before processes are started.
     with one_thread(), collector_spared():
         scorer = Scorer(task, images, card, device)
+        if device != "cpu":
+            drawer = Scorer(task, images, card, "cpu")
+            groups, measurements = alike(drawer, measurements)
+            for group in groups:
+                for results in taken_together(drawer, scorer, group):
+                    keep(results)
         if device != "cpu" or threads == 1 or len(measurements) < 2 * threads:
             keep(map(scorer, chain.from_iterable(in_groups(task, measurements, len(measurements)))))
             return values
