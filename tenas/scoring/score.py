@@ -23,7 +23,6 @@ from tenas.networks.costs import operator_costs
 from tenas.scoring.checkpoint import Result
 from tenas.scoring.inputs import draw_inputs
 from tenas.scoring.subjects import Cells, Measurement, Subjects
-from tenas.scoring.together import alike, taken_together
 from tenas.seeds import derive_seed
 from tenas.spaces.sums import Sums
 
@@ -216,12 +215,11 @@ def score(
     device: str = "cpu",
     taken: Callable[[Result], object] = lambda result: None,
 ) -> dict[Measurement, float]:
-    """Take ``measurements``, calling ``taken`` with each result.
+    """Take ``measurements``, calling ``taken`` with each result; on a GPU many at a time, on whose number their last bits depend.
 
     ``images``: uint8 (n, h, w, 3) with their ``card``, which has ``labels`` if a measure needs them. ``threads``: number of
     worker processes on the CPU, with one thread each. The values depend on (task, images) and on the kind of processor, not on
-    threads or order; on a GPU, where measurements are taken many at a time, their last bits do. Raises TenasError for too few
-    images for a batch, and if worker processes die twice.
+    threads or order. Raises TenasError for too few images for a batch, and if worker processes die twice.
     """
     values: dict[Measurement, float] = {}
 
@@ -234,6 +232,8 @@ def score(
     with one_thread(), collector_spared():
         scorer = Scorer(task, images, card, device)
         if device != "cpu":
+            from tenas.scoring.together import alike, taken_together
+
             drawer = Scorer(task, images, card, "cpu")
             groups, measurements = alike(drawer, measurements)
             for group in groups:
