@@ -269,3 +269,15 @@ def test_the_regions_are_those_of_one_by_one(space):
     expected = [linear_regions(network, block) for network, block in zip(networks, blocks, strict=True)]
     assert found == pytest.approx(expected, abs=1)  # a unit may lie within rounding of zero
     assert len(set(expected)) > 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_on_a_gpu_the_kernels_are_those_of_float64(name):
+    make, masks = NETWORKS[name]
+    networks, batches, _ = drawn(make, masks, torch.float32, n=6)
+    whole = grouped(networks[0], [network.state_dict() for network in networks], masks, device="cuda")
+    found, again = (ntk_grams(whole, torch.cat(batches, 1).cuda(), R) for _ in range(2))
+    assert torch.equal(found, again)
+    for network, batch, gram in zip(networks, batches, found, strict=True):
+        assert relative(gram, ntk_gram(network.double(), batch.double())) < 1e-5

@@ -128,3 +128,12 @@ def test_the_code_of_grouped_measures_is_in_the_digest():
 
         assert f"tenas.measures.{module}" in get_measure(name).modules
     assert measuring_code("score", settings, {"measures": {KAPPA: {}}}) != measuring_code("score", settings, {"measures": {}})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_gives_the_values_of_the_cpu():
+    some = of_every(plan(tiny()["measures"], first_round().ids), 6)
+    found, expected = take(some, device="cuda"), take(some)
+    assert take(some, device="cuda") == found
+    for measurement, value in expected.items():
+        assert found[measurement] == pytest.approx(value, rel=1e-5 * max(1, value / 10) if measurement.measure == KAPPA else 0.05)
