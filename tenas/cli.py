@@ -26,7 +26,7 @@ GROUPS = {
 }
 # Headings of the help and their commands. What stands under none is a stage that the workflow calls.
 HEADINGS = {
-    "find a network": ("search", "run", "new", "prepare", "workflow"),
+    "find a network": ("search", "run", "new", "prepare", "workflow", "doctor"),
     "look at what was found": ("show", "status", "audit", "archive"),
     "tables of trained cells, studies of measures": ("benchmark", "study", "claims"),
 }

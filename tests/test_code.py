@@ -27,7 +27,8 @@ def measuring(*measures: str, space=NAS) -> set[str]:
     """The files that a score job's digest is over."""
     from tenas.measures import get_measure
 
-    return names("tenas.stages.score", *space_modules(space, networks=True), *(get_measure(name).module for name in measures))
+    modules = [module for name in measures for module in get_measure(name).modules]
+    return names("tenas.stages.score", *space_modules(space, networks=True), *modules)
 
 
 @pytest.mark.parametrize("stage", STAGES)

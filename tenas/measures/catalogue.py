@@ -28,7 +28,9 @@ class Measure:
     ``function``: a function of (network, images), and of labels if ``needs_labels``; or a reference to one, imported at the first
     call. ``lower_is_better``: its orientation. ``signed``: whether it can be negative; if not, it has a logarithm. ``inputs``:
     ``batch``, images (n, 3, h, w) of a network; ``regions``, a sequence of blocks of inputs (linear regions). ``sums``: the cost
-    (tenas.networks.costs) that it equals for a discrete cell, computed as a sum over operators. ``source``: the publication.
+    (tenas.networks.costs) that it equals for a discrete cell, computed as a sum over operators. ``grouped``: the module of
+    tenas.measures that measures many networks side by side at once (tenas.networks.grouped), by its functions ``values`` and
+    ``together``. ``source``: the publication.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Measure:
     needs_labels: bool = False
     inputs: Literal["batch", "regions"] = "batch"
     sums: str | None = None
+    grouped: str | None = None
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -60,6 +63,11 @@ class Measure:
             module = self.function.rpartition(":")[0]
             return self.function if module.endswith(".py") else module
         return self.function.__module__
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules or references whose code a value follows from."""
+        return [self.module, *([] if self.grouped is None else [f"tenas.measures.{self.grouped}"])]
 
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor | None = None) -> float:
         """The score of a batch as a Python number.
@@ -93,8 +101,8 @@ def _shipped(*measures: Measure) -> dict[str, Measure]:
 
 BASELINES = "tenas.measures.baselines"
 BUILT_IN = _shipped(
-    Measure("ntk_condition_number", "tenas.measures.ntk:ntk_condition_number", lower_is_better=True),
-    Measure("linear_regions", "tenas.measures.regions:linear_regions", inputs="regions"),
+    Measure("ntk_condition_number", "tenas.measures.ntk:ntk_condition_number", lower_is_better=True, grouped="ntk_grouped"),
+    Measure("linear_regions", "tenas.measures.regions:linear_regions", inputs="regions", grouped="regions_grouped"),
     Measure("parameters", "tenas.measures.costs:parameters", sums="parameters"),
     Measure("flops", "tenas.measures.costs:flops", sums="flops"),
     Measure("layers", "tenas.measures.costs:layers"),

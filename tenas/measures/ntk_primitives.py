@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from tenas.measures import ntk_launches as launches
 from tenas.measures import ntk_rules as rules
 from tenas.measures.ntk_rules import BATCH_NORMS, DIVISIONS, RELUS, SUBTRACTIONS, Contributions
 from tenas.measures.ntk_tape import Record, aten
@@ -20,20 +21,24 @@ Rule = Callable[[Record, list[Tensor | None]], Contributions]
 
 
 class Primitive(NamedTuple):
-    """How an operator is run backwards, ``torch`` or ``compiled``, and forwards where torch is slow."""
+    """How an operator is run backwards, ``torch`` or ``compiled``, and forwards where torch is slow.
+
+    ``gpu``: backwards in fewer launches and passes over memory, in plain torch too.
+    """
 
     torch: Rule
     compiled: str = ""
     forward: str = ""
+    gpu: Rule | None = None
 
 
 _ROWS: list[tuple[Primitive, list[object]]] = [
-    #          plain torch          compiled         compiled forward
-    (Primitive(rules.convolution,  "convolution",   "convolution"),  [aten.convolution.default]),
-    (Primitive(rules.average_pool, "average_pool",  "average_pool"), [aten.avg_pool2d.default]),
+    #          plain torch          compiled         compiled forward  on a GPU
+    (Primitive(rules.convolution,  "convolution",   "convolution",   launches.convolution),  [aten.convolution.default]),
+    (Primitive(rules.average_pool, "average_pool",  "average_pool",  launches.average_pool), [aten.avg_pool2d.default]),
     (Primitive(rules.max_pool,     "max_pool",      "max_pool"),     [aten.max_pool2d_with_indices.default]),
-    (Primitive(rules.batch_norm,   "batch_norm"),                    [*BATCH_NORMS]),
-    (Primitive(rules.relu,         "relu"),                          [*RELUS]),
+    (Primitive(rules.batch_norm,   "batch_norm",    "",              launches.batch_norm),   [*BATCH_NORMS]),
+    (Primitive(rules.relu,         "relu",          "",              launches.relu),         [*RELUS]),
     (Primitive(rules.add,          "add"),                           [aten.add.Tensor, aten.add_.Tensor, *SUBTRACTIONS]),
     (Primitive(rules.scale,        "scale"),                         [aten.mul.Tensor, aten.mul.Scalar, aten.mul_.Scalar]),
     (Primitive(rules.scale,        "scale"),                         [*DIVISIONS]),
@@ -49,7 +54,7 @@ _ROWS: list[tuple[Primitive, list[object]]] = [
 PRIMITIVES: dict[object, Primitive] = {op: primitive for primitive, ops in _ROWS for op in ops}
 
 
-def reverse(record: Record, cotangents: list[Tensor | None]) -> Contributions:
-    """The rule in plain torch of the record's operator, applied."""
-    primitive = PRIMITIVES.get(record.op)
-    return (primitive.torch if primitive else rules.by_autograd)(record, cotangents)
+def reverse(record: Record, cotangents: list[Tensor | None], *, gpu: bool = False) -> Contributions:
+    """The rule in plain torch of the record's operator, applied; ``gpu``: the one of few launches, where there is one."""
+    primitive = PRIMITIVES.get(record.op, Primitive(rules.by_autograd))
+    return (primitive.gpu if gpu and primitive.gpu else primitive.torch)(record, cotangents)

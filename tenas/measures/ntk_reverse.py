@@ -13,9 +13,7 @@ from tenas.measures.ntk_tape import Record, Tape, Value
 
 def sweep(tape: Tape, logits: Value, rows: Tensor, start: int, stop: int) -> None:
     """One reverse pass with the cotangents of samples start to stop; fills their rows."""
-    cotangents = {logits: seed(logits.tensor, start, stop)}
-    for step in reversed(tape.records):
-        reverse_record(step, cotangents)
+    cotangents = carried(tape, logits, start, stop, gpu=logits.tensor.is_cuda)
     for columns, parameter in parameter_columns(tape):
         gradient = cotangents.get(parameter)
         if gradient is None:
@@ -24,12 +22,23 @@ def sweep(tape: Tape, logits: Value, rows: Tensor, start: int, stop: int) -> Non
             rows[start:stop, columns] = gradient.flatten(1)
 
 
-def reverse_record(step: Record, cotangents: dict[Value, Tensor]) -> None:
+def carried(tape: Tape, logits: Value, start: int, stop: int, *, gpu: bool) -> dict[Value, Tensor]:
+    """The cotangents, of samples start to stop, of what has no record on the tape: of the parameters.
+
+    ``gpu``: by the rules of few launches. (stop - start, *parameter) but for the dimensions of one parameter, which may be split.
+    """
+    cotangents = {logits: seed(logits.tensor, start, stop)}
+    for step in reversed(tape.records):
+        reverse_record(step, cotangents, gpu=gpu)
+    return cotangents
+
+
+def reverse_record(step: Record, cotangents: dict[Value, Tensor], *, gpu: bool = False) -> None:
     """Take the cotangents of the record's outputs away, add those of its inputs."""
     outputs = [None if output is None else cotangents.pop(output, None) for output in step.outputs]
     if all(g is None for g in outputs):
         return
-    for value, g in reverse(step, outputs):
+    for value, g in reverse(step, outputs, gpu=gpu):
         cotangents[value] = cotangents[value] + g if value in cotangents else g
 
 

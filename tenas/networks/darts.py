@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from tenas.errors import TenasError
-from tenas.networks.edge import Edge
+from tenas.networks.edge import Concatenate, Edge
 from tenas.spaces.base import Mask, Space
 
 
@@ -74,6 +74,7 @@ class FactorisedReduce(nn.Module):
         # A convolution to no channels cannot be initialised.
         self.even = nn.Conv2d(inputs, even, 1, stride=2, bias=False) if even else None
         self.odd = nn.Conv2d(inputs, channels - even, 1, stride=2, bias=False)
+        self.join = Concatenate()
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class FactorisedReduce(nn.Module):
         shifted = x if height % 2 == width % 2 == 0 else pad(x, (0, width % 2, 0, height % 2))
         reduced = self.odd(shifted[:, :, 1:, 1:])
         if self.even is not None:
-            reduced = torch.cat((self.even(x), reduced), 1)
+            reduced = self.join((self.even(x), reduced))
         normalised: Tensor = self.bn(reduced)
         return normalised
 
@@ -176,6 +177,7 @@ class Cell(nn.Module):
             Edge(space, (self.cell_type, index), names, channels, channels, self.stride if edge.source < space.inputs else 1)
             for index, (edge, names) in enumerate(zip(space.edges, operators, strict=True))
         )
+        self.join = Concatenate()
         self.active: list[list[nn.Module | None]] = []
 
     def set_mask(self, mask: Mask) -> None:
@@ -210,7 +212,8 @@ class Cell(nn.Module):
             if total is None:
                 total = torch.zeros_like(nodes[0][:, :, :: self.stride, :: self.stride])
             nodes.append(total)
-        return torch.cat([nodes[node] for node in self.space.output], 1)
+        joined: Tensor = self.join([nodes[node] for node in self.space.output])
+        return joined
 
 
 def reductions(cells: int) -> tuple[int, int]:

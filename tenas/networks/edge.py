@@ -1,7 +1,8 @@
-"""An edge of a cell, or a layer of a chain, with the operators that it is built with."""
+"""What networks of all kinds are made of: an edge with the operators that it is built with, sums, concatenations."""
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from tenas.spaces.base import Space
@@ -35,3 +36,19 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         added: Tensor = x + self.body(x)
         return added
+
+
+class Concatenate(nn.Module):
+    """Features of several origins as channels of one tensor: (n, c_i, h, w) each to (n, sum of c_i, h, w).
+
+    ``replicas``: of how many networks side by side the channels are (tenas.networks.grouped); they are joined network by network.
+    """
+
+    def __init__(self, replicas: int = 1) -> None:
+        super().__init__()
+        self.replicas = replicas
+
+    def forward(self, parts: Sequence[Tensor]) -> Tensor:
+        if self.replicas == 1:
+            return torch.cat(tuple(parts), 1)
+        return torch.cat([part.unflatten(1, (self.replicas, -1)) for part in parts], 2).flatten(1, 2)

@@ -221,7 +221,7 @@ def score(
     device: str = "cpu",
     taken: Callable[[Result], object] = lambda result: None,
 ) -> dict[Measurement, float]:
-    """Take ``measurements``, calling ``taken`` with each result.
+    """Take ``measurements``, calling ``taken`` with each result; on a GPU many at a time, on whose number their last bits depend.
 
     ``images``: uint8 (n, h, w, 3) with their ``card``, which has ``labels`` if a measure needs them. ``threads``: number of
     worker processes on the CPU, with one thread each. The values depend on (task, images) and on the kind of processor, not on
@@ -237,6 +237,14 @@ def score(
     # Made here in any case, so that errors in the settings are raised before processes are started.
     with one_thread(), collector_spared():
         scorer = Scorer(task, images, card, device)
+        if device != "cpu":
+            from tenas.scoring.together import alike, taken_together
+
+            drawer = Scorer(task, images, card, "cpu")
+            groups, measurements = alike(drawer, measurements)
+            for group in groups:
+                for results in taken_together(drawer, scorer, group):
+                    keep(results)
         if device != "cpu" or threads == 1 or len(measurements) < 2 * threads:
             keep(map(scorer, chain.from_iterable(in_groups(task, measurements, len(measurements)))))
             return values

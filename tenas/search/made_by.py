@@ -42,7 +42,7 @@ def stage_code(stage: str, settings: Mapping[str, Any], measures: Iterable[str] 
     for name in measures:
         # A user's measure has a record, whose function may be in another module.
         used += [name] if is_reference(name) else []
-        used += [get_measure(name).module] if isinstance(get_measure(name).function, str) else []
+        used += get_measure(name).modules if isinstance(get_measure(name).function, str) else []
     return space_code(get_space(settings["space"]), f"tenas.stages.{stage}", *dict.fromkeys(used), networks=networks)
 
 

@@ -1,0 +1,44 @@
+"""What the values of a forward pass take of memory, from the shapes of a pass of two samples."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+
+from tenas.measures.common import Observer, undisturbed
+
+# Of the memory of a GPU, what networks side by side may take at the peak. A constant, and not what is free: the number of
+# networks decides which kernels torch's libraries choose, and with them the last bits.
+BUDGET = 4 * 2**30
+SAMPLES = 2  # one is too few for a batch normalisation of features without places
+
+
+class Sizes(NamedTuple):
+    """Bytes of the largest value of a pass, and of all together, views included."""
+
+    largest: int
+    total: int
+
+
+class _Sizes(Observer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = [0]
+
+    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
+        self.found += [value.nbytes for value in (out if isinstance(out, tuple | list) else (out,)) if isinstance(value, Tensor)]
+
+
+def sizes(network: nn.Module, shape: Sequence[int]) -> Sizes:
+    """Sizes of the values of one pass of a batch of ``shape``, (n, ...). The network is left as it is."""
+    first = next(network.parameters())
+    with undisturbed(network), torch.no_grad(), _Sizes() as seen:
+        network(torch.zeros(SAMPLES, *shape[1:], dtype=first.dtype, device=first.device))
+    return Sizes(max(seen.found) * shape[0] // SAMPLES, sum(seen.found) * shape[0] // SAMPLES)
+
+
+def fitting(bytes_each: int) -> int:
+    """How many networks of so many bytes go side by side; at least 1."""
+    return max(1, BUDGET // bytes_each)
