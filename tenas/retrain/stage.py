@@ -122,6 +122,7 @@ def run_training(
     keys = check_retraining({k: v for k, v in settings.items() if k not in ("preset", "dataset")})
     check_precision(keys["precision"], device)
     data = read_data(settings["dataset"], keys, seed, processes, needs_test=needs_test)
+    genotype.space.check_side(data.side)
     shape = {"channels": keys["channels"], "cells": keys["cells"], "classes": data.classes, "stem": keys["stem"]}
     with seeded(seed):
         network = Network(genotype, **shape, auxiliary=keys["auxiliary"] > 0)

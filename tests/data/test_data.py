@@ -14,8 +14,9 @@ from helpers import SHARED
 from PIL import Image
 
 from tenas.data import SOURCES, load_splits, prepare, read_images, read_labels
+from tenas.data.official import ImageNet16
+from tenas.data.parts import split_by_class
 from tenas.data.prepared import channel_statistics
-from tenas.data.sources import ImageNet16, split_by_class
 from tenas.errors import TenasError
 
 
@@ -355,7 +356,7 @@ def bad_npz(folder: Path, fault: str) -> Path:
         ("float labels", "must be 60 integers"),
         ("negative labels", "go from -1"),
         ("more labels than names", "allowed: 0 to 1"),
-        ("pickled objects", "not a valid .npz file"),
+        ("pickled objects", "holds Python objects"),
         ("equal images", r"1 different image\(s\)"),
     ],
 )
