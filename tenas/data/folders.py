@@ -29,6 +29,11 @@ def _is_clutter(name: str) -> bool:
     return name.startswith(".") or name.casefold() in CLUTTER
 
 
+def _printable(text: str) -> str:
+    """A text that can be written: a name may hold bytes that are no UTF-8, which Python keeps as surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
@@ -65,7 +70,7 @@ class Walk:
                 f"Passed over in {self.top}: {self._other.total()} files that are no image by their suffix ({_listed(kinds)}); "
                 f"read are {' '.join(sorted(SUFFIXES))}."
             )
-        return found
+        return [_printable(text) for text in found]
 
     def folders(self, folder: Path) -> list[str]:
         """The folders in a folder, sorted by name. Images beside them belong to no class."""
@@ -183,7 +188,7 @@ def find_parts(path: Path, folders: Sequence[str], walk: Walk) -> Mapping[str, P
         if others and len(roles) == 1:
             (name,) = roles
             walk.remarks.append(
-                f"The folder {path / name} is taken for a class, like {_listed(others)} next to it, and not for a part of the data."
+                f"The folder {path / name} is taken for a class, like {_listed(others)} next to it, not for a part of the data."
             )
             return {}
         if not trains:
@@ -257,8 +262,7 @@ def _load(path: Path, order: Sequence[str]) -> Loaded:
     alike = [names for names in _grouped(classes) if len(names) > 1]
     if alike:
         walk.remarks.append(f"Class folders in {top} differ in case alone, and are classes of their own: {_listed(alike[0])}.")
-    # A name that is no UTF-8 has to be written to files that are.
-    names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in classes]
+    names = [_printable(name) for name in classes]
     train = _list_images(top, classes, walk)
     test = _test_part(parts, order, walk) if parts else None
     if test is None:
