@@ -44,7 +44,7 @@ def check_classes(classes: object, least: int = 1) -> int:
     """A number of classes. Raises TenasError for what is none, and for more than MOST_CLASSES."""
     if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or not least <= classes <= MOST_CLASSES:
         raise TenasError(
-            f"There must be at least {least} and at most {MOST_CLASSES:,} classes, as a whole number, not {classes!r}."
+            f"There must be at least {least} classes and at most {MOST_CLASSES:,}, as a whole number, not {classes!r}."
         )
     return int(classes)
 
@@ -55,11 +55,11 @@ def check_labels(labels: np.ndarray, count: int, classes: int | None, what: str,
     Raises TenasError for another shape or dtype, and for labels out of range.
     """
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise TenasError(f"{what} must be {count} integers, one for each image; it is {labels.dtype} {labels.shape}.")
+        raise TenasError(f"{what} are {labels.dtype} {labels.shape}; they must be {count} integers, one for each image.")
     low, high = int(labels.min()), int(labels.max())
-    most = MOST_CLASSES if classes is None else classes
+    most = min(high + 1, MOST_CLASSES) if classes is None else classes
     if low < least or high >= most:
-        way = "" if classes is not None or low < least else ": number the classes from 0, without gaps"
+        way = ": number the classes from 0, without gaps" if most == MOST_CLASSES else ""
         raise TenasError(f"{what} go from {low} to {high}; allowed: {least} to {most - 1}{way}.")
     return high + 1 if classes is None else classes
 

@@ -136,7 +136,7 @@ def prepare_arrays(images: object, labels: object | None, classes: int | None, o
     """
     stopwatch = Stopwatch()
     out, pixels = Path(out), as_pixels(images)
-    numbers, classes = as_labels(labels, len(pixels), classes)
+    numbers, classes = as_labels(labels, len(pixels), None if classes is None else check_classes(classes, least=2))
     order = np.random.default_rng(0).permutation(len(pixels))[:MOST_IMAGES]
     sample = Arrays(pixels, numbers).take(order).sized(min(pixels.shape[1:3]))
     entry = {"source": "arrays", "sha256": sample.digest(), "classes": classes}

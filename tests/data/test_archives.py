@@ -111,9 +111,9 @@ REFUSED = {
     "side 1": (lambda path: saved(path, images=IMAGES[:, :1, :9]), "have 1 x 9 pixels"),
     "a label of 10^9": (lambda path: saved(path, labels=np.r_[LABELS[1:], 10**9]), "allowed: 0 to 99999: number the classes"),
     "a label of 2^63": (lambda path: saved(path, labels=np.r_[LABELS[1:].astype(np.uint64), np.uint64(2**63)]), "allowed: 0 to"),
-    "one-hot labels": (lambda path: saved(path, labels=np.eye(3, dtype=int)[LABELS]), r"must be 60 integers.* int64 \(60, 3\)"),
+    "one-hot labels": (lambda path: saved(path, labels=np.eye(3, dtype=int)[LABELS]), r"are int64 \(60, 3\); they must be 60"),
     "labels in a column": (lambda path: saved(path, labels=LABELS[:, None]), "must be 60 integers"),
-    "boolean labels": (lambda path: saved(path, labels=LABELS > 0), "must be 60 integers, one for each image; it is bool"),
+    "boolean labels": (lambda path: saved(path, labels=LABELS > 0), "are bool .* must be 60 integers"),
     "labels as texts": (lambda path: saved(path, labels=LABELS.astype(str)), "must be 60 integers"),
 }  # fmt: skip
 
