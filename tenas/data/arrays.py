@@ -57,7 +57,7 @@ def check_labels(labels: np.ndarray, count: int, classes: int | None, what: str,
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise TenasError(f"{what} are {labels.dtype} {labels.shape}; they must be {count} integers, one for each image.")
     low, high = int(labels.min()), int(labels.max())
-    most = min(high + 1, MOST_CLASSES) if classes is None else classes
+    most = min(max(high, 0) + 1, MOST_CLASSES) if classes is None else classes
     if low < least or high >= most:
         way = ": number the classes from 0, without gaps" if most == MOST_CLASSES else ""
         raise TenasError(f"{what} go from {low} to {high}; allowed: {least} to {most - 1}{way}.")

@@ -133,6 +133,9 @@ def _check_part(part: Part, classes: int, what: str) -> None:
     """Raise TenasError for what is no part, has no images, or another number of labels, or labels that no class has."""
     if not isinstance(part, Arrays | Files):
         raise TenasError(f"The images {what} are a {type(part).__name__}, not tenas.data.Arrays or Files.")
+    for array in (part.labels, *([part.images] if isinstance(part, Arrays) else [])):
+        if not isinstance(array, np.ndarray):
+            raise TenasError(f"Images and labels {what} must be NumPy arrays; one is a {type(array).__name__}.")
     if isinstance(part, Arrays):
         check_pixels(part.images, f"The images {what}")
     count = len(part.images if isinstance(part, Arrays) else part.paths)
