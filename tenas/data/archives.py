@@ -1,6 +1,7 @@
 """A user's .npz file: each array's header is checked before memory is taken for the array."""
 
 import hashlib
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -118,9 +119,13 @@ def npz_size(path: Path) -> tuple[int, int]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BufferedReader, Archive]]:
     """The file, open once for all that is read of it, as it may be replaced meanwhile, and the archive in it."""
-    if not path.exists():
-        raise TenasError(f"There is no file {path}.")
-    if not path.is_file():
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise TenasError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise TenasError(f"The file {path} cannot be read: {error.strerror}.") from error
+    if not stat.S_ISREG(mode):
         raise TenasError(f"{path} is no file; the source 'npz' needs one (.npz).")
     try:
         with path.open("rb") as file:

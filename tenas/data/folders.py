@@ -43,7 +43,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_prepared(folder: Path) -> bool:
     """Whether a folder was written by ``prepare``, whose preview is no image of a class."""
-    return (folder / "card.json").is_file() and (folder / "images.npy").is_file()
+    # Not Path.is_file, which raises an error for a folder without permission.
+    return os.path.isfile(folder / "card.json") and os.path.isfile(folder / "images.npy")
 
 
 class Walk:

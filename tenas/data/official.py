@@ -1,6 +1,7 @@
 """Data sets in their official files: digits, CIFAR, ImageNet16-120."""
 
 import hashlib
+import os
 import pickle
 import tarfile
 import zlib
@@ -59,7 +60,7 @@ class ImageNet16:
     classes: int = 120
 
     def __call__(self, path: Path) -> Loaded:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise TenasError(f"There is no folder {path} with the files of ImageNet16-120 ({', '.join(self.train)}, ...).")
         train, test = (self._read(path, files) for files in (self.train, self.test))
         return Loaded(train, test, self.classes, [path / file for file in (*self.train, *self.test)])

@@ -96,6 +96,7 @@ REFUSED = {
     "not .npy": (lambda path: zipped(path, images=b"no array"), "not a valid .npz file"),
     "a text": (lambda path: path.write_bytes(b"images"), "not a valid .npz file"),
     "nothing": (lambda path: path.write_bytes(b""), "not a valid .npz file"),
+    "a name of 300 letters": (lambda path: None, "cannot be read: File name too long"),
     "a folder": (Path.mkdir, "is no file"),
     "a pipe": (os.mkfifo, "is no file"),
     "a list of names that is a text": (lambda path: saved(path, class_names=np.array("ant")), r"the shape \(\)"),
@@ -133,8 +134,9 @@ def little_memory() -> Iterator[None]:
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_file_is_refused_before_memory_is_taken(tmp_path, capsys, name):
     make, sentence = REFUSED[name]
-    make(tmp_path / "x.npz")
-    command = ["prepare", json.dumps({"source": "npz", "path": str(tmp_path / "x.npz")}), "--out", str(tmp_path / "out")]
+    path = tmp_path / ("x" * 300 if "letters" in name else "x.npz")
+    make(path)
+    command = ["prepare", json.dumps({"source": "npz", "path": str(path)}), "--out", str(tmp_path / "out")]
     with little_memory():
         assert main(command) == 2
     said = capsys.readouterr().err

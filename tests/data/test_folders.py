@@ -202,8 +202,17 @@ def test_imagenets_flat_val_is_named(tmp_path, capsys):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_found_at_once(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("3.png", "3.png cannot be read: permission denied"), (".", "bee cannot be read")]
+)
+def test_what_may_not_be_read_is_found_at_once(tmp_path, capsys, name, sentence):
     classes(tmp_path / "set")
-    (tmp_path / "set/bee/3.png").chmod(0)
-    assert main(["prepare", json.dumps({"source": "folder", "path": str(tmp_path / "set")}), "--out", str(tmp_path / "out")]) == 2
-    assert "3.png cannot be read: permission denied" in capsys.readouterr().err
+    closed = tmp_path / "set/bee" / name
+    mode = closed.stat().st_mode
+    closed.chmod(0)
+    try:
+        command = ["prepare", json.dumps({"source": "folder", "path": str(tmp_path / "set")}), "--out", str(tmp_path / "out")]
+        assert main(command) == 2
+    finally:
+        closed.chmod(mode)
+    assert sentence in capsys.readouterr().err
