@@ -4,7 +4,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -140,8 +140,8 @@ def prepare_arrays(images: object, labels: object | None, classes: int | None, o
     order = np.random.default_rng(0).permutation(len(pixels))[:MOST_IMAGES]
     sample = Arrays(pixels, numbers).take(order).sized(min(pixels.shape[1:3]))
     entry = {"source": "arrays", "sha256": sample.digest(), "classes": classes}
-    if (out / "card.json").exists():
-        card = read_json(out / "card.json", "data card")
+    with suppress(TenasError, KeyError, TypeError):  # of a folder that is empty, or damaged
+        _, card = read_images(out / "images.npy")
         if card["provenance"]["settings"] == entry:
             return card
     kept = distinct(sample.images)
@@ -256,7 +256,7 @@ def _opened(path: Path, what: str) -> Iterator[tuple[IO[bytes], str]]:
 def _read_labels(path: Path, card: Mapping[str, Any]) -> tuple[np.ndarray, str]:
     with _opened(path, "labels") as (file, digest):
         labels: np.ndarray = np.load(file, allow_pickle=False)
-    if digest != card.get("labels_sha256") or labels.dtype != np.int64 or labels.shape != (card["images"],):
+    if digest != card.get("labels_sha256") or labels.dtype.kind not in "iu" or labels.shape != (card["images"],):
         raise TenasError(f"The labels {path} are not those of their card. Prepare the data set again.")
     return labels, digest
 

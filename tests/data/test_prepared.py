@@ -71,6 +71,18 @@ def test_a_card_that_was_edited_is_refused(tmp_path, name, seal):
         read_images(tmp_path / "images.npy")
 
 
+def test_arrays_replace_a_card_that_was_edited(tmp_path):
+    first = prepare_arrays(pixels(), None, None, tmp_path)
+    written = sha256(tmp_path / "card.json")
+    assert prepare_arrays(pixels(), None, None, tmp_path) == first
+    assert sha256(tmp_path / "card.json") == written
+    EDITS["mean"](first)
+    write_json(tmp_path / "card.json", first)
+    assert (
+        prepare_arrays(pixels(), None, None, tmp_path)["mean"] == read_images(tmp_path / "images.npy")[1]["mean"] != first["mean"]
+    )
+
+
 def test_no_search_begins_with_an_edited_card(tmp_path, capsys):
     prepare_arrays(pixels(), np.arange(40) % 4, None, tmp_path / "data")
     card = read_json(tmp_path / "data/card.json", "card")
