@@ -64,12 +64,14 @@ class Walk:
         found = list(self.remarks)
         if self._hidden:
             names = [*dict.fromkeys(self._hidden)]
-            found.append(f"Passed over in {self.top}: {len(self._hidden)} hidden or system files and folders ({_listed(names)}).")
+            found.append(
+                f"Hidden and system files and folders in {self.top} are passed over: {len(self._hidden)} ({_listed(names)})."
+            )
         if self._other:
             kinds = [f"{count} {suffix}" for suffix, count in sorted(self._other.items())]
             found.append(
-                f"Passed over in {self.top}: {self._other.total()} files that are no image by their suffix ({_listed(kinds)}); "
-                f"read are {' '.join(sorted(SUFFIXES))}."
+                f"Files in {self.top} that are no image by their suffix are passed over: {self._other.total()} "
+                f"({_listed(kinds)}); read are {' '.join(sorted(SUFFIXES))}."
             )
         return [_printable(text) for text in found]
 
@@ -78,7 +80,7 @@ class Walk:
         entries = self._entries(folder)
         loose = sum(is_image(entry.name) and not _is_folder(entry) for entry in entries)
         if loose:
-            self.remarks.append(f"{loose} images in {folder} lie in no class folder: they are not read.")
+            self.remarks.append(f"Images in {folder} that lie in no class folder are not read: {loose}.")
         return [entry.name for entry in entries if _is_folder(entry)]
 
     def images(self, folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """Image files and PIL images as pixels: uint8 RGB."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ ORIENTATION = 0x0112  # EXIF's tag
 
 def is_image(name: str) -> bool:
     """Whether a file is an image by its suffix, in any case."""
-    return Path(name).suffix.lower() in SUFFIXES
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # not Path: ImageNet has 1.3 million names
 
 
 def to_rgb(image: "Image.Image") -> "Image.Image":
