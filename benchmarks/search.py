@@ -84,7 +84,7 @@ def main() -> None:
             mask = space.read_mask(layout.path(layout.MASK, folder, seed=0, round=this_round.number - 1))
             subjects = Trials(mask, this_round)
             measurements += len(plan(entry["measures"], subjects.ids))
-            scorers = scorers_of(subjects, entry["measures"], (0, this_round.number), *read_inputs(entry["measures"], images))
+            scorers = scorers_of(subjects, entry["measures"], (0, this_round.number), *read_inputs(entry["measures"], images)[:2])
             sample = random.Random(this_round.number).sample(
                 range(1, this_round.trials + 1), min(arguments.trials, this_round.trials)
             )

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         measure,
         search,
     )
-    from tenas.data.sources import Arrays, Files, Loaded, Paths, Source
+    from tenas.data.parts import Arrays, Files, Loaded, Paths
+    from tenas.data.sources import Source
     from tenas.errors import TenasError
     from tenas.measures.catalogue import Measure
     from tenas.spaces.base import Genotype, Space
@@ -36,7 +37,7 @@ __version__ = "0.1.0"
 _FROM = {
     "SearchResult": "tenas.api", "SearchRound": "tenas.api", "build": "tenas.api", "list_measures": "tenas.api",
     "list_presets": "tenas.api", "list_sources": "tenas.api", "list_spaces": "tenas.api", "measure": "tenas.api",
-    "Arrays": "tenas.data.sources", "Files": "tenas.data.sources", "Loaded": "tenas.data.sources", "Paths": "tenas.data.sources",
+    "Arrays": "tenas.data.parts", "Files": "tenas.data.parts", "Loaded": "tenas.data.parts", "Paths": "tenas.data.parts",
     "Source": "tenas.data.sources", "TenasError": "tenas.errors", "Measure": "tenas.measures.catalogue",
     "Genotype": "tenas.spaces.base", "Space": "tenas.spaces.base", "CellSpace": "tenas.spaces.custom",
     "ChainSpace": "tenas.spaces.custom", "Layer": "tenas.spaces.custom",

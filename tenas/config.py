@@ -6,7 +6,7 @@ from typing import Any
 
 from tenas import layout
 from tenas.benchmark.builtin import BUILTIN, CHECKSUMS, builtin_table
-from tenas.data.sources import check_source, get_source
+from tenas.data.sources import check_source, get_source, known_side
 from tenas.errors import TenasError, one_of
 from tenas.files import read_json
 from tenas.report.claims import read_claims
@@ -79,6 +79,7 @@ def _run(name: str, run: dict[str, Any], datasets: Mapping[str, Any], where: str
             trainings=run["trainings"],
             datasets=(run["dataset"], dataset["source"]),
         )
+        _check_sides(settings, retraining, known_side(dataset))
         check_limits(name, settings, run["dataset"], dataset)
     return run | {"retrain_settings": retraining, "settings": settings}
 
@@ -90,9 +91,21 @@ def _study(name: str, study: dict[str, Any], config: Mapping[str, Any], where: s
     if study["dataset"] not in config["datasets"]:
         raise TenasError(f"{where}: {one_of(f'data set of the study {name!r}', study['dataset'], config['datasets'])}")
     settings: dict[str, Any] = study_settings(study, f"{where}: study {name!r}")
+    with _part(f"{where}: study {name!r}"):
+        _check_sides({"space": settings["space"], "rounds": [settings]}, None, known_side(config["datasets"][study["dataset"]]))
     if not config["benchmark"].get(settings["space"]):
         raise TenasError(f"{where}: study {name!r} needs the table of {settings['space']} under 'benchmark'.")
     return settings
+
+
+def _check_sides(settings: Mapping[str, Any], retraining: Mapping[str, Any] | None, side: int | None) -> None:
+    """Check that networks of the space take images of ``side`` where measures or a retraining see whole ones; None: not known."""
+    space = get_space(settings["space"])
+    entries = [entry for round in settings["rounds"] for entry in round.get("measures", {}).values()]
+    sides = [side] if any(entry["inputs"] != "crops" for entry in entries) else []
+    for seen in (*sides, *([] if retraining is None else [retraining["side"] or side])):
+        if seen is not None:
+            space.check_side(seen)
 
 
 def images_of(name: str, dataset: Mapping[str, Any]) -> tuple[int, int]:

@@ -9,9 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from tenas import layout
-from tenas.audit.ledger import Ledger, listed, mapping
+from tenas.audit.ledger import Ledger, alike, listed, mapping
 from tenas.benchmark.builtin import builtin_table, has_builtin, index_path
+from tenas.data.prepared import channel_statistics
 from tenas.files import json_text, sha256
 from tenas.provenance import input_path
 from tenas.search.made_by import input_name, ranking_code
@@ -173,12 +176,26 @@ class Case:
         self.ledger.recorded(self.data / layout.IMAGES, card.get("sha256"), card_file)
         if "labels_sha256" in card:
             self.ledger.recorded(self.data / layout.LABELS, card["labels_sha256"], card_file)
+        self._card(card_file, card)
         for name, digest in mapping(mapping(card.get("provenance")).get("inputs")).items():
             if (place := input_path(str(name))).exists():
                 self.ledger.recorded(place, digest, card_file)
             else:
                 self.ledger.note(f"{name}, which the images were drawn from, is not here: its hash was not looked at.")
         self.trail.append(f"images {self.data}: {card.get('images')} of {card.get('source')}, SHA-256 {card.get('sha256')}")
+
+    def _card(self, path: Path, card: Mapping[str, Any]) -> None:
+        """Check what the images are normalised by, and the number of classes, which have no file of their own."""
+        if "record_sha256" in card:
+            self.ledger.sealed(path, card)
+        images = path.with_name(layout.IMAGES)
+        if not images.exists() or not self.ledger.sound(images):
+            return
+        with self.ledger.damage(images):
+            constants = channel_statistics(np.load(images, mmap_mode="r", allow_pickle=False))
+            for key, value in zip(("mean", "std"), constants, strict=True):
+                if not alike(card.get(key), value):
+                    self.ledger.equal(path, key, card.get(key), value)
 
     def _recorded_data(self, records: Iterable[Path]) -> Path | None:
         for record in records:

@@ -1,20 +1,92 @@
-"""Convert images and labels given as NumPy arrays or torch tensors to the form of a data set. Does not import torch."""
+"""Images and labels given as arrays: what is allowed, and conversion of NumPy arrays and torch tensors. Does not import torch."""
+
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from tenas.data.sources import UNLABELLED
+from tenas.data.parts import UNLABELLED
 from tenas.errors import TenasError
 
 SMALLEST = 8
 CLASSES = 10  # without labels; only the width of the classifier depends on it
+MOST_CLASSES = 100_000  # ImageNet-21k has 21,841; a classifier for more would rather be made of a faulty label
 
 
-def _array(values: object) -> np.ndarray:
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+
+Pixels = TypeVar("Pixels", bound=_Shaped)
+
+
+def check_pixels(images: Pixels, what: str) -> Pixels:
+    """``images``, an array or its header, if it is uint8 (n, h, w, 3). Raises TenasError otherwise, with the way out."""
+    shape = images.shape
+    if images.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and 0 not in shape:
+        return images
+    way = ""
+    if images.dtype != np.uint8:
+        way = ": scale to 0 to 255, and astype(numpy.uint8)"
+    elif len(shape) == 4 and shape[1] == 3:
+        way = ": transpose(0, 2, 3, 1)"
+    elif len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
+        way = ": repeat grey images in three channels"
+    elif len(shape) == 4 and shape[3] == 4:
+        way = ": leave out the alpha channel"
+    raise TenasError(f"{what} must be uint8 of the shape (n, height, width, 3); it is {images.dtype} {shape}{way}.")
+
+
+def check_classes(classes: object, least: int = 1) -> int:
+    """A number of classes. Raises TenasError for what is none, and for more than MOST_CLASSES."""
+    if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or not least <= classes <= MOST_CLASSES:
+        raise TenasError(
+            f"There must be at least {least} classes and at most {MOST_CLASSES:,}, as a whole number, not {classes!r}."
+        )
+    return int(classes)
+
+
+def check_labels(labels: np.ndarray, count: int, classes: int | None, what: str, least: int = 0) -> int:
+    """The number of classes of integer ``labels`` (count,) from ``least``: ``classes``, or the largest + 1.
+
+    Raises TenasError for another shape or dtype, and for labels out of range.
+    """
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise TenasError(f"{what} are {labels.dtype} {labels.shape}; they must be {count} integers, one for each image.")
+    low, high = int(labels.min()), int(labels.max())
+    most = min(max(high, 0) + 1, MOST_CLASSES) if classes is None else classes
+    if low < least or high >= most:
+        way = ": number the classes from 0, without gaps" if most == MOST_CLASSES else ""
+        raise TenasError(f"{what} go from {low} to {high}; allowed: {least} to {most - 1}{way}.")
+    return high + 1 if classes is None else classes
+
+
+def label_warnings(labels: np.ndarray, classes: int) -> list[str]:
+    """Sentences on labels with which results mean little. ``labels``: of all images, UNLABELLED ones too."""
+    found = np.unique(labels[labels != UNLABELLED])
+    if classes == 1 or len(found) == 1:
+        return ["All images are of one class: losses, accuracies and trainings on them mean little."]
+    if 0 < len(found) < classes:
+        absent = np.setdiff1d(np.arange(classes), found)
+        named = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
+        return [
+            f"Of the {classes} classes only {len(found)} have images; without any: {named}. The classifier is wider for them."
+        ]
+    return []
+
+
+def _array(values: object, what: str) -> np.ndarray:
     """A NumPy array from an array, or from a tensor on any device."""
     if hasattr(values, "detach"):
         tensor = values.detach().cpu()
         values = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise TenasError(f"{what} are no array: {error}.") from error
 
 
 def as_pixels(images: object) -> np.ndarray:
@@ -24,7 +96,7 @@ def as_pixels(images: object) -> np.ndarray:
     becomes 0 and the largest 255: a search normalises each channel itself, so only the rounding to 256 steps is lost.
     Raises TenasError for another shape or dtype, values that are not finite, and images smaller than 8 x 8.
     """
-    array = _array(images)
+    array = _array(images, "The images")
     known = array.dtype.kind == "f" or array.dtype == np.uint8
     channels = 1 if array.dtype.kind == "f" else 3
     if not known or array.ndim != 4 or array.shape[channels] != 3 or 0 in array.shape:
@@ -36,25 +108,22 @@ def as_pixels(images: object) -> np.ndarray:
         if not (np.isfinite(low) and np.isfinite(high)):
             raise TenasError("The images have values that are not finite.")
         low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+        if low == high:
+            raise TenasError(f"The images have the same value everywhere, {low}.")
         array = np.rint((array - low) * (255 / (high - low))).astype(np.uint8).transpose(0, 2, 3, 1)
-    if min(array.shape[1:3]) < SMALLEST:
-        raise TenasError(
-            f"The images have {array.shape[1]} x {array.shape[2]} pixels; it must be at least {SMALLEST} x {SMALLEST}."
-        )
+    check_size(array.shape[1], array.shape[2], "The images have")
     return np.ascontiguousarray(array)
 
 
-def as_labels(labels: object | None, count: int, classes: int | None = None) -> tuple[np.ndarray, int]:
+def check_size(height: int, width: int, what: str) -> None:
+    """Raise TenasError for images smaller than SMALLEST."""
+    if min(height, width) < SMALLEST:
+        raise TenasError(f"{what} {height} x {width} pixels; it must be at least {SMALLEST} x {SMALLEST}.")
+
+
+def as_labels(labels: object | None, count: int, classes: int | None = None, what: str = "The labels") -> tuple[np.ndarray, int]:
     """Labels as int64 (count,), all -1 if there are none, and the number of classes. Raises TenasError for faulty labels."""
-    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int | np.integer) or classes < 2):
-        raise TenasError(f"There must be at least 2 classes, as a whole number, not {classes!r}.")
     if labels is None:
         return np.full(count, UNLABELLED), int(classes or CLASSES)
-    array = _array(labels)
-    if array.shape != (count,) or array.dtype.kind not in "iu":
-        raise TenasError(f"The labels are {array.dtype} {array.shape}; they must be {count} integers, one for each image.")
-    most = int(array.max())
-    classes = int(classes or most + 1)
-    if array.min() < 0 or most >= classes:
-        raise TenasError(f"The labels go from {array.min()} to {most}; allowed: 0 to {classes - 1}.")
-    return array.astype(np.int64), classes
+    array = _array(labels, what)
+    return array.astype(np.int64), check_labels(array, count, classes, what)

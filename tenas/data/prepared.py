@@ -1,20 +1,30 @@
 """The small file that a search reads: a sample of a data set, its card, and a preview."""
 
+import hashlib
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from tenas.data.arrays import as_labels, as_pixels
-from tenas.data.sources import Arrays, load, size_of
+from tenas.data.archives import read_header
+from tenas.data.arrays import as_labels, as_pixels, check_classes, label_warnings
+from tenas.data.parts import Arrays, Files, shared
+from tenas.data.pixels import remarks
+from tenas.data.sources import load, size_of
 from tenas.errors import TenasError
 from tenas.files import read_json, sha256, whole, write_json
-from tenas.provenance import Stopwatch, provenance
+from tenas.provenance import Stopwatch, is_sealed, provenance, sealed
 
 MOST_IMAGES = 10_000
 GRID = 8
+
+
+class DataWarning(UserWarning):
+    """Something in a data set is left out, or makes results mean little. It is in the card too, under ``warnings``."""
 
 
 def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,6 +35,9 @@ def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
         raise TenasError(f"A data set has no key {sorted(unknown)[0]!r}; it may have source, path, images, side and seed.")
     if not isinstance(entry.get("source"), str):
         raise TenasError("A data set needs the key 'source': the name of a source, or path/to/file.py:object.")
+    path = entry["path"]
+    if path is not None and not (isinstance(path, str) and path and "\0" not in path and _is_text(path)):
+        raise TenasError(f"The data set's 'path' is {path!r}; it must be a path, of characters that UTF-8 has.")
     for key, least, most in (("images", 2, MOST_IMAGES), ("side", 8, None), ("seed", 0, None)):
         value = entry[key]
         if key == "side" and value is None:
@@ -33,6 +46,15 @@ def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
             upto = "" if most is None else f" and at most {most}"
             raise TenasError(f"The data set's {key!r} is {value!r}; it must be a whole number of at least {least}{upto}.")
     return entry
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be written to the records: one from the command line may hold bytes that are no UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def distinct(images: np.ndarray) -> np.ndarray:
@@ -52,7 +74,9 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     count = images[..., 0].size
     mean = [float(h @ values) / count / 255 for h in histogram]
     square = [float(h @ values**2) / count / 255**2 for h in histogram]
-    return mean, [max(s - m * m, 0.0) ** 0.5 for s, m in zip(square, mean, strict=True)]
+    std = [max(s - m * m, 0.0) ** 0.5 for s, m in zip(square, mean, strict=True)]
+    # Of a constant channel the difference is rounding, mostly not 0.
+    return mean, [0.0 if np.count_nonzero(h) == 1 else s for s, h in zip(std, histogram, strict=True)]
 
 
 def preview(images: np.ndarray, path: Path) -> None:
@@ -85,9 +109,15 @@ def prepare(dataset: Mapping[str, Any], out: str | os.PathLike[str]) -> dict[str
     part = loaded.train
     # Draw the sample before resizing: only the images in it are decoded.
     indices = np.random.default_rng(dataset["seed"]).permutation(len(part.labels))[: dataset["images"]]
-    pixels = part.take(indices).sized(side).read(np.arange(len(indices)))
+    drawn = part.take(indices)
+    pixels = drawn.sized(side).read(np.arange(len(indices)))
     kept = distinct(pixels)
-    images, labels = pixels[kept], part.labels[indices[kept]]
+    images, labels = pixels[kept], part.labels[indices[kept]].astype(np.int64)
+    said = [*loaded.warnings, *label_warnings(part.labels, loaded.classes)]
+    if isinstance(drawn, Files):
+        said += remarks(drawn.paths)
+    if loaded.test is not None and (both := shared(drawn, loaded.test)):
+        said.append(f"{both} of the {len(indices)} images drawn are in the test part too: accuracies in it mean less.")
     facts = {
         "duplicates_left_out": len(pixels) - len(images),
         "available": len(part.labels),
@@ -95,7 +125,7 @@ def prepare(dataset: Mapping[str, Any], out: str | os.PathLike[str]) -> dict[str
         "original_side": min(size_of(part)),
         "class_names": list(loaded.class_names),
     }
-    return _write(out, images, labels, loaded.classes, dataset, facts, loaded.files, stopwatch)
+    return _write(out, images, labels, loaded.classes, dataset, facts, loaded.files, said, stopwatch)
 
 
 def prepare_arrays(images: object, labels: object | None, classes: int | None, out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -108,12 +138,12 @@ def prepare_arrays(images: object, labels: object | None, classes: int | None, o
     """
     stopwatch = Stopwatch()
     out, pixels = Path(out), as_pixels(images)
-    numbers, classes = as_labels(labels, len(pixels), classes)
+    numbers, classes = as_labels(labels, len(pixels), None if classes is None else check_classes(classes, least=2))
     order = np.random.default_rng(0).permutation(len(pixels))[:MOST_IMAGES]
     sample = Arrays(pixels, numbers).take(order).sized(min(pixels.shape[1:3]))
     entry = {"source": "arrays", "sha256": sample.digest(), "classes": classes}
-    if (out / "card.json").exists():
-        card = read_json(out / "card.json", "data card")
+    with suppress(TenasError, KeyError, TypeError):  # of a folder that is empty, or damaged
+        _, card = read_images(out / "images.npy")
         if card["provenance"]["settings"] == entry:
             return card
     kept = distinct(sample.images)
@@ -122,7 +152,8 @@ def prepare_arrays(images: object, labels: object | None, classes: int | None, o
         "available": len(pixels),
         "held_out_for_testing": 0,
     }
-    return _write(out, sample.images[kept], sample.labels[kept], classes, entry, facts, [], stopwatch)
+    said = label_warnings(numbers, classes)
+    return _write(out, sample.images[kept], sample.labels[kept], classes, entry, facts, [], said, stopwatch)
 
 
 def _write(
@@ -132,11 +163,18 @@ def _write(
     classes: int,
     entry: Mapping[str, Any],
     facts: Mapping[str, Any],
-    files: Iterable[Path],
+    files: Iterable[Path] | Mapping[str, str],
+    said: Sequence[str],
     stopwatch: Stopwatch,
 ) -> dict[str, Any]:
+    """Write a sample. ``said``: warnings, for the log and the card."""
     if len(images) < 2:
         raise TenasError(f"The data set has {len(images)} different image(s) to train on; a search needs at least two.")
+    mean, std = channel_statistics(images)
+    if 0 in std:
+        said = [*said, "A channel of the images is constant: measures that see images cannot be taken."]
+    for text in said:
+        warnings.warn(text, DataWarning, stacklevel=3)
     out.mkdir(parents=True, exist_ok=True)
     (out / "card.json").unlink(missing_ok=True)
     with whole(out / "images.npy") as temporary:
@@ -144,7 +182,6 @@ def _write(
     with whole(out / "labels.npy") as temporary:
         np.save(temporary, labels)
     preview(images, out / "preview.png")
-    mean, std = channel_statistics(images)
     card = {
         "source": entry["source"],
         "images": len(images),
@@ -155,8 +192,11 @@ def _write(
         "std": std,
         "sha256": sha256(out / "images.npy"),
         "labels_sha256": sha256(out / "labels.npy"),
+        **({"warnings": list(said)} if said else {}),
         "provenance": provenance(settings=entry, inputs=files, stopwatch=stopwatch),
     }
+    # Sealed: mean, deviation and classes change every score, and have no file of their own whose hash could be recorded.
+    card = sealed(card)
     write_json(out / "card.json", card)
     return card
 
@@ -177,20 +217,102 @@ def in_words(card: Mapping[str, Any], folder: str | os.PathLike[str]) -> str:
     return "\n".join(lines)
 
 
+class Prepared(NamedTuple):
+    """A prepared data set as it was read. ``hashes``: path -> SHA-256 of the content, of each file read."""
+
+    images: np.ndarray
+    card: dict[str, Any]
+    labels: np.ndarray | None
+    hashes: dict[str, str]
+
+
+def read_card(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
+    """A data card and its SHA-256. Raises TenasError for one that is missing, damaged or was edited."""
+    try:
+        digest = sha256(path)
+    except OSError as error:
+        raise TenasError(f"The data card {path} cannot be read: {error.strerror}.") from error
+    card = read_json(path, "data card")
+    if sha256(path) != digest:
+        raise TenasError(f"The data card {path} was replaced while it was read: run the command again.")
+    missing = [key for key in ("images", "classes", "side", "mean", "std", "sha256") if key not in card]
+    if missing:
+        raise TenasError(f"The data card {path} has no key {missing[0]!r}. Prepare the data set again.")
+    # Cards of earlier versions have no seal.
+    if not _is_sound(card) or ("record_sha256" in card and not is_sealed(card)):
+        raise TenasError(f"The data card {path} is not the one that was written. Prepare the data set again.")
+    return card, digest
+
+
+def _is_sound(card: Mapping[str, Any]) -> bool:
+    """Whether the numbers of a card are some that a data set can have."""
+    try:
+        check_classes(card["classes"])
+    except TenasError:
+        return False
+    shares = [value for key in ("mean", "std") for value in card[key]] if _are_lists(card) else []
+    whole_ones = all(type(card[key]) is int and card[key] > 0 for key in ("images", "side"))
+    return whole_ones and len(shares) == 6 and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
+
+
+def _are_lists(card: Mapping[str, Any]) -> bool:
+    return all(isinstance(card[key], list) and len(card[key]) == 3 for key in ("mean", "std"))
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[tuple[IO[bytes], str]]:
+    """A file and its SHA-256: open once for both, as it may be replaced meanwhile."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            yield file, digest
+    except (OSError, ValueError, EOFError, OverflowError) as error:
+        raise TenasError(f"The {what} {path} cannot be read: {error}. Prepare the data set again.") from error
+
+
+def _read_labels(path: Path, card: Mapping[str, Any]) -> tuple[np.ndarray, str]:
+    with _opened(path, "labels") as (file, digest):
+        labels: np.ndarray = np.load(file, allow_pickle=False)
+    if digest != card.get("labels_sha256") or labels.dtype.kind not in "iu" or labels.shape != (card["images"],):
+        raise TenasError(f"The labels {path} are not those of their card. Prepare the data set again.")
+    return labels, digest
+
+
+def read_prepared(path: str | os.PathLike[str], *, labels: bool = False) -> Prepared:
+    """The prepared images, memory-mapped read-only, their card, and with ``labels`` their labels, -1 where there are none.
+
+    The images stay those that were hashed when another file takes their place. Raises TenasError if a file is missing or damaged,
+    or if images or labels are not the ones of the card.
+    """
+    path = Path(path)
+    card, card_digest = read_card(path.parent / "card.json")
+    with _opened(path, "prepared images") as (file, digest):
+        header = read_header(file)
+        shape = (card["images"], card["side"], card["side"], 3)
+        if digest != card["sha256"] or header.dtype != np.uint8 or header.shape != shape or header.fortran:
+            raise TenasError(f"The prepared images {path} are not those of their card. Prepare the data set again.")
+        images = np.memmap(file, np.uint8, "r", header.offset, shape)
+    hashes = {str(path): digest, str(path.parent / "card.json"): card_digest}
+    found = None
+    if labels:
+        found, labels_digest = _read_labels(path.with_name("labels.npy"), card)
+        hashes[str(path.with_name("labels.npy"))] = labels_digest
+    return Prepared(images, card, found, hashes)
+
+
 def read_labels(images: str | os.PathLike[str]) -> np.ndarray:
     """Labels of prepared images, from the file next to them: int64 (n,), from 0.
 
     Raises TenasError if the file is missing or is not the one of the card, or if the images have no labels.
     """
     path = Path(images).with_name("labels.npy")
-    card = read_json(path.with_name("card.json"), "data card")
-    try:
-        digest = sha256(path)
-        labels: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise TenasError(f"The labels {path} cannot be read: {error}. Prepare the data set again.") from error
-    if digest != card.get("labels_sha256"):
-        raise TenasError(f"The labels {path} are not those of their card. Prepare the data set again.")
+    labels, _ = _read_labels(path, read_card(path.with_name("card.json"))[0])
+    return labelled(labels, path)
+
+
+def labelled(labels: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    """Labels of the file ``path``. Raises TenasError if its images have none."""
     if (labels < 0).any():
         raise TenasError(f"The images next to {path} have no labels, which a loss-based measure needs.")
     return labels
@@ -202,17 +324,5 @@ def read_images(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, Any
     Returns uint8 (n, side, side, 3) and the card (keys ``classes``, ``side``, ``mean``, ``std``, ``sha256``, ...).
     Raises TenasError if either is missing or damaged, or if the images are not the ones of the card.
     """
-    path = Path(path)
-    card = read_json(path.parent / "card.json", "data card")
-    missing = [key for key in ("images", "classes", "side", "mean", "std", "sha256") if key not in card]
-    if missing:
-        raise TenasError(f"The data card {path.parent / 'card.json'} has no key {missing[0]!r}. Prepare the data set again.")
-    try:
-        digest = sha256(path)
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise TenasError(f"The prepared images {path} cannot be read: {error}. Prepare the data set again.") from error
-    shape = (card["images"], card["side"], card["side"], 3)
-    if digest != card["sha256"] or images.dtype != np.uint8 or images.shape != shape:
-        raise TenasError(f"The prepared images {path} are not those of their card. Prepare the data set again.")
-    return images, card
+    found = read_prepared(path)
+    return found.images, found.card

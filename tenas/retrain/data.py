@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tenas.data import Part, load_splits
+from tenas.data.parts import split_by_class
 from tenas.data.prepared import channel_statistics
-from tenas.data.sources import split_by_class
 from tenas.errors import TenasError
 from tenas.retrain.distributed import Processes
 from tenas.retrain.feed import STATISTICS

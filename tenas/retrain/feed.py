@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tenas.data import Part
-from tenas.data.sources import Arrays
+from tenas.data.parts import Arrays
 from tenas.device import send
 from tenas.errors import TenasError
 from tenas.machine import processors, shared_memory

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tenas.data.sources import Arrays
+from tenas.data.parts import Arrays
 from tenas.errors import TenasError
 from tenas.files import sha256, write_csv, write_json
 from tenas.networks import Network, count_flops, count_parameters, initialise, seeded
@@ -136,6 +136,7 @@ def run_training(
     data = read_data(settings["dataset"], keys, seed, processes, needs_test=needs_test)
     if keys["resized_crop"] is not None or not all(isinstance(part, Arrays) for part in data.parts.values() if part):
         check_shared_memory(-(-keys["batch"] // processes.world_size), data.side, keys["workers"])
+    genotype.space.check_side(data.side)
     shape = {"channels": keys["channels"], "cells": keys["cells"], "classes": data.classes, "stem": keys["stem"]}
     with seeded(seed):
         network = Network(genotype, **shape, auxiliary=keys["auxiliary"] > 0)

@@ -13,11 +13,17 @@ from tenas.measures.catalogue import Measure
 CROP = 3
 
 
-def normalised(images: np.ndarray, card: Mapping[str, Any]) -> Tensor:
-    """Standardise each channel by the data card: uint8 (n, h, w, 3) -> float32 (n, 3, h, w)."""
-    mean, std = (torch.tensor(card[key], dtype=torch.float32) for key in ("mean", "std"))
+def _constants(card: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the channels. Raises TenasError for images that they cannot normalise."""
+    mean, std = (np.asarray(card[key], np.float32) for key in ("mean", "std"))
     if (std == 0).any():
         raise TenasError("A channel of the images is constant: they cannot be normalised.")
+    return mean, std
+
+
+def normalised(images: np.ndarray, card: Mapping[str, Any]) -> Tensor:
+    """Standardise each channel by the data card: uint8 (n, h, w, 3) -> float32 (n, 3, h, w)."""
+    mean, std = map(torch.from_numpy, _constants(card))
     return ((torch.from_numpy(images).float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
@@ -48,7 +54,7 @@ def draw_crops(images: np.ndarray, card: Mapping[str, Any], count: int, seed: in
     offsets = np.arange(CROP)
     rows, columns = top[:, None, None] + offsets[:, None], left[:, None, None] + offsets
     crops = images[index[:, None, None], rows, columns, channel[:, None, None]]
-    mean, std = (np.asarray(card[key], np.float32)[channel][:, None, None] for key in ("mean", "std"))
+    mean, std = (constant[channel][:, None, None] for constant in _constants(card))
     return torch.from_numpy((crops.astype(np.float32) / 255 - mean) / std)[:, None]
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tenas.data.prepared import read_images, read_labels
+from tenas.data.prepared import labelled, read_prepared
 from tenas.errors import TenasError
 from tenas.files import format_csv, read_json, sha256, sha256_of, write_json, write_text
-from tenas.layout import CARD, LABELS, checkpoint_of, record_of
+from tenas.layout import LABELS, checkpoint_of, record_of
 from tenas.measures.catalogue import get_measure
 from tenas.progress import Progress
 from tenas.provenance import Stopwatch, package_versions, processor, provenance, sealed
@@ -20,12 +20,15 @@ from tenas.scoring.table import score_columns, score_rows
 PRECISION = "float32 without TF32"
 
 
-def read_inputs(measures: Iterable[str], images: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
-    """Read prepared images and their card, to which the images' ``labels`` are added if one of the measures needs them."""
-    pixels, card = read_images(images)
-    if any(get_measure(reference).needs_labels for reference in measures):
-        card |= {"labels": read_labels(images)}
-    return pixels, card
+def read_inputs(measures: Iterable[str], images: str | os.PathLike[str]) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """Read prepared images, their card, to which their ``labels`` are added if one of the measures needs them, and the hashes.
+
+    The hashes are of the content that was read: a file may be replaced while it is measured.
+    """
+    found = read_prepared(images, labels=any(get_measure(reference).needs_labels for reference in measures))
+    if found.labels is None:
+        return found.images, found.card, found.hashes
+    return found.images, found.card | {"labels": labelled(found.labels, Path(images).with_name(LABELS))}, found.hashes
 
 
 def score_shard(
@@ -57,9 +60,11 @@ def score_shard(
     stopwatch = Stopwatch()
     device = own_device(score_device(device))
     out = Path(out)
-    pixels, card = read_inputs(measures, images)
+    pixels, card, hashes = read_inputs(measures, images)
+    if any(entry["inputs"] != "crops" for entry in measures.values()):
+        subjects.space.check_side(card["side"])
     measurements = plan(measures, subjects.ids, shard)
-    read = _hashes(images, card, inputs)
+    read = _hashes(hashes, inputs)
     # All that a value can follow from, so that another machine of the same kind may resume.
     origin = origin_of(
         {
@@ -116,13 +121,10 @@ def score_shard(
     checkpoint.remove()
 
 
-def _hashes(images: str | os.PathLike[str], card: Mapping[str, Any], inputs: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
-    """Hashes of all files read, taken before the measurements: a file may be replaced meanwhile."""
-    read = {str(images): card["sha256"]}
-    read |= {str(path): sha256(path) for path in (Path(images).with_name(CARD), *inputs)}
-    if "labels" in card:
-        read[str(Path(images).with_name(LABELS))] = card["labels_sha256"]
-    return read
+def _hashes(prepared: Mapping[str, str], inputs: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
+    """Hashes of all files read: images, card, ``inputs``, labels."""
+    images, card, *labels = prepared.items()
+    return dict([images, card, *((str(path), sha256(path)) for path in inputs), *labels])
 
 
 def _costs(costs: Mapping[Measurement, float]) -> dict[str, dict[str, float]]:

@@ -27,6 +27,7 @@ def resolved_limits(settings: Mapping[str, Any], *, classes: int, side: int) -> 
     """
     space, limits, network = get_space(settings["space"]), settings["limits"], dict(settings["network"])
     side = network.pop("side", None) or side
+    space.check_side(side)
     sums = {}
     if {"parameters", "flops"} & limits.keys():
         sums = _costs(settings["space"], side, classes, tuple(network.items()))

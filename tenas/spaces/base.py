@@ -166,7 +166,8 @@ class Space:
     Network takes for the networks that are trained in the end, unless a retraining says otherwise. ``stems`` and
     ``auxiliary``: what those networks may have. ``least_cells``: of a supernet in which each cell type stands.
     ``short_trainings``: data set -> the column of the space's table that has validation accuracies after a few epochs.
-    ``listed_cells``: how many cells a whole table of the space lists; None where none lists all.
+    ``listed_cells``: how many cells a whole table of the space lists; None where none lists all. ``side_step``: whose multiples
+    the sides of images have to be.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Space:
     least_cells: int = 1
     short_trainings: Mapping[str, str] = MappingProxyType({})
     listed_cells: int | None = None
+    side_step: int = 1
     _reference: str | None = None
     # What stands in the code digest for the code of a space that no file holds: nothing is taken for made by the same.
     _token: str | None = None
@@ -267,6 +269,17 @@ class Space:
     def canonical_form(self, genotype: Genotype) -> str | None:
         """A text that two cells share when they are the same network; None where the space does not know."""
         return None
+
+    def check_side(self, side: int) -> None:
+        """Raise TenasError for images of a side, in pixels, that the space's networks cannot take."""
+        step = self.side_step
+        if side % step:
+            below, above = side // step * step, (side // step + 1) * step
+            allowed = f"{below} or {above}" if below else str(above)
+            raise TenasError(
+                f"The networks of {self.name} halve images twice, and their branches only fit for a side that is a multiple of "
+                f"{step}; it is {side}: set 'side' to {allowed}."
+            )
 
     # --- what an edge can choose from
 

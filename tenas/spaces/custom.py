@@ -142,6 +142,8 @@ class CellSpace(_FromFactories):
             raise TenasError(f"{name} has the cell types {', '.join(cell_types)}; 1 or 2 (normal, reduction) can be built.")
         if edges_of_a_node is not None and edges_of_a_node < 1:
             raise TenasError(f"A node of {name} keeps at least one edge, not {edges_of_a_node}.")
+        if inputs == 1 and networks is None:
+            self.side_step = 4  # as in NAS-Bench-201, whose skeleton it has
         if inputs == 2 and networks is None:
             self.stems, self.auxiliary, self.least_cells = ("cifar", "imagenet"), True, len(cell_types)
         self.inputs, self.nodes, self.cell_types, self.output = inputs, nodes, tuple(cell_types), tuple(output)

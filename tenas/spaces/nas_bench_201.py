@@ -16,6 +16,8 @@ class NasBench201(Space):
     networks = "tenas.networks.nas_bench_201"
     edges = tuple(Edge(target, source) for target in range(1, 4) for source in range(target))
 
+    # A residual block adds a convolution of stride 2, padded, to an average pooling that is not: their sizes differ at odd sides.
+    side_step = 4
     listed_cells = len(operators) ** len(edges)
     short_trainings = MappingProxyType(
         {

@@ -12,13 +12,14 @@ def limits(
 ) -> None:
     """Resolve a run's limits to numbers, by the costs of operators in the finally trained network."""
     from tenas.benchmark.builtin import index_path
-    from tenas.files import read_json, write_json
+    from tenas.data.prepared import read_card
+    from tenas.files import write_json
     from tenas.provenance import sealed
     from tenas.search.budget import resolved_limits
     from tenas.search.made_by import made_by
     from tenas.settings.search import read_settings
 
-    resolved, data = read_settings(settings), read_json(card, "data card")
+    resolved, (data, _) = read_settings(settings), read_card(card)
     value = resolved_limits(resolved, classes=data["classes"], side=data["side"])
     latency = resolved["limits"].get("latency")
     # The card is no input: only two of its numbers are used, which are recorded, and the rest are time and place.

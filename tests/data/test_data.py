@@ -14,8 +14,9 @@ from helpers import SHARED
 from PIL import Image
 
 from tenas.data import SOURCES, load_splits, prepare, read_images, read_labels
+from tenas.data.official import ImageNet16
+from tenas.data.parts import split_by_class
 from tenas.data.prepared import channel_statistics
-from tenas.data.sources import ImageNet16, split_by_class
 from tenas.errors import TenasError
 
 
@@ -355,7 +356,7 @@ def bad_npz(folder: Path, fault: str) -> Path:
         ("float labels", "must be 60 integers"),
         ("negative labels", "go from -1"),
         ("more labels than names", "allowed: 0 to 1"),
-        ("pickled objects", "not a valid .npz file"),
+        ("pickled objects", "holds Python objects"),
         ("equal images", r"1 different image\(s\)"),
     ],
 )
@@ -486,6 +487,19 @@ def load(path):
 SOURCE = Source(load, side=8, needs_path=False)
 NEEDS = Source(load, side=8)
 WRONG = Source(lambda path: load(path).train, side=8, needs_path=False)
+
+def given(**changes):
+    images, labels = draw(30), np.arange(30) % 2
+    part = Arrays(changes.get("images", images), changes.get("labels", labels))
+    return Source(lambda path: Loaded(changes.get("part", part), None, changes.get("classes", 2)), side=8, needs_path=False)
+
+FLOATS = given(images=draw(30) / 255)
+FEW = given(labels=np.arange(29) % 2)
+HIGH = given(labels=np.arange(30))
+LISTS = given(labels=[0, 1] * 15)
+EMPTY = given(images=draw(30)[:0], labels=np.arange(0))
+PART = given(part=draw(30))
+CLASSES = given(classes=2.0)
 NUMBER = 5
 """
 STRIPES = """
@@ -508,6 +522,13 @@ def test_a_source_of_ones_own_is_an_object_in_a_file(tmp_path, monkeypatch):
         ("NEEDS", "of the source 'own.py:NEEDS' needs the key 'path'"),
         ("WRONG", r"The source 'own.py:WRONG' gave a Arrays, not a tenas.data.Loaded"),
         ("NUMBER", "is a int, not a source of images"),
+        ("FLOATS", "The images of the training part of the source 'own.py:FLOATS' must be uint8 .* it is float64"),
+        ("FEW", "The labels of the training part .* must be 30 integers"),
+        ("HIGH", "go from 0 to 29; allowed: -1 to 1"),
+        ("LISTS", "must be NumPy arrays; one is a list"),
+        ("EMPTY", "must be uint8"),
+        ("PART", "are a ndarray, not tenas.data.Arrays or Files"),
+        ("CLASSES", "at least 1 classes .* not 2.0"),
         ("NONE", "does not exist: own.py has"),
     ):
         with pytest.raises(TenasError, match=sentence):

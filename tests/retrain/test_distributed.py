@@ -12,7 +12,7 @@ import torch
 from helpers import ROOT
 from helpers.retraining import ARCH, DARTS, FILES, TINY, rows_of, train_tiny
 
-from tenas.data.sources import Arrays
+from tenas.data.parts import Arrays
 from tenas.networks import Network, initialise
 from tenas.retrain.distributed import Processes, distribute, joined
 from tenas.retrain.feed import make_feed

@@ -20,7 +20,7 @@ from torch.amp import GradScaler
 from torchvision.transforms.v2 import functional
 
 from tenas.data import load_splits
-from tenas.data.sources import TEST_SEED, TEST_SHARE, Arrays, split_by_class
+from tenas.data.parts import TEST_SEED, TEST_SHARE, Arrays, split_by_class
 from tenas.errors import TenasError
 from tenas.networks import Network
 from tenas.retrain import feed, load_network, retrain

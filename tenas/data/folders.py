@@ -1,0 +1,301 @@
+"""Folders of images: which files are data, which folders are parts of a data set, and which are classes."""
+
+import os
+import re
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tenas.data.parts import Files, Loaded, Paths, hold_out
+from tenas.data.pixels import SUFFIXES, is_image
+from tenas.errors import TenasError
+
+# Names of the parts of a data set, in any case.
+ROLES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
+# Besides names that begin with a dot: what systems and programs leave in folders.
+CLUTTER = frozenset({"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"})
+NAMED = 5  # of the things passed over, in a warning
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in CLUTTER
+
+
+def _printable(text: str) -> str:
+    """A text that can be written: a name may hold bytes that are no UTF-8, which Python keeps as surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Whether a folder was written by ``prepare``, whose preview is no image of a class."""
+    # Not Path.is_file, which raises an error for a folder without permission.
+    return os.path.isfile(folder / "card.json") and os.path.isfile(folder / "images.npy")
+
+
+class Walk:
+    """A walk through a folder of images: the one place that decides what is data. ``warnings``: sentences on what is not.
+
+    Hidden files and folders are no data, nor is what systems leave behind, nor what is no image by its suffix; all is counted.
+    """
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self.remarks: list[str] = []
+        self._hidden: list[str] = []
+        self._other: Counter[str] = Counter()
+
+    @property
+    def warnings(self) -> list[str]:
+        found = list(self.remarks)
+        if self._hidden:
+            names = [*dict.fromkeys(self._hidden)]
+            found.append(
+                f"Hidden and system files and folders in {self.top} are passed over: {len(self._hidden)} ({_listed(names)})."
+            )
+        if self._other:
+            kinds = [f"{count} {suffix}" for suffix, count in sorted(self._other.items())]
+            found.append(
+                f"Files in {self.top} that are no image by their suffix are passed over: {self._other.total()} "
+                f"({_listed(kinds)}); read are {' '.join(sorted(SUFFIXES))}."
+            )
+        return [_printable(text) for text in found]
+
+    def folders(self, folder: Path) -> list[str]:
+        """The folders in a folder, sorted by name. Images beside them belong to no class."""
+        entries = self._entries(folder)
+        loose = sum(is_image(entry.name) and not _is_folder(entry) for entry in entries)
+        if loose:
+            self.remarks.append(f"Images in {folder} that lie in no class folder are not read: {loose}.")
+        return [entry.name for entry in entries if _is_folder(entry)]
+
+    def images(self, folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+        """The images of a class folder and the folders below it, in the order of their paths; links are followed.
+
+        Raises TenasError for an image that cannot be opened, is empty or no file, and for a folder that links to one above it.
+        """
+        try:
+            status = folder.stat()
+        except OSError as error:
+            raise TenasError(f"The image folder {folder} cannot be read: {error.strerror}.") from error
+        if (here := (status.st_dev, status.st_ino)) in above:
+            raise TenasError(f"The folder {folder} is a link to a folder that it lies in.")
+        for entry in self._entries(folder):
+            path = folder / entry.name
+            if _is_folder(entry):
+                yield from self.images(path, above | {here})
+            elif is_image(entry.name):
+                _check_file(path)
+                yield path
+            else:
+                self._other[path.suffix.lower() or "without a suffix"] += 1
+
+    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            raise TenasError(f"The image folder {folder} cannot be read: {error.strerror}.") from error
+        kept = []
+        for entry in entries:
+            if _is_clutter(entry.name) or (_is_folder(entry) and _is_prepared(folder / entry.name)):
+                self._hidden.append(entry.name)
+            else:
+                kept.append(entry)
+        return kept
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def _check_file(path: Path) -> None:
+    """Raise TenasError for an image that no training could open. Its content is not looked at."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        why = "it is a link that leads nowhere" if path.is_symlink() and not path.exists() else error.strerror
+        raise TenasError(f"The image {path} cannot be read: {why}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise TenasError(f"The image {path} cannot be read: it is no file.")
+    if status.st_size == 0:
+        raise TenasError(f"The image {path} cannot be read: it is empty.")
+    if not os.access(path, os.R_OK):
+        raise TenasError(f"The image {path} cannot be read: permission denied.")
+
+
+class _Holds(NamedTuple):
+    """Whether a folder holds images: itself, in its folders."""
+
+    itself: bool
+    in_folders: bool
+
+
+def _holds(folder: Path) -> _Holds:
+    try:
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if not _is_clutter(entry.name)]
+    except OSError as error:
+        raise TenasError(f"The image folder {folder} cannot be read: {error.strerror}.") from error
+    return _Holds(
+        any(is_image(entry.name) and not _is_folder(entry) for entry in entries),
+        any(_holds_any(entry.path) for entry in entries if _is_folder(entry)),
+    )
+
+
+def _holds_any(folder: str) -> bool:
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_clutter(name)]
+        if any(is_image(name) and not _is_clutter(name) for name in files):
+            return True
+    return False
+
+
+def _role(name: str) -> str | None:
+    """The part of a data set that a name such as ``seg_train`` or ``train2017`` holds; None for none, and for several."""
+    roles = {ROLES[word] for word in re.split(r"[^a-z]+", name.casefold()) if word in ROLES}
+    return roles.pop() if len(roles) == 1 else None
+
+
+def find_parts(path: Path, folders: Sequence[str], walk: Walk) -> Mapping[str, Path]:
+    """The folders of the parts ``train``, ``val`` and ``test``; empty if all folders are classes.
+
+    A class may be called train: what counts is whether there are class folders in it, and what lies next to it. Raises TenasError
+    where both readings are possible, or none is.
+    """
+    roles = {name: ROLES[name.casefold()] for name in folders if name.casefold() in ROLES}
+    if not roles:
+        parts = {name: role for name in folders if (role := _role(name))}
+        whole = len(parts) == len(folders) == len(set(parts.values())) and "train" in parts.values()
+        if not whole or not all(_holds(path / name).in_folders for name in parts):
+            return {}
+        roles = parts
+    holds = {name: _holds(path / name) for name in folders}
+    others = [name for name in folders if name not in roles and any(holds[name])]
+    trains = [name for name, role in roles.items() if role == "train"]
+    if not any(holds[name].in_folders for name in trains):
+        if others and len(roles) == 1:
+            (name,) = roles
+            walk.remarks.append(
+                f"The folder {path / name} is taken for a class, like {_listed(others)} next to it, not for a part of the data."
+            )
+            return {}
+        if not trains:
+            raise TenasError(f"The image folder {path} has {' and '.join(map(repr, roles))}, but no folder 'train'.")
+        raise TenasError(f"The image folder {path / trains[0]} has no class folders with images; at least two are needed.")
+    for role in roles.values():
+        same = [other for other in roles if roles[other] == role]
+        if len(same) > 1:
+            raise TenasError(f"The image folder {path} has {' and '.join(map(repr, same))}, which are the same part: keep one.")
+    if others and len(roles) == 1:
+        raise TenasError(
+            f"The image folder {path} has {trains[0]!r}, with class folders in it, and next to it {_listed(others)}: move the "
+            f"others away if {trains[0]!r} is the training part, or rename it if it is a class."
+        )
+    unread = [name for name in folders if name not in roles]
+    if unread:
+        walk.remarks.append(f"Folders in {path} that are no part of the data set are not read: {_listed(unread)}.")
+    return {role: path / name for name, role in roles.items()}
+
+
+def _test_part(parts: Mapping[str, Path], order: Sequence[str], walk: Walk) -> Path | None:
+    """The first part of ``order`` that has class folders. Raises TenasError for a flat ``val`` if there is no other."""
+    labelled = [role for role in order if role in parts and _holds(parts[role]).in_folders]
+    if not labelled and "val" in parts:
+        raise TenasError(
+            f"The folder {parts['val']} has no class folders with images: they must lie in folders named as in {parts['train']}."
+        )
+    for role in set(parts) - {"train", *labelled[:1]}:
+        why = f"{parts[labelled[0]]} is the test part" if role in labelled else "it has no class folders"
+        walk.remarks.append(f"The folder {parts[role]} is not read: {why}.")
+    return parts[labelled[0]] if labelled else None
+
+
+def _by_form(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Class folders by their names in Unicode's composed form, which file systems do not keep."""
+    found: dict[str, str] = {}
+    for name in names:
+        other = found.setdefault(unicodedata.normalize("NFC", name), name)
+        if other is not name:
+            raise TenasError(f"Two class folders in {folder} have the same name, {name!r}, in two Unicode forms.")
+    return found
+
+
+def _list_images(folder: Path, classes: Sequence[str], walk: Walk) -> Files:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = list(walk.images(folder / name))
+        if not found:
+            raise TenasError(f"The class folder {folder / name} holds no image ({', '.join(sorted(SUFFIXES))}).")
+        inside = {path.relative_to(folder / name).parts[0].casefold() for path in found[:1] + found[-1:]} & ROLES.keys()
+        if inside:
+            walk.remarks.append(f"The images in the folders of {folder / name} ({_listed(sorted(inside))}) are taken together.")
+        paths += found
+        labels += [label] * len(found)
+    return Files(Paths.of(paths), np.asarray(labels, np.int64))
+
+
+def _load(path: Path, order: Sequence[str]) -> Loaded:
+    """Load a folder whose test part is the first of the parts ``order`` that is there."""
+    walk = Walk(path)
+    folders = walk.folders(path)
+    parts = find_parts(path, folders, walk)
+    if not parts and len(folders) < 2:
+        raise TenasError(f"The image folder {path} has neither a folder 'train' nor at least two class folders.")
+    top = parts.get("train", path)
+    classes = walk.folders(top) if parts else folders
+    if len(classes) < 2:
+        raise TenasError(f"The image folder {top} has {len(classes)} class folders; at least two are needed.")
+    forms = _by_form(top, classes)
+    alike = [names for names in _grouped(classes) if len(names) > 1]
+    if alike:
+        walk.remarks.append(f"Class folders in {top} differ in case alone, and are classes of their own: {_listed(alike[0])}.")
+    names = [_printable(name) for name in classes]
+    train = _list_images(top, classes, walk)
+    test = _test_part(parts, order, walk) if parts else None
+    if test is None:
+        return Loaded(*hold_out(train), len(classes), (), names, walk.warnings)
+    tested = _by_form(test, walk.folders(test))
+    other = sorted(forms.keys() ^ tested.keys())
+    if other:
+        raise TenasError(f"The class {other[0]!r} is in only one of {top} and {test}.")
+    held = _list_images(test, [tested[form] for form in forms], walk)
+    return Loaded(train, held, len(classes), (), names, walk.warnings)
+
+
+def _grouped(names: Sequence[str]) -> list[list[str]]:
+    """Names that are equal but for case."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
+    return list(groups.values())
+
+
+def load_folder(path: Path) -> Loaded:
+    """A folder of images: ``train/<class>/...``, and ``test`` or ``val`` like it, or class folders alone, sorted by name."""
+    return _load(path, ("test", "val"))
+
+
+def load_imagenet(path: Path) -> Loaded:
+    """ImageNet-1k (ILSVRC 2012) as folders: ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``; val is the test part."""
+    if {"train", "val"} - set(Walk(path).folders(path)):
+        raise TenasError(f"ImageNet-1k in {path} needs the folders 'train' and 'val', each with one folder per class.")
+    loaded = _load(path, ("val",))
+    if loaded.classes != 1000:
+        raise TenasError(f"ImageNet-1k has 1,000 classes; {path} has {loaded.classes} (the source 'folder' takes any).")
+    return loaded

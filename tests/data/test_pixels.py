@@ -1,0 +1,128 @@
+"""Image files of every kind as uint8 RGB: what white is, what is left out and said, what is refused."""
+
+import json
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tenas.cli import main
+from tenas.data import prepare
+from tenas.data.pixels import decode
+
+RAMP = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+COLOURS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+GREY = np.repeat(RAMP[..., None], 3, axis=2)
+SIXTEEN = RAMP.astype(np.uint16) * 257
+
+
+def pillow(array: np.ndarray, mode: str | None = None, **options: object):
+    """Save an array by Pillow, converted to a mode."""
+
+    def save(path: Path) -> None:
+        image = Image.fromarray(array)
+        (image.convert(mode) if mode else image).save(path, **options)
+
+    return save
+
+
+def text(content: bytes):
+    return lambda path: path.write_bytes(content)
+
+
+# Name of a file -> how it is made, and its pixels.
+READ = {
+    "colour.png": (pillow(COLOURS), COLOURS),
+    "colour.bmp": (pillow(COLOURS), COLOURS),
+    "colour.tif": (pillow(COLOURS), COLOURS),
+    "colour.webp": (pillow(COLOURS, lossless=True), COLOURS),
+    "png.jpg": (pillow(COLOURS, format="PNG"), COLOURS),
+    "grey.png": (pillow(RAMP), GREY),
+    "grey.pgm": (text(b"P5 8 8 255\n" + RAMP.tobytes()), GREY),
+    "grey16.png": (pillow(SIXTEEN), GREY),
+    "grey16.tiff": (pillow(SIXTEEN), GREY),
+    "grey16.pgm": (text(b"P5 8 8 65535\n" + SIXTEEN.astype(">u2").tobytes()), GREY),
+    "twelve bits.pgm": (text(b"P5 8 8 4095\n" + (SIXTEEN >> 4).astype(">u2").tobytes()), GREY),
+    "floats.tif": (pillow(RAMP.astype(np.float32) / 255), GREY),
+    "bits.png": (pillow(RAMP, "1"), np.asarray(Image.fromarray(RAMP).convert("1").convert("RGB"))),
+    "palette.gif": (pillow(RAMP), GREY),
+    "alpha.png": (lambda path: Image.fromarray(np.dstack([COLOURS, RAMP])).save(path), COLOURS),
+    "grey and alpha.png": (lambda path: Image.fromarray(np.dstack([RAMP, RAMP]), "LA").save(path), GREY),
+    "cmyk.tif": (pillow(GREY, "CMYK"), GREY),
+}  # fmt: skip
+
+REFUSED = {
+    "integers.tif": (pillow(RAMP.astype(np.int32) * 1000), "none is known to be white"),
+    "large floats.tif": (pillow(RAMP.astype(np.float32)), "its floats are not all from 0 to 1"),
+    "nan.tif": (pillow(np.full((8, 8), np.nan, np.float32)), "its floats are not all from 0 to 1"),
+    "text.png": (text(b"no image"), "cannot identify"),
+    "page.png": (text(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"), "cannot identify"),
+    "huge.pgm": (text(b"P5 40000 40000 255\n" + bytes(64)), "decompression bomb"),
+    "cut.bmp": (lambda path: (pillow(COLOURS)(path), path.write_bytes(path.read_bytes()[:100])), "truncated"),
+    "cut.png": (lambda path: (pillow(COLOURS)(path), path.write_bytes(path.read_bytes()[:80])), "truncated"),
+    "cut.jpg": (lambda path: (pillow(COLOURS)(path), path.write_bytes(path.read_bytes()[:650])), "truncated"),
+    "head.gif": (text(b"GIF89a"), "cannot be read"),
+    "head.tif": (text(b"II*\0\x08\0\0\0\xff\xff"), "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READ)
+def test_black_is_0_and_white_255_in_every_file(tmp_path, name):
+    make, pixels = READ[name]
+    make(tmp_path / name)
+    for side in (None, 8):
+        read = decode(tmp_path / name, side)
+        assert (read.dtype, read.shape) == (np.uint8, (8, 8, 3))
+        np.testing.assert_allclose(read.astype(int), pixels, atol=1)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_file_that_is_no_image_is_named(tmp_path, capsys, name):
+    make, sentence = REFUSED[name]
+    for folder in ("ant", "bee"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        for number in range(2):
+            make(tmp_path / "set" / folder / f"{number}{name}")
+    command = ["prepare", json.dumps({"source": "folder", "path": str(tmp_path / "set")}), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert re.search(rf"The image .*{re.escape(name)} cannot be read: .*{sentence}|{re.escape(name)} {sentence}", said), said
+    assert not (tmp_path / "out").exists()
+
+
+def frames(path: Path) -> None:
+    Image.fromarray(RAMP).save(path, save_all=True, append_images=[Image.fromarray(RAMP.T.copy())])
+
+
+def turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(COLOURS).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "said"),
+    [
+        ("x.png", READ["alpha.png"][0], "1 of the 5 images drawn have an alpha channel, which is left out"),
+        ("x.gif", frames, "1 of the 5 images drawn have several frames or pages, of which the first is read"),
+        ("x.tif", frames, "1 of the 5 images drawn have several frames or pages"),
+        ("x.jpg", turned, "1 of the 5 images drawn have an EXIF orientation, which is not applied"),
+        ("x.png", turned, "1 of the 5 images drawn have an EXIF orientation"),
+        ("x.png", pillow(COLOURS), None),
+    ],
+)
+def test_what_is_left_out_of_images_is_said(tmp_path, name, make, said):
+    for number in range(4):
+        folder = tmp_path / "set" / ("ant", "bee")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(COLOURS + np.uint8(number)).save(folder / f"{number}.png")
+    # Of classes of one and two images none is held out.
+    (tmp_path / "set/cat").mkdir()
+    make(tmp_path / "set/cat" / name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        card = prepare({"source": "folder", "path": str(tmp_path / "set"), "side": 8}, tmp_path / "out")
+    assert card.get("warnings", []) == ([] if said is None else [text for text in card["warnings"] if text.startswith(said)])
