@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TextIO
 
 Advance = Callable[[int], object]
 # (total, description, name of a unit) -> context of the function that counts finished units.
@@ -29,7 +30,7 @@ def shown(total: int, what: str, unit: str = "measurements") -> Iterator[Advance
         before, done = done, done + more
         if not sys.stderr.isatty():
             if total and before * 10 // total < done * 10 // total:
-                print(f"{what}: {done} of {total} {unit}", file=sys.stderr, flush=True)
+                _print(f"{what}: {done} of {total} {unit}", sys.stderr)
             return
         if bar is None:
             from tqdm import tqdm
@@ -46,8 +47,12 @@ def shown(total: int, what: str, unit: str = "measurements") -> Iterator[Advance
 
 def say(text: str) -> None:
     """Print a result to a pipe that may have been closed, as in ``tenas audit ... | head``."""
+    _print(text, sys.stdout)
+
+
+def _print(text: str, stream: TextIO) -> None:
     try:
-        print(text, flush=True)
+        print(text, file=stream, flush=True)
     except BrokenPipeError:
-        # Python would write the rest of the buffer once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Nobody reads any more, which is no reason to stop. Python would write the rest of the buffer once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
