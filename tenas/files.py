@@ -74,6 +74,24 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_first(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text, whole, unless the file is there: of two that write at once, one is first and the other changes nothing."""
+    path = Path(path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
+            temporary = Path(folder) / path.name
+            write_text(temporary, text)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return
+            except OSError:
+                # A file system without links: another writer would have to come between these two lines.
+                if not path.exists():
+                    os.replace(temporary, path)
+
+
 def json_text(value: object) -> str:
     """The text of a JSON file, as every stage writes it."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
@@ -90,7 +108,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise TenasError(f"The {what} {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TenasError(f"The {what} {path} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise TenasError(f"The {what} {path} is not a JSON object.")
@@ -121,7 +139,10 @@ def _read_lines(path: str | os.PathLike[str], what: str) -> tuple[list[str], lis
         raise TenasError(f"The {what} {path} is not text: {error}.") from error
     if not text.endswith("\n"):
         raise TenasError(f"The {what} {path} is cut off: its last line has no end. Remove it and run the stage again.")
-    header, *lines = csv.reader(io.StringIO(text))
+    try:
+        header, *lines = csv.reader(io.StringIO(text))
+    except csv.Error as error:
+        raise TenasError(f"The {what} {path} is damaged: {error}.") from error
     for number, line in enumerate(lines, start=2):
         if len(line) != len(header):
             raise TenasError(f"The {what} {path} is damaged: line {number} has {len(line)} fields, not {len(header)}.")

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from helpers.engine import TINY, files, prepared, refused
@@ -16,7 +18,9 @@ from helpers.engine import TINY, files, prepared, refused
 from tenas.boundary import FAULT, LATER, REFUSED, STOPPED, bounded, described
 from tenas.cli import main
 from tenas.errors import TenasError
-from tenas.files import write_text
+from tenas.files import read_csv, read_json, write_text
+from tenas.settings import search_settings
+from tenas.stages.search import claim_folder
 
 DIGITS = json.dumps({"source": "digits", "images": 20})
 QUERY = ("benchmark", "query", "3")
@@ -95,6 +99,38 @@ def test_an_error_of_the_system_keeps_its_cause_in_python(tmp_path):
     with pytest.raises(TenasError, match="cannot be written: Is a directory") as error:
         write_text(tmp_path, "text")
     assert isinstance(error.value.__cause__, IsADirectoryError)
+
+
+def test_a_table_or_a_record_with_odd_signs_is_a_sentence(tmp_path):
+    """One bit makes a quotation mark, and half of the file one field."""
+    path = tmp_path / "x.csv"
+    for text in ('a,b\n"1,2\n3,4\n', "a,b\n" + "1" * 200_000 + ",2\n", "a,b\n1", "\n", ""):
+        path.write_text(text, encoding="utf-8", newline="")
+        with pytest.raises(TenasError, match=r"The table .*x\.csv (is damaged|is cut off|has the columns)"):
+            read_csv(path, ("a", "b"), "table")
+    path.write_text("[" * 100_000)
+    with pytest.raises(TenasError, match="is not valid JSON"):
+        read_json(path, "record")
+
+
+def test_of_two_searches_that_begin_at_once_in_a_folder_one_is_refused(tmp_path):
+    settings = [search_settings("nas-bench-201", "released", {"prune": prune}) for prune in (1, 2)]
+    for number in range(20):
+        begin, folder = Barrier(2), tmp_path / str(number)
+
+        def claim(value: dict, begin: Barrier = begin, folder: Path = folder) -> bool:
+            begin.wait()
+            try:
+                claim_folder(value, folder)
+            except TenasError as error:
+                return "has a search of other settings" not in str(error)
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            taken = list(pool.map(claim, settings))
+        assert sorted(taken) == [False, True]
+        assert files(folder) == ["search.json"]
+        assert json.loads((folder / "search.json").read_text()) == settings[taken.index(True)]
 
 
 # --- what a command says, and to whom
