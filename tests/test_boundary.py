@@ -254,7 +254,7 @@ def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path):
     data = prepared(tmp_path, tmp_path / "mine")
     (tmp_path / "tiny.yaml").write_text(TINY)
     command = [sys.executable, "-m", "tenas.cli", "search", "--data", str(data), "--preset", "tiny.yaml", "--threads", "2"]
-    command += ["--set", "measures.ntk_condition_number.repeats=40", "--out", "run"]
+    command += ["--set", "measures.ntk_condition_number.repeats=20", "prune=3", "--out", "run"]
     status, said = interrupted(command, tmp_path, "run/seed0/round1/scores/.*")
     assert status == STOPPED
     told = [line for line in said.splitlines() if "measurements" not in line]
