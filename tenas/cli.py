@@ -1,7 +1,6 @@
 """The command line: one subcommand for each stage, made from the stage's signature and docstring.
 
-Exit status: 0; 2 for an error of the user, described by one sentence on stderr; 75 for a training that a signal has
-stopped, which goes on with the same command.
+What goes wrong ends in one sentence on stderr, and in an exit status: tenas/boundary.py.
 """
 
 import argparse
@@ -16,7 +15,7 @@ from pkgutil import iter_modules
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from tenas import __version__, stages
-from tenas.errors import TenasError
+from tenas.boundary import bounded
 from tenas.progress import say, shown
 
 # Stages whose name begins with one of these are parts of a command: benchmark_query is ``tenas benchmark query``.
@@ -59,7 +58,7 @@ def _cores(text: str) -> int | str:
 def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("must be a JSON object")
@@ -164,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="tenas", description="TE-NAS: neural architecture search with little or no training.", formatter_class=_Formatter
     )
     parser.add_argument("--version", action="version", version=f"tenas {__version__}")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error too, as TENAS_DEBUG=1 does")
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, help="one of those below; tenas COMMAND --help explains it"
     )
@@ -185,20 +185,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand. Returns its exit status."""
+def _run(arguments: Sequence[str]) -> int:
     parsed = vars(_parser().parse_args(arguments))
     stage = parsed.pop("stage")
+    del parsed["debug"]
     if "progress" in inspect.signature(stage).parameters:
         parsed["progress"] = shown
-    try:
-        said = stage(**parsed)
-    except TenasError as error:
-        print(f"tenas: {error}", file=sys.stderr)
-        return error.status
+    said = stage(**parsed)
     if isinstance(said, str):
         say(said)
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand. Returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Of the parser for its help alone: it may stand anywhere.
+    return bounded(lambda: _run([text for text in given if text != "--debug"]), debug="--debug" in given)
 
 
 if __name__ == "__main__":

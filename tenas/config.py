@@ -1,19 +1,27 @@
-"""Check the workflow's configuration as a whole before anything runs. Imports torch only for a run with limits."""
+"""Check the workflow's configuration as a whole before anything runs. Imports torch only for a run with limits.
 
-from collections.abc import Iterator, Mapping
+``python -m tenas.config FILE`` does that alone: DVC puts names and seeds of the file into commands, and asks first.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from tenas import layout
 from tenas.benchmark.builtin import BUILTIN, CHECKSUMS, builtin_table
+from tenas.boundary import bounded
 from tenas.data.sources import check_source, get_source, known_side
 from tenas.errors import TenasError, one_of
 from tenas.files import read_json
 from tenas.report.claims import read_claims
-from tenas.settings.base import checked, project_file
+from tenas.settings.base import checked, project_file, read_yaml
 from tenas.settings.config import Config
 from tenas.settings.retrain import retrain_settings
 from tenas.settings.search import search_settings
+from tenas.settings.sizes import check_sizes
 from tenas.settings.study import study_settings
 from tenas.spaces import get_space
 
@@ -59,8 +67,19 @@ def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, An
         raise TenasError(f"{where}: there is nothing to do: neither 'runs' nor 'studies' has an entry.")
     if config["claims"] is not None:
         config["claims"] = str(project_file(config["claims"]))
-        read_claims(config["claims"])
+        with _part(f"{where}: 'claims'"):
+            read_claims(config["claims"])
     return config
+
+
+def check_files(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise TenasError for files of configuration that are no mapping or have a key twice, of which Snakemake takes the last."""
+    for path in paths:
+        # JSON has tabulators, which YAML does not.
+        json = Path(path).suffix == ".json"
+        value = read_json(path, "configuration") if json else read_yaml(path, "configuration")
+        if not isinstance(value, dict):
+            raise TenasError(f"The configuration {path} is {'empty' if value is None else 'not a mapping of keys to values'}.")
 
 
 def _run(name: str, run: dict[str, Any], datasets: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -80,19 +99,21 @@ def _run(name: str, run: dict[str, Any], datasets: Mapping[str, Any], where: str
             datasets=(run["dataset"], dataset["source"]),
         )
         _check_sides(settings, retraining, known_side(dataset))
+        check_sizes(settings, images_of(run["dataset"], dataset)[1], retraining)
         check_limits(name, settings, run["dataset"], dataset)
     return run | {"retrain_settings": retraining, "settings": settings}
 
 
 def _study(name: str, study: dict[str, Any], config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Resolve the settings of a study, and check that its space has a table."""
-    if name in config["runs"]:
+    if name.lower() in [run.lower() for run in config["runs"]]:
         raise TenasError(f"{where}: {name!r} is the name of a run and of a study; their results would share a folder.")
     if study["dataset"] not in config["datasets"]:
         raise TenasError(f"{where}: {one_of(f'data set of the study {name!r}', study['dataset'], config['datasets'])}")
     settings: dict[str, Any] = study_settings(study, f"{where}: study {name!r}")
     with _part(f"{where}: study {name!r}"):
         _check_sides({"space": settings["space"], "rounds": [settings]}, None, known_side(config["datasets"][study["dataset"]]))
+        check_sizes(settings, images_of(study["dataset"], config["datasets"][study["dataset"]])[1])
     if not config["benchmark"].get(settings["space"]):
         raise TenasError(f"{where}: study {name!r} needs the table of {settings['space']} under 'benchmark'.")
     return settings
@@ -137,3 +158,19 @@ def check_limits(run: str, settings: Mapping[str, Any], name: str, dataset: Mapp
 
     classes, side = images_of(name, dataset)
     resolved_limits(settings, classes=classes, side=side)
+
+
+def main(paths: Iterable[str]) -> int:
+    """Check configurations that are each a whole one. Returns the exit status."""
+
+    def check() -> int:
+        for path in paths:
+            check_files([path])
+            load_config(read_yaml(path, "configuration"), path)  # type: ignore[arg-type]  # a mapping, as checked
+        return 0
+
+    return bounded(check)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

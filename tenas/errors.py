@@ -1,5 +1,7 @@
 """The exception whose message is meant for the user."""
 
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -18,3 +20,28 @@ class StoppedError(TenasError):
 def one_of(what: str, name: object, allowed: Iterable[str]) -> TenasError:
     """Make the error for an unknown name, e.g. ``one_of("space", "nas", ["darts"])``."""
     return TenasError(f"Unknown {what} {name!r}; known: {', '.join(map(str, allowed))}.")
+
+
+# What to do about what the system says, where its own words do not say it.
+ADVICE = {
+    errno.ENOSPC: "Make room there, and run the same command again.",
+    errno.EDQUOT: "Make room in your quota, and run the same command again.",
+    errno.EROFS: "Choose a place that can be written.",
+    errno.EACCES: "Choose another place, or have its permissions changed.",
+    errno.EPERM: "Choose another place, or have its permissions changed.",
+    errno.EISDIR: "A file is expected there, and it is a folder.",
+    errno.ENOTDIR: "A part of that path is a file, not a folder.",
+    errno.EEXIST: "A part of that path is a file, not a folder.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EMFILE: "Close other programs, or raise `ulimit -n`, and run the same command again.",
+}
+
+
+def of_os(error: OSError, path: str | os.PathLike[str] | None = None, what: str = "cannot be read or written") -> str:
+    """The sentence about an error of the operating system. ``path``: where; by default what the error names itself."""
+    named = path if path is not None else error.filename
+    reason = (error.strerror or " ".join(str(error).split()) or type(error).__name__).rstrip(".")
+    advice = f" {ADVICE[error.errno]}" if error.errno in ADVICE else ""
+    if isinstance(named, str | bytes | os.PathLike):
+        named = f"The path {os.fsdecode(named) or repr('')}"
+    return f"{named or 'A file, or the output,'} {what}: {reason}.{advice}"

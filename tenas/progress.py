@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TextIO
 
 Advance = Callable[[int], object]
 # (total, description, name of a unit) -> context of the function that counts finished units.
@@ -46,13 +47,17 @@ def shown(total: int, what: str, unit: str = "measurements") -> Iterator[Advance
 
 def note(text: str) -> None:
     """Print a remark on stderr, where progress is shown."""
-    print(text, file=sys.stderr, flush=True)
+    _print(text, sys.stderr)
 
 
 def say(text: str) -> None:
     """Print a result to a pipe that may have been closed, as in ``tenas audit ... | head``."""
+    _print(text, sys.stdout)
+
+
+def _print(text: str, stream: TextIO) -> None:
     try:
-        print(text, flush=True)
+        print(text, file=stream, flush=True)
     except BrokenPipeError:
-        # Python would write the rest of the buffer once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Nobody reads any more, which is no reason to stop. Python would write the rest of the buffer once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

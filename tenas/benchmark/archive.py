@@ -1,11 +1,10 @@
 """Convert the official files of NAS-Bench-201, in either of their forms, to one small Parquet file.
 
 Both forms hold the same records, one per (cell, epochs, data set, seed), as the package nas-bench-201 defines them. They are
-pickles, which can run any code when they are opened. So only what the format needs is built here (``_plain``).
+pickles, which can run any code when they are opened. So only what the format needs is built here (``PLAIN``).
 """
 
 import bz2
-import codecs
 import hashlib
 import io
 import json
@@ -15,6 +14,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -62,31 +62,80 @@ class Archive(NamedTuple):
     checksum: Callable[[], str]
 
 
-def _plain() -> dict[str, Callable[..., object]]:
-    """Objects that the pickles may name: sets, ordered dictionaries and NumPy's scalars, by their old and new names."""
+# Types of NumPy's scalars that the pickles hold, as NumPy names them in pickles.
+KINDS = ("f8", "f4", "i8", "i4", "b1")
+
+
+class _Kind:
+    """What stands for ``numpy.dtype`` in a pickle: NumPy's own would build any type, objects among them, and crash on some."""
+
+    def __init__(self, name: object = "", *rest: object) -> None:
+        if name not in KINDS:
+            raise pickle.UnpicklingError(f"it has a NumPy type {name!r}, which is none of plain numbers")
+        self.name, self.order = str(name), "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        # (version, byte order, ...); the rest is of types with parts.
+        if len(state) < 5 or state[1] not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
+            raise pickle.UnpicklingError("it has a NumPy type that is none of plain numbers")
+        self.order = state[1]
+
+
+def _scalar(kind: object, data: object = None, *rest: object) -> object:
+    """A scalar of NumPy from its bytes, as ``numpy.core.multiarray.scalar`` makes it."""
     import numpy as np
 
-    # The only public way to the function that rebuilds a scalar.
-    scalar: Callable[..., object] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]  # numpy: str or tuple
-    return {
-        "builtins.set": set,
-        "__builtin__.set": set,
-        "_codecs.encode": codecs.encode,
-        "collections.OrderedDict": OrderedDict,
-        "numpy.core.multiarray.scalar": scalar,
-        "numpy._core.multiarray.scalar": scalar,
-        "numpy.dtype": np.dtype,
-    }
+    if not isinstance(kind, _Kind) or not isinstance(data, bytes):
+        raise pickle.UnpicklingError("it has a NumPy scalar that is no plain number")
+    dtype = np.dtype(f"{kind.order}{kind.name}")
+    if len(data) != dtype.itemsize:
+        raise pickle.UnpicklingError(f"it has a NumPy scalar of {len(data)} bytes for a type of {dtype.itemsize}")
+    return np.frombuffer(data, dtype)[0].astype(kind.name)
+
+
+def _encode(text: object, encoding: object = "utf-8", *rest: object) -> bytes:
+    """Bytes, as pickles before protocol 3 hold them."""
+    if not isinstance(text, str) or encoding not in ("latin1", "utf-8", "ascii"):
+        raise pickle.UnpicklingError(f"it encodes something as {encoding!r}")
+    return text.encode(str(encoding))
+
+
+# Objects that the pickles may name: sets, ordered dictionaries and NumPy's scalars, by their old and new names.
+PLAIN: dict[str, Callable[..., object]] = {
+    "builtins.set": set,
+    "__builtin__.set": set,
+    "_codecs.encode": _encode,
+    "collections.OrderedDict": OrderedDict,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "numpy.dtype": _Kind,
+}
+FULL = "a full archive has the trained weights too: take the one whose name ends in -simple"
 
 
 class _PlainUnpickler(pickle.Unpickler):
     """Builds only plain data: dictionaries, lists, sets, texts, numbers."""
 
     def find_class(self, module: str, name: str) -> object:
-        found = _plain().get(f"{module}.{name}")
+        found = PLAIN.get(f"{module}.{name}")
         if found is None:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no plain data")
+            hint = f"; {FULL}" if module.partition(".")[0] == "torch" else ""
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no plain data{hint}")
         return found
+
+
+# Variables with which torch opens every file as its user's own, whatever it was asked, or refuses to choose.
+FORCED = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+
+
+@contextmanager
+def _nothing_forced() -> Iterator[None]:
+    """Leave those variables out of the environment in the block."""
+    before = {name: os.environ.pop(name) for name in FORCED if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def _folder(path: Path) -> Archive:
@@ -121,7 +170,6 @@ def _folder(path: Path) -> Archive:
 
 
 def _pth(path: Path) -> Archive:
-    import numpy as np
     import torch
     from nas_201_api import NASBench201API
 
@@ -130,14 +178,10 @@ def _pth(path: Path) -> Archive:
     if path.name == PTH_NAME and not md5.endswith(PTH_MD5):
         raise TenasError(f"The file {path} is damaged: its MD5 {md5} doesn't end in {PTH_MD5}, as its name says.")
     digest = sha256(path)
-    dtypes: list[Callable[..., object]] = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32)]
-    plain: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
-        *((value, name) for name, value in _plain().items()),
-        *dtypes,
-    ]
     try:
-        # The package calls torch.load with its defaults, which are weights_only=True.
-        with torch.serialization.safe_globals(plain):
+        # The package calls torch.load with its defaults, which are weights_only=True where nothing else is forced.
+        plain: list[Callable[..., object] | tuple[Callable[..., object], str]] = [(value, name) for name, value in PLAIN.items()]
+        with _nothing_forced(), torch.serialization.safe_globals(plain):
             api = NASBench201API(path, verbose=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
@@ -172,10 +216,14 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
     Raises TenasError for anything else, and for files that are damaged, incomplete, or contain more than data.
     """
     path = Path(path)
+    if any(name in path.name for name in ("NATS-sss", "-full")):
+        raise TenasError(f"{path} is not the archive that is read, NATS-tss-v1_0-3ffb9-simple: {FULL}.")
     if path.is_dir():
         return _folder(path)
     if path.suffix == ".pth" and path.is_file():
         return _pth(path)
+    if path.is_file() and path.suffix in (".tar", ".zip", ".tgz", ".gz"):
+        raise TenasError(f"{path} is packed: unpack it, and name the folder with meta{SUFFIX}.")
     raise TenasError(
         f"{path} is neither a folder with meta{SUFFIX}, as NATS-tss-v1_0-3ffb9-simple, nor a .pth file that is there, "
         f"as {PTH_NAME}."

@@ -104,6 +104,8 @@ def _check(table: "pd.DataFrame", path: Path, space: str | Space | None, cells: 
     zeros = ((table[accuracies] == 0).any(axis=1) & ~(table[accuracies] > 0).any(axis=1)).sum()
     if zeros:
         raise TenasError(f"The benchmark index {path} has zeros for all accuracies in {zeros:,} of its rows: it is damaged.")
+    if "index" in table.columns:
+        _check_numbers(table["index"], path)
     named, table["arch"] = _archs(table["arch"], path, space)
     for name in ("arch", *({"index"} & set(table.columns))):
         doubled = table[name][table[name].duplicated()]
@@ -115,6 +117,17 @@ def _check(table: "pd.DataFrame", path: Path, space: str | Space | None, cells: 
             IncompleteTableWarning,
             stacklevel=3,
         )
+
+
+def _check_numbers(numbers: "pd.Series", path: Path) -> None:
+    """Raise TenasError unless a column of official numbers has whole ones from 0."""
+    import pandas as pd
+
+    found = pd.to_numeric(numbers, errors="coerce")
+    wrong = numbers[~((found >= 0) & (found % 1 == 0))]
+    if len(wrong):
+        row, value = wrong.index[0] + 1, wrong.iloc[0]
+        raise TenasError(f"The benchmark index {path}, row {row}: 'index' is '{value}'; it must be a whole number from 0.")
 
 
 def _archs(texts: Iterable[str], path: Path, space: str | Space | None) -> tuple[Space, list[str]]:

@@ -102,6 +102,13 @@ def _csv(data: bytes) -> "pd.DataFrame":
         raise ValueError("its last line has no end: it was cut off, or lacks just that")
     lines = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
     header = next(lines, [])
+    twice = [name for place, name in enumerate(header) if name in header[:place]]
+    if twice:
+        # pandas would give the second another name.
+        raise ValueError(f"it has the column {twice[0]!r} twice")
+    odd = [name for name in header if not name.isprintable()]
+    if odd:
+        raise ValueError(f"the name of its column {odd[0]!r} is no text: it is damaged, or packed in a way that is not known")
     for row, fields in enumerate(lines, start=1):
         # pandas skips empty lines.
         if fields and len(fields) != len(header):

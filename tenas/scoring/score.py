@@ -25,6 +25,7 @@ from tenas.scoring.inputs import draw_inputs
 from tenas.scoring.subjects import Cells, Measurement, Subjects
 from tenas.seeds import derive_seed
 from tenas.spaces.sums import Sums
+from tenas.workers import quiet_worker, undisturbed_start
 
 
 class Task(NamedTuple):
@@ -202,6 +203,7 @@ _scorer: Scorer
 
 def _start_worker(task: Task, images: np.ndarray, card: Mapping[str, Any]) -> None:
     global _scorer
+    quiet_worker()
     torch.set_num_threads(1)
     gc.freeze()  # as collector_spared, for as long as the process lives
     _scorer = Scorer(task, images, card, "cpu")
@@ -275,10 +277,15 @@ def _in_workers(
         # Kept as they finish: a killed job loses only what is in progress. Drawing weights and images for every repeat in each
         # process costs a few hundredths of a measurement.
         most = max(1, min(TOGETHER, len(measurements) // (8 * threads)))
-        waiting = [pool.submit(_measure, group) for group in in_groups(arguments[0], measurements, most)]
+        with undisturbed_start():
+            waiting = [pool.submit(_measure, group) for group in in_groups(arguments[0], measurements, most)]
         try:
             for future in as_completed(waiting):
                 keep(future.result())
         except BaseException:
+            # What is in progress would be lost in any case; nobody should wait for it.
+            workers = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.terminate()
             raise

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,9 +14,18 @@ from pydantic_core import PydanticCustomError
 from tenas.code import PROJECT
 from tenas.errors import TenasError, one_of
 
+# YAML 1.1 takes 1e3 and 2.5e6 for texts, and whoever writes them means numbers.
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+
+
+def number_of(value: object) -> object:
+    """A text such as 1e3 as the number that it means; anything else as it is."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
 
 def _whole(value: object) -> object:
     """Whole floats become integers (YAML's 8.0); booleans and texts are no numbers."""
+    value = number_of(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -24,13 +34,19 @@ def _whole(value: object) -> object:
 
 
 def _real(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    value = number_of(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        # Which may be larger than any float.
+        value = float(value) if abs(value) < 10**300 else math.inf
+    if not isinstance(value, float) or not math.isfinite(value):
         raise PydanticCustomError("real", "must be a finite number")
     return value
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 Real = Annotated[float, BeforeValidator(_real)]
+# A number, or a share such as "60%".
+Amount = Annotated[Real | str, BeforeValidator(number_of)]
 # A text or a number is none: YAML knows true and false.
 Flag = Annotated[bool, Field(strict=True)]
 
@@ -115,16 +131,45 @@ def sentence(error: ValidationError, where: str, at: str = "") -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # of a number of thousands of digits
+        text = "a number of thousands of digits"
     return text if len(text) < 80 else text[:77] + "..."
 
 
 def checked(model: type[AnyModel], value: object, where: str, at: str = "") -> AnyModel:
     """The model of a plain value. Raises TenasError with one sentence; ``where`` begins it, ``at`` is the value's own key."""
     try:
+        _check_plain(value, where, (at,) if at else ())
         return model.model_validate(value)
     except ValidationError as error:
         raise TenasError(sentence(error, where, at)) from error
+
+
+# Far more than any configuration has; a few lines of YAML that refer to each other can stand for billions.
+MOST_VALUES, DEEPEST = 1_000_000, 50
+# Line ends, tabulators and other signs that no name and no path has, and halves of letters.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def _check_plain(value: object, where: str, at: tuple[str, ...] = ()) -> None:
+    """Raise TenasError unless a value is small, and its texts of one line: each may be a name, a path, a part of a command."""
+    waiting, seen = [(value, at)], 0
+    while waiting:
+        part, place = waiting.pop()
+        seen += 1
+        if seen > MOST_VALUES or len(place) > DEEPEST:
+            raise TenasError(f"{where}: there are more than {MOST_VALUES:,} values, or one within itself.")
+        if isinstance(part, str) and _CONTROL.search(part):
+            name = f"'{'.'.join(place)}'" if place else "the top level"
+            raise TenasError(f"{where}: {name} is {_short(part)}; a text must be of one line, without control signs.")
+        if isinstance(part, Mapping):
+            for key, inner in part.items():
+                name = _short(key)[1:-1] if isinstance(key, str) else _short(key)
+                waiting.append((inner, (*place, name)))
+        elif isinstance(part, list | tuple):
+            waiting.extend((inner, (*place, str(number))) for number, inner in enumerate(part))
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -154,14 +199,27 @@ def _construct(loader: _UniqueKeys, node: yaml.MappingNode) -> Any:
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct)
 
 
+def parse_yaml(text: str) -> object:
+    """The value of a text in YAML. Raises ValueError, in one line, for what is none, and for a key twice in one mapping."""
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    # A date of a thirteenth month, a number of thousands of digits.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
 def read_yaml(path: str | os.PathLike[str], what: str) -> object:
     """The value of a YAML file. Raises TenasError when it cannot be read, is no YAML, or gives a key twice."""
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        return parse_yaml(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise TenasError(f"The {what} {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TenasError(f"The {what} {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    except UnicodeDecodeError as error:
+        raise TenasError(f"The {what} {path} is not text in UTF-8: {error}.") from error
+    except ValueError as error:
+        raise TenasError(f"The {what} {path} is not valid YAML: {str(error).rstrip('.')}.") from error
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

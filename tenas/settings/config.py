@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from tenas.settings.base import Distinct, Model, Whole
@@ -19,12 +19,23 @@ def _name(value: object) -> object:
         raise PydanticCustomError("name", "must be a text: put it in quotation marks")
     if NAME.fullmatch(value) is None:
         raise PydanticCustomError("name", "must be at most 100 letters, digits, '_', '.' and '-', a letter or a digit first")
-    if value.rpartition(".")[0] in TAKEN or value in TAKEN:
+    if {value.lower(), value.lower().rpartition(".")[0]} & set(TAKEN):
         raise PydanticCustomError("name", "must not be that of a file of the results")
     return value
 
 
+def _apart(value: dict[str, Any]) -> dict[str, Any]:
+    """Names are those of folders, and on some disks `A` and `a` are the same one."""
+    names = [name.lower() for name in value]
+    for place, (name, lower) in enumerate(zip(value, names, strict=True)):
+        if lower in names[:place]:
+            other = list(value)[names.index(lower)]
+            raise PydanticCustomError("apart", "{names} would share a folder on some disks", {"names": f"{other!r} and {name!r}"})
+    return value
+
+
 Name = Annotated[str, BeforeValidator(_name)]
+Apart = AfterValidator(_apart)
 Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1)]
 
 
@@ -103,9 +114,9 @@ class Config(Model):
     """File of published figures, to be set beside the results of the runs that it names: ``results/claims.json`` and ``.md``."""
     table_search: TableSearch | None = None
     """Searches on the table of nas-bench-201, which make ``results/table_search.csv``; null for none."""
-    datasets: Annotated[dict[Name, Dataset], Field(min_length=1)]
+    datasets: Annotated[dict[Name, Dataset], Field(min_length=1), Apart]
     """Data sets by name."""
-    runs: dict[Name, Run] = {}
+    runs: Annotated[dict[Name, Run], Apart] = {}
     """Runs by name; each makes ``results/<name>/``."""
-    studies: dict[Name, Study] = {}
+    studies: Annotated[dict[Name, Study], Apart] = {}
     """Correlation studies by name; each makes ``results/<name>/``."""

@@ -5,14 +5,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from tenas.errors import TenasError
 from tenas.files import read_json, read_table
 from tenas.measures.catalogue import Measure, get_measure
-from tenas.settings.base import Distinct, Flag, Model, Real, Whole, checked, merged, read_preset
+from tenas.settings.base import Amount, Distinct, Flag, Model, Whole, checked, merged, number_of, parse_yaml, read_preset
 from tenas.settings.retrain import Retraining, retrain_settings
 from tenas.spaces import Round, Space, get_space
 from tenas.spaces.base import after, operators_left
@@ -136,7 +135,7 @@ class CellsRound(Model):
     """A round that measures discrete cells and keeps the best."""
 
     kind: Literal["cells"] = "cells"
-    sample: Positive | Literal["all"] | str | None = None
+    sample: Annotated[Positive | Literal["all"] | str | None, BeforeValidator(number_of)] = None
     """Cells that are drawn from what is left of the space: a number, ``all``, or a CSV file with a column ``arch`` of one's own;
     null for those that the round before has kept."""
     listed: Positive | None = None
@@ -175,16 +174,16 @@ class LatencyLimit(Model):
     """CSV or Parquet file with a column ``arch``, or ``index`` for the numbers of the space's table."""
     column: str
     """Column with the figure of each cell; cells without one, or with a negative one, are left out."""
-    most: Real | str
+    most: Amount
     """Largest figure, or a share of the largest cell's, such as ``"60%"``."""
 
 
 class Limits(Model):
     """Limits on the network that is trained in the end, not on the search network."""
 
-    parameters: Real | str | None = None
+    parameters: Amount | None = None
     """Trainable parameters at most: a number, or a share of the largest cell's, such as ``"60%"``."""
-    flops: Real | str | None = None
+    flops: Amount | None = None
     """Multiply-adds for an image at most, likewise."""
     latency: LatencyLimit | None = None
     """Figures of a table of one's own."""
@@ -270,7 +269,7 @@ def _measures_of_round(entry: Mapping[str, Any], shared: Mapping[str, Any], wher
     own = entry.get("measures")
     if own is None:
         return dict(shared)
-    if isinstance(own, list):
+    if isinstance(own, list) and all(isinstance(name, str) for name in own):
         own = {name: {} for name in own}
     if not isinstance(own, Mapping):
         raise TenasError(f"{where}: 'measures' is {own!r}; it must be a mapping, or an array (list) of names.")
@@ -352,7 +351,7 @@ def _kind(entry: object, where: str) -> str:
     if not isinstance(entry, Mapping):
         raise TenasError(f"{where} is {entry!r}; it must be a mapping with the key 'kind'.")
     kind = entry.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise TenasError(f"{where}: 'kind' is {kind!r}; allowed: {', '.join(KINDS)}.")
     return str(kind)
 
@@ -422,12 +421,9 @@ def assigned(assignments: Iterable[str]) -> dict[str, Any]:
         if not equals or not all(_places(key)):
             raise TenasError(f"{text!r} is no change of a setting; expected KEY=VALUE, such as rounds.1.keep=8.")
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise TenasError(f"The value of {text!r} is not valid YAML.") from error
-        # YAML takes 0.5e6 for a text.
-        if isinstance(parsed, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", parsed):
-            parsed = float(parsed)
+            parsed = number_of(parse_yaml(value))
+        except ValueError as error:
+            raise TenasError(f"The value of {text!r} is not valid YAML: {str(error).rstrip('.')}.") from error
         part = changes
         *parents, last = _places(key)
         for parent in parents:

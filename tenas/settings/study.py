@@ -35,9 +35,12 @@ class Study(Model):
 def study_settings(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The resolved settings of a study, what study.json holds. ``where`` begins the sentence of an error."""
     settings = checked(Study, value, where).model_dump()
-    space = get_space(settings["space"])
+    try:
+        space = get_space(settings["space"])
+        space.full_mask(settings["exclude"])
+    except TenasError as error:
+        raise TenasError(f"{where}: {error}") from error
     settings["measures"] = measure_settings(as_trained(settings["measures"], space.trained), where)
-    space.full_mask(settings["exclude"])
     for names in settings["together"]:
         for name in names:
             if name not in settings["measures"]:

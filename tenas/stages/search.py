@@ -46,12 +46,29 @@ def search(
     from tenas.settings.search import assigned, search_settings
 
     settings = search_settings(space, preset, assigned(set), limits=given_limits(limit), trainings=trainings)
+    # Before images are prepared into it: those of another search may lie there.
+    claim_folder(settings, out)
     folder = given_data(data, out)
     genotypes = [
         search_seed(settings, folder, seed, out, threads=threads, device=device, table=table, progress=progress) for seed in seeds
     ]
     lines = [f"seed {seed}: {read_json(found, 'genotype')['arch']}" for seed, found in zip(seeds, genotypes, strict=True)]
     return "\n".join(lines)
+
+
+def claim_folder(settings: dict[str, Any], out: Path) -> Path:
+    """Write the settings of a search into its folder, or find them there. Returns their file.
+
+    Raises TenasError if the folder has a search with other settings, also where that one begins at the same moment.
+    """
+    from tenas.errors import TenasError
+    from tenas.files import json_text, read_json, write_first
+
+    path = layout.path(layout.SEARCH, out)
+    write_first(path, json_text(settings))
+    if read_json(path, "search settings") != settings:
+        raise TenasError(f"The folder {out} has a search of other settings: remove it, or choose another folder for this one.")
+    return path
 
 
 class _Seed(NamedTuple):
@@ -89,21 +106,14 @@ def search_seed(
     ``data``: folder of a prepared data set. Returns the path of the genotype. Finished rounds are kept if they follow from the
     same settings, images and code. Raises TenasError if ``out`` has a search with other settings.
     """
-    from tenas.errors import TenasError
-    from tenas.files import read_json, write_json
     from tenas.settings.search import check_settings, schedule
     from tenas.stages.draw import draw
     from tenas.stages.genotype import genotype
     from tenas.stages.limits import limits
     from tenas.stages.mask import mask
 
-    settings_file = layout.path(layout.SEARCH, out)
     settings = check_settings(settings, "search")
-    before = read_json(settings_file, "search settings") if settings_file.exists() else None
-    # What was refused before it measured anything has left its settings at most, and may be corrected.
-    if before not in (None, settings) and any(out.glob(layout.SCORES.format(seed="*", round="*", shard="*"))):
-        raise TenasError(f"The folder {out} has a search of other settings: remove it, or choose another folder for this one.")
-    write_json(settings_file, settings)
+    settings_file = claim_folder(settings, out)
     limits_file = layout.path(layout.LIMITS, out) if settings["limits"] else None
     if limits_file is not None:
         limits(settings=settings_file, card=data / layout.CARD, out=limits_file)

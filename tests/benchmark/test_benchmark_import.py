@@ -1,7 +1,9 @@
 """Import of the official files: miniature archives in both forms, read by the package nas-bench-201 itself."""
 
 import bz2
+import codecs
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -19,7 +21,7 @@ from helpers import SHARED
 from pyarrow import parquet
 
 from tenas.benchmark import read_index
-from tenas.benchmark.archive import PTH_NAME, import_archive, open_archive
+from tenas.benchmark.archive import PTH_NAME, _PlainUnpickler, import_archive, open_archive
 from tenas.cli import main
 from tenas.errors import TenasError
 from tenas.spaces import get_space
@@ -306,6 +308,90 @@ def test_a_pickle_that_runs_code_is_refused_before_it_does(tmp_path):
     with pytest.raises(TenasError, match=r"archive\.pth cannot be read as NAS-Bench-201"):
         open_archive(tmp_path / "archive.pth")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "archive.pth"]
+
+
+@pytest.mark.parametrize("forced", ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "both"])
+def test_no_variable_of_the_environment_lets_a_pickle_run_code(tmp_path, monkeypatch, forced):
+    import torch
+
+    for name in ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
+        if forced in (name, "both"):
+            monkeypatch.setenv(name, "1")
+    assert len(imported(save_pth(tmp_path / "good.pth", small()), tmp_path / "index.parquet")) == 4
+    for zipped in (True, False):
+        value = {"meta_archs": Evil(tmp_path / "ran"), "arch2infos": {}, "evaluated_indexes": []}
+        torch.save(value, tmp_path / "evil.pth", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(TenasError, match=r"evil\.pth cannot be read as NAS-Bench-201"):
+            open_archive(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+    assert forced == "both" or os.environ[forced] == "1"
+
+
+class Named:
+    """A pickle that calls a function of NumPy."""
+
+    def __init__(self, *call: object) -> None:
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+SCALAR = np.float64(0).__reduce__()[0]
+OBJECTS = np.dtype("O"), np.dtype([("a", "f8"), ("b", "O")]), np.dtype("S9"), np.dtype("M8[s]"), np.dtype(("f8", 3))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *OBJECTS, *(Named(SCALAR, kind, b"\x10" * 24) for kind in OBJECTS), Named(SCALAR, np.dtype("O"), [1]),
+        Named(np.dtype, "O", False, True), Named(np.dtype, [("f8", "O")]), Named(np.dtype, 7),
+        Named(SCALAR, np.dtype("f8"), b"12"), Named(SCALAR, 3, b"12345678"), np.zeros(3),
+        Named(bz2.decompress, b""), Named(codecs.encode, b"", "zlib"),
+        Named(codecs.encode, "a", "idna"),
+    ],
+    ids=range(20),
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["folder", "pth"])
+def test_a_type_that_is_no_plain_number_is_refused_before_it_is_built(tmp_path, value, form):
+    """In NumPy's own hands a scalar of objects ends the process."""
+    if form == "folder":
+        source = save_folder(tmp_path / "archive", small())
+        (source / "000001.pickle.pbz2").write_bytes(bz2.compress(pickle.dumps({"12": value})))
+    else:
+        import torch
+
+        source = tmp_path / "archive.pth"
+        torch.save({"meta_archs": CELLS, "arch2infos": {0: value}, "evaluated_indexes": []}, source)
+    with pytest.raises(TenasError, match="cannot be read"):
+        imported(source, tmp_path / "index.parquet")
+    assert not (tmp_path / "index.parquet").exists()
+
+
+@pytest.mark.parametrize("kind", ["f8", "f4", "i8", "i4", ">f8", "b1"])
+def test_numbers_of_numpy_are_read_as_they_are(kind):
+    value = np.dtype(kind).type(1)
+    for protocol in (2, 4):
+        # One dtype is pickled for all scalars of its type; another order has to be in the bytes.
+        pickled = pickle.dumps([Named(SCALAR, np.dtype(kind), np.array(1, kind).tobytes()), value], protocol)
+        found = _PlainUnpickler(io.BytesIO(pickled)).load()
+        assert found == [1, 1]
+        assert {type(number) for number in found} == {type(value)}
+
+
+def test_a_full_archive_has_a_hint(tmp_path):
+    import torch
+
+    for name in ("NATS-tss-v1_0-3ffb9-full", "NATS-sss-v1_0-50262-simple"):
+        with pytest.raises(TenasError, match=r"take the one whose name ends in -simple\.$"):
+            open_archive(save_folder(tmp_path / name, small()))
+    folder = save_folder(tmp_path / "renamed", small())
+    (folder / "000000.pickle.pbz2").write_bytes(bz2.compress(pickle.dumps({"12": {"net_state_dict": {"w": torch.zeros(2)}}})))
+    with pytest.raises(TenasError, match=r"it names torch\..*take the one whose name ends in -simple\.$"):
+        imported(folder, tmp_path / "index.parquet")
+    (tmp_path / "NATS-tss-v1_0-3ffb9-simple.tar").touch()
+    with pytest.raises(TenasError, match="is packed: unpack it"):
+        open_archive(tmp_path / "NATS-tss-v1_0-3ffb9-simple.tar")
 
 
 def test_what_is_missing_or_foreign_gets_a_sentence(tmp_path, capsys):

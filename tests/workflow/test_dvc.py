@@ -19,8 +19,10 @@ OTHER_SEARCHES = {"limits", "prune"}
 MEASURES = ("activations", "costs", "ntk", "regions", "synaptic_flow")
 
 
-def allowed_rules(command: str) -> set[str]:
-    return set(re.search(r"--allowed-rules ((?: ?\w+)+)", command)[1].split())
+def allowed_rules(commands: list[str]) -> set[str]:
+    """Of a stage's commands, the first of which checks the configuration."""
+    assert re.fullmatch(r"python -m tenas\.config config/[\w-]+\.yaml", commands[0])
+    return {name for found in re.findall(r"--allowed-rules ((?: ?\w+)+)", " ".join(commands[1:])) for name in found.split()}
 
 
 def outputs(stage: str) -> set[str]:
@@ -103,8 +105,7 @@ def test_the_papers_runs_are_stages_of_their_own():
     stages = {f"prepare@{name}" for name in config["datasets"]} | {f"run@{name}" for name in config["runs"]}
     assert {name.partition(":")[2] for name in changed} == stages
     pipeline = yaml.safe_load((ROOT / "paper/dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    commands = [pipeline["prepare"]["do"]["cmd"], *pipeline["run"]["do"]["cmd"]]
-    fenced = set().union(*map(allowed_rules, commands))
+    fenced = set().union(*(allowed_rules(pipeline[name]["do"]["cmd"]) for name in ("prepare", "run")))
     arguments = ("--dry-run", "--forceall", "--quiet", "rules", "--configfile", "config/nas-bench-201.yaml", "--", "all")
     planned = succeed(call("snakemake", *arguments, cwd=ROOT))
     needed = set(re.findall(r"^(\w+) +\d+$", planned, re.MULTILINE)) - {"all", "total", "claims"}
@@ -114,6 +115,20 @@ def test_the_papers_runs_are_stages_of_their_own():
 
 def test_analytics_are_off():
     assert "analytics = false" in (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
+
+
+@pytest.mark.dvc
+def test_nothing_in_a_configuration_is_run_by_a_shell(tmp_path):
+    """Not even where a stage is asked for alone, whose command DVC makes of the configuration's texts."""
+    folder = copy_repository(tmp_path / "clone")
+    succeed(call("git", "init", "--quiet", cwd=folder))
+    datasets = DEFAULT["datasets"] | {"digits;touch ran;": {"source": "digits"}}
+    for key, value, asked in (("seeds", ["0;touch ran;"], ()), ("dataset", "digits;touch ran;", ("--single-item", "prepare"))):
+        write_config(folder, DEFAULT | {"runs": {"digits": DEFAULT["runs"]["digits"] | {key: value}}, "datasets": datasets})
+        done = dvc(folder, "repro", *asked)
+        assert done.returncode != 0
+        assert "tenas: config/config.yaml: " in done.stdout
+        assert not list(folder.rglob("ran"))
 
 
 # --- a clone in which it has run
