@@ -11,6 +11,7 @@ from tenas.data.arrays import as_labels, as_pixels
 from tenas.data.sources import Arrays, load
 from tenas.errors import TenasError
 from tenas.files import read_json, sha256, whole, write_json
+from tenas.locks import alone
 from tenas.provenance import Stopwatch, provenance
 
 MOST_IMAGES = 10_000
@@ -135,7 +136,20 @@ def _write(
 ) -> dict[str, Any]:
     if len(images) < 2:
         raise TenasError(f"The data set has {len(images)} different image(s) to train on; a search needs at least two.")
-    out.mkdir(parents=True, exist_ok=True)
+    with alone(out):
+        return _fill(out, images, labels, classes, entry, facts, files, stopwatch)
+
+
+def _fill(
+    out: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    entry: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    files: Iterable[Path],
+    stopwatch: Stopwatch,
+) -> dict[str, Any]:
     (out / "card.json").unlink(missing_ok=True)
     with whole(out / "images.npy") as temporary:
         np.save(temporary, images)

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ import torch
 
 from tenas.errors import TenasError
 from tenas.files import sha256, write_csv, write_json
+from tenas.layout import CHECKPOINT
+from tenas.locks import alone
 from tenas.networks import Network, count_flops, count_parameters, initialise, seeded
 from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.retrain.data import Data, channel_constants, read_data
@@ -91,12 +93,18 @@ def _warn_of_size(flops: int) -> None:
         )
 
 
+def _as_writer(out: Path, processes: Processes) -> AbstractContextManager[object]:
+    """The folder for this training alone; the first process of several writes in it."""
+    return alone(out) if processes.first else nullcontext()
+
+
 def _remove_stale(out: Path, results: Iterable[str]) -> None:
-    """Remove ``results`` of an earlier training, which must not stand beside an unfinished one, and half-written checkpoints."""
-    out.mkdir(parents=True, exist_ok=True)
-    for pattern in (*results, ".checkpoint.*.pt"):
-        for path in out.glob(pattern):
-            path.unlink(missing_ok=True)
+    """Remove ``results`` of an earlier training, which must not stand beside an unfinished one, and half-written files."""
+    for name in results:
+        (out / name).unlink(missing_ok=True)
+    for path in map(Path, (CHECKPOINT, *results)):
+        for left in out.glob(f".{path.stem}.*{path.suffix}"):
+            left.unlink(missing_ok=True)
 
 
 def _digest(request: Request, keys: Mapping[str, Any], side: int, images: Mapping[str, str]) -> str:
@@ -116,7 +124,7 @@ def run_training(
 ) -> Trained:
     """Train the network of a genotype to the last epoch, and give it the weights of the chosen one.
 
-    ``stale``: patterns of older results, which are removed before the first epoch.
+    ``stale``: names of older results, which are removed before the first epoch.
     """
     settings, genotype, seed = request.settings, request.genotype, request.seed
     keys = check_retraining({k: v for k, v in settings.items() if k not in ("preset", "dataset")})
@@ -141,7 +149,7 @@ def run_training(
     mean, std = (torch.tensor(constant, device=device) for constant in constants)
     state = train(
         network, data, keys, mean, std, seed=seed, digest=_digest(request, keys, data.side, digests),
-        checkpoint=request.out / "checkpoint.pt", processes=processes,
+        checkpoint=request.out / CHECKPOINT, processes=processes,
     )  # fmt: skip
     network.load_state_dict(state["best"]["network"])
     return Trained(network, state, data, keys, shape, constants, digests, parameters, flops)
@@ -172,7 +180,11 @@ def retrain(
     """
     stopwatch = Stopwatch()
     request = Request(settings, genotype, seed, threads, inputs, Path(out))
-    with joined(device) as (processes, torch_device), torch_set_up(threads, torch_device):
+    with (
+        joined(device) as (processes, torch_device),
+        _as_writer(request.out, processes),
+        torch_set_up(threads, torch_device),
+    ):
         done = run_training(
             request,
             device=torch_device,
@@ -185,17 +197,17 @@ def retrain(
         test_feed = make_feed(data.test, data.side, torch_device, workers=keys["workers"])
         mean, std = (torch.tensor(constant, device=torch_device) for constant in done.constants)
         tested = evaluate(done.network, test_feed, len(data.test.labels), keys, mean, std, processes)
-    metrics = {
-        "arch": genotype.arch,
-        "test_accuracy": tested.accuracy,
-        # With five classes or fewer it says nothing.
-        **({"test_top5_accuracy": tested.top5_accuracy} if data.classes > 5 else {}),
-        "test_loss": tested.loss,
-        **_training_metrics(request, done, stopwatch, torch_device, processes),
-    }
-    if processes.first:
-        save_network(request.out / "network.pt", done.network, genotype, done.shape, data.side, *done.constants)
-        metrics = _write(request.out, metrics, done.state["history"], "network.pt")
+        metrics = {
+            "arch": genotype.arch,
+            "test_accuracy": tested.accuracy,
+            # With five classes or fewer it says nothing.
+            **({"test_top5_accuracy": tested.top5_accuracy} if data.classes > 5 else {}),
+            "test_loss": tested.loss,
+            **_training_metrics(request, done, stopwatch, torch_device, processes),
+        }
+        if processes.first:
+            save_network(request.out / "network.pt", done.network, genotype, done.shape, data.side, *done.constants)
+            metrics = _write(request.out, metrics, done.state["history"], "network.pt")
     return metrics
 
 
@@ -254,9 +266,13 @@ def train_finalist(
     if genotype is None:
         return _write(Path(out), {"arch": None, **facts, "reason": "The shortlist has no cell at this place."}, [])
     request = Request(settings, genotype, seed, threads, inputs, Path(out))
-    with joined(device) as (processes, torch_device), torch_set_up(threads, torch_device):
+    with (
+        joined(device) as (processes, torch_device),
+        _as_writer(request.out, processes),
+        torch_set_up(threads, torch_device),
+    ):
         done = run_training(
             request, device=torch_device, processes=processes, needs_test=False, stale=("history.csv", "metrics.json")
         )
-    metrics = {"arch": genotype.arch, **facts, **_training_metrics(request, done, stopwatch, torch_device, processes)}
-    return _write(request.out, metrics, done.state["history"]) if processes.first else metrics
+        metrics = {"arch": genotype.arch, **facts, **_training_metrics(request, done, stopwatch, torch_device, processes)}
+        return _write(request.out, metrics, done.state["history"]) if processes.first else metrics
