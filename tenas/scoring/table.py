@@ -10,6 +10,7 @@ from tenas.errors import TenasError
 from tenas.files import read_csv, read_json, sha256
 from tenas.layout import record_of
 from tenas.measures.catalogue import Measure, get_measure
+from tenas.provenance import is_sealed
 from tenas.scoring.subjects import Measurement, Subjects, plan
 
 VALUES = ("measure", "repeat", "value")
@@ -82,7 +83,10 @@ def _check_record(path: Path) -> None:
     record = record_of(path)
     if not record.exists():
         return
-    recorded = read_json(record, "record of scores").get("scores_sha256")
+    content = read_json(record, "record of scores")
+    if "record_sha256" in content and not is_sealed(content):
+        raise TenasError(f"The record of scores {record} is not the one that was written: its own hash differs.")
+    recorded = content.get("scores_sha256")
     if recorded is not None and recorded != sha256(path):
         raise TenasError(
             f"The scores file {path} has changed since it was written: its record has another hash. Measure it again."

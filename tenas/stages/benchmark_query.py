@@ -15,9 +15,10 @@ def benchmark_query(
     """Look a cell up in the table of its space."""
     from tenas.benchmark.index import describe, look_up
     from tenas.files import write_json
+    from tenas.provenance import sealed
 
     found = look_up(cell, None if str(index) == "none" else index)
     if out is None:
         return describe(found)
-    write_json(out, found)
+    write_json(out, sealed(found))
     return None
