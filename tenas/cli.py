@@ -15,7 +15,7 @@ from pkgutil import iter_modules
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from tenas import __version__, stages
-from tenas.errors import TenasError
+from tenas.errors import TenasError, lacks_memory
 from tenas.progress import say, shown
 
 # Stages whose name begins with one of these are parts of a command: benchmark_query is ``tenas benchmark query``.
@@ -155,6 +155,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = stage(**parsed)
     except TenasError as error:
         print(f"tenas: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if isinstance(error, OSError) and not lacks_memory(error):
+            print(f"tenas: {error.filename or 'A file'} cannot be read or written: {error.strerror or error}.", file=sys.stderr)
+            return 2
+        if not lacks_memory(error):
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        print(
+            f"tenas: The memory is not enough ({said}): use a smaller 'batch' or fewer threads, or allow more (ulimit -v, the "
+            "job's limit).",
+            file=sys.stderr,
+        )
         return 2
     if isinstance(said, str):
         say(said)

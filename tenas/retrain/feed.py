@@ -1,12 +1,15 @@
 """Yield uint8 image batches on the device, either from RAM (free) or decoded from files by worker processes."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tenas.data import Part
 from tenas.data.sources import Arrays
@@ -21,6 +24,7 @@ STATISTICS, ORDER, AUGMENTATION, CROP, DROP_PATH = range(5)
 DEVICE_SHARE = 0.25
 # Batches that each worker process prefetches.
 AHEAD = 2
+SHARED_MEMORY = Path("/dev/shm")
 
 # (batches of indices, epoch) -> images uint8 (b, h, w, 3) and labels int64 (b,).
 Feed = Callable[[Iterable[np.ndarray], int], Iterator[tuple[Tensor, Tensor]]]
@@ -66,7 +70,17 @@ class Pictures(Dataset[tuple[Tensor, Tensor] | str]):
         except TenasError as error:
             # Raised here, it would reach the main process as the text of a traceback.
             return str(error)
-        return images, torch.from_numpy(self.part.labels[indices])
+        labels = torch.from_numpy(self.part.labels[indices])
+        if get_worker_info() is not None:
+            # Where they go next. A thread of the worker would do it, and keep to itself that there is no room.
+            try:
+                images.share_memory_(), labels.share_memory_()
+            except RuntimeError as error:
+                return (
+                    f"The shared memory {SHARED_MEMORY} has no room for a batch of images ({error}): use fewer 'workers', or, "
+                    "in a container, --shm-size."
+                )
+        return images, labels
 
     def crop(self, index: int, epoch: int) -> Tensor:
         from torchvision.transforms import v2
@@ -90,30 +104,68 @@ class Requests:
         return ((indices, self.epoch) for indices in self.batches)
 
 
+def workers_that_fit(workers: int, batch_bytes: int, shared_memory: Path = SHARED_MEMORY) -> int:
+    """How many worker processes the shared memory has room for, through which their batches come; says so if not for all.
+
+    Containers have 64 MB of it unless told otherwise. 0 where it cannot be written: then this process decodes the images.
+    """
+    if not workers or sys.platform != "linux":
+        return workers
+    room, needed = 0, AHEAD * batch_bytes * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if os.access(shared_memory, os.W_OK):
+        found = os.statvfs(shared_memory)
+        room = found.f_bavail * found.f_frsize
+    # Half of it: the batch in use is still there while the next ones come, and other processes take their share.
+    fitting = min(workers, room // max(1, 2 * needed))
+    if fitting < workers:
+        print(
+            f"tenas: {shared_memory} has {room >> 20} MB free, which is enough for the batches of {fitting} workers, not of "
+            f"{workers}: images are read by {fitting or 'this process'}. In a container, --shm-size gives it more.",
+            file=sys.stderr,
+        )
+    return fitting
+
+
 class FromWorkers:
     """Batches decoded and cropped by worker processes ahead of the network; with 0 ``workers``, by this process."""
 
     def __init__(self, pictures: Pictures, device: torch.device, workers: int) -> None:
-        self.device, self.requests = device, Requests()
+        self.pictures, self.device, self.requests = pictures, device, Requests()
         # More workers than processors would wait for each other.
-        workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        self.loader = DataLoader(
-            pictures,
+        self.workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        self.loader: DataLoader[Any] | None = None
+
+    def _started(self, largest: int) -> DataLoader[Any]:
+        """The loader, for batches of at most ``largest`` images."""
+        workers = workers_that_fit(self.workers, largest * (3 * self.pictures.side**2 + 8))
+        return DataLoader(
+            self.pictures,
             batch_size=None,
             sampler=self.requests,
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
             persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+            pin_memory=self.device.type == "cuda",
         )
 
     def __call__(self, batches: Iterable[np.ndarray], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        self.requests.batches, self.requests.epoch = batches, epoch
-        for batch in self.loader:
-            if isinstance(batch, str):
-                raise TenasError(batch)
-            images, labels = batch
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        self.requests.batches, self.requests.epoch = list(batches), epoch
+        if self.loader is None:
+            self.loader = self._started(max(map(len, self.requests.batches), default=0))
+        try:
+            for batch in self.loader:
+                if isinstance(batch, str):
+                    raise TenasError(batch)
+                images, labels = batch
+                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            reason = str(error).partition(". ")[0]
+            raise TenasError(
+                f"A process that reads images has ended ({reason}), probably for want of memory: use fewer 'workers', or give "
+                "the container more shared memory (--shm-size). Finished epochs are kept."
+            ) from error
 
 
 def make_feed(
