@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_a_bit_turned_in_any_file_is_found(copy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["retrain/network.pt", "retrain/checkpoint.pt", "round3/trainings/1/checkpoint.pt"])
+@pytest.mark.parametrize("name", ["retrain/network.pt", "retrain/checkpoint.pt", "round5/trainings/1/checkpoint.pt"])
 def test_no_bit_of_a_network_or_a_checkpoint_is_lost_on_its_reader(copy, name):
     path, generator = SEED / name, random.Random(1)
     content = path.read_bytes()
@@ -102,7 +103,9 @@ def test_no_bit_of_a_network_or_a_checkpoint_is_lost_on_its_reader(copy, name):
     path.write_bytes(content[:-73])
     assert sealed_bytes(content[:-73]) == content
     assert is_intact(path)
-    path.write_bytes(turned(content[:-73], len(content) // 2, 3))
+    with zipfile.ZipFile(path) as archive:
+        weights = archive.read(max(archive.infolist(), key=lambda entry: entry.file_size))
+    path.write_bytes(turned(content[:-73], content.index(weights) + len(weights) // 2, 3))
     assert not is_intact(path)
 
 
@@ -111,18 +114,21 @@ def test_stages_refuse_what_has_a_bit_turned(copy, capsys):
     network, scores, training = (
         SEED / "retrain/network.pt",
         SEED / "round1/scores/1.csv",
-        SEED / "round3/trainings/1/metrics.json",
+        SEED / "round5/trainings/1/metrics.json",
     )
     prune = ["prune", "--settings", RUN / "search.json", "--mask", SEED / "round0/mask.json", "--round", "1", "--scores", scores]
     prune += ["--limits", RUN / "limits.json", "--ranking", "ranking.csv", "--out", "out"]
-    finalists = ["finalists", "--settings", RUN / "search.json", "--shortlist", SEED / "round2/shortlist.json", "--round", "3"]
+    finalists = ["finalists", "--settings", RUN / "search.json", "--shortlist", SEED / "round4/shortlist.json", "--round", "5"]
     finalists += ["--trainings", training, training.parents[1] / "2/metrics.json", "--ranking", "trainings.csv", "--out", "out"]
     digit = next(place for place, byte in reversed(list(enumerate(scores.read_bytes()))) if chr(byte).isdigit())
-    accuracy = training.read_bytes().index(b'"valid_accuracy": ') + len('"valid_accuracy": ')
+    seconds, accuracy = (
+        path.read_bytes().index(b",", path.read_bytes().index(key)) - 1  # the last digit
+        for path, key in ((scores.with_suffix(".json"), b'"wall_seconds": '), (training, b'"valid_accuracy": '))
+    )
     for path, position, command, sentence in (
         (network, 5000, ["export", "--network", network, "--out", "out"], "cannot be read: it is damaged"),
         (scores, digit, prune, "has changed since it was written"),
-        (scores.with_suffix(".json"), 300, prune, "is not the one that was written"),
+        (scores.with_suffix(".json"), seconds, prune, "is not the one that was written"),
         (training, accuracy, finalists, "are not those that were written"),
     ):
         content = path.read_bytes()
