@@ -2,6 +2,7 @@
 # make test        the whole test suite
 # make coverage    the same, with the lines and branches that it covers: half as long again
 # make test-fast   the tests that aren't marked slow, in a few minutes
+# make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining: hours (scripts/stress --help)
 # make lint        style, types and spelling of the code and of the workflow
 # Each makes .venv first where there is none. Another Python: make search PYTHON=python3.12
 
@@ -11,7 +12,7 @@ CORES ?= $(shell nproc)
 PARALLEL := --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: search test coverage test-fast lint
+.PHONY: search test coverage test-fast stress lint
 .DELETE_ON_ERROR:
 
 search: .venv/installed
@@ -27,6 +28,9 @@ coverage: .venv/installed
 
 test-fast: .venv/installed
 	pytest $(PARALLEL) -m "not slow"
+
+stress: .venv/installed
+	scripts/stress
 
 lint: .venv/installed
 	ruff check .

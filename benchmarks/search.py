@@ -26,6 +26,7 @@ from tenas.measures.ntk import ntk_gram_by_loop
 from tenas.scoring.score import Scorer, Task
 from tenas.scoring.shard import read_inputs
 from tenas.scoring.subjects import Measurement, Trials, plan
+from tenas.scoring.workers import Workers
 from tenas.settings import schedule, search_settings
 from tenas.spaces import get_space
 from tenas.stages.search import search_seed
@@ -76,9 +77,9 @@ def main() -> None:
     space, images = get_space(settings["space"]), arguments.data / layout.IMAGES
     torch.set_num_threads(CORES)
     rows, usual, timed, measurements = [], 0.0, 0, 0
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Workers(CORES) as workers:
         start = time.perf_counter()
-        search_seed(settings, arguments.data, 0, Path(folder), threads=CORES, device="cpu")
+        search_seed(settings, arguments.data, 0, Path(folder), workers=workers, device="cpu")
         ours = time.perf_counter() - start
         for this_round, entry in zip(rounds, settings["rounds"], strict=True):
             mask = space.read_mask(layout.path(layout.MASK, folder, seed=0, round=this_round.number - 1))

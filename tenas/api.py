@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from tenas import layout
 from tenas.errors import TenasError
-from tenas.files import read_json
+from tenas.files import read_json, scratch_folder
 from tenas.measures.catalogue import BUILT_IN as MEASURES
 from tenas.measures.catalogue import Measure, get_measure
 from tenas.progress import shown, silent
@@ -211,6 +210,7 @@ def search(
     True
     """
     from tenas.data.prepared import prepare_arrays
+    from tenas.scoring.workers import Workers
     from tenas.stages.search import search_seed
 
     space = known(space)
@@ -225,7 +225,8 @@ def search(
         settings = search_settings(space, preset, changes, limits=limits, trainings="none")
     if labels is None:
         _check_needs_no_labels(settings)
-    with nullcontext(out) if out is not None else TemporaryDirectory(prefix="tenas-") as name:
+    scratch = nullcontext(out) if out is not None else scratch_folder()
+    with scratch as name, Workers(threads) as workers:
         folder = Path(name)
         prepare_arrays(images, labels, classes, folder / "data")
         found = search_seed(
@@ -233,7 +234,7 @@ def search(
             folder / "data",
             seed,
             folder,
-            threads=threads,
+            workers=workers,
             device=device,
             table=Path(table),
             progress=shown if progress else silent,

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tenas.errors import TenasError, of_os
-from tenas.workers import one_line
+from tenas.errors import TenasError, lacks_memory, of_os
+from tenas.progress import one_line
 
 FAULT, REFUSED, LATER, STOPPED = 1, 2, 75, 130
 # As a shell has it for a program that was ended by SIGPIPE.
@@ -43,14 +43,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         found = found.__cause__
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether memory was wanting: Python's, or a GPU's or processor's by what torch says of it."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
-    )
-
-
 def _passes(error: BaseException) -> bool:
     if isinstance(error, OSError):
         # The errors of urllib and socket (a name that is not found) have no number of the system's.
@@ -59,7 +51,7 @@ def _passes(error: BaseException) -> bool:
         )
         # NumPy tells of a file that could not be written whole in words alone.
         return network or error.errno in PASSING or (error.errno is None and str(error).endswith(" written"))
-    return _out_of_memory(error)
+    return lacks_memory(error)
 
 
 def _place(error: BaseException) -> str:
@@ -79,7 +71,7 @@ def described(error: BaseException) -> tuple[str, int]:
         return "Stopped. The same command goes on where this one was.", STOPPED
     if isinstance(error, TenasError):
         return str(error), LATER if any(map(_passes, _causes(error))) else error.status
-    if _out_of_memory(error):
+    if lacks_memory(error):
         return (
             "There is not enough memory: free some, or use fewer 'threads', a smaller 'batch' or a smaller network. "
             "The same command goes on where this one was."

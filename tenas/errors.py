@@ -35,6 +35,15 @@ ADVICE = {
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.EMFILE: "Close other programs, or raise `ulimit -n`, and run the same command again.",
 }
+# What libraries say when the system refuses them memory, or room for threads and shared objects.
+NO_MEMORY = (
+    "failed to map segment",
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "can't start new thread",
+)
 
 
 def of_os(error: OSError, path: str | os.PathLike[str] | None = None, what: str = "cannot be read or written") -> str:
@@ -45,3 +54,11 @@ def of_os(error: OSError, path: str | os.PathLike[str] | None = None, what: str 
     if isinstance(named, str | bytes | os.PathLike):
         named = f"The path {os.fsdecode(named) or repr('')}"
     return f"{named or 'A file, or the output,'} {what}: {reason}.{advice}"
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory is what an error is about: of Python, of the system, of torch on a processor or a GPU."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    said = str(error).lower()
+    return isinstance(error, ImportError | OSError | RuntimeError) and any(text in said for text in NO_MEMORY)

@@ -2,34 +2,39 @@
 
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tenas.errors import TenasError, of_os
+from tenas.locks import lock_folder
 
 
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; rename it to ``path`` at the end of the block, remove it after an error.
 
-    The temporary name keeps the suffix of ``path``, for writers that depend on it.
+    The temporary name keeps the suffix of ``path``, for writers that depend on it. What killed writers of ``path`` have left is
+    removed.
     """
     path = Path(path)
     with _writing(path):
         _check_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-        os.close(handle)
-    temporary = Path(name)
+        clear_leftovers(path)
+        handle, temporary = _held(path)
     try:
-        with _writing(path, name):
+        with _writing(path, str(temporary)):
             yield temporary
             # mkstemp makes files private to their owner; results may be shared by a group. Some file systems know no modes.
             umask = os.umask(0)
@@ -43,6 +48,51 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
+    finally:
+        os.close(handle)
+
+
+def _held(path: Path) -> tuple[int, Path]:
+    """A new temporary file next to ``path``, with a lock that says it is being written for as long as the descriptor is open."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        with suppress(OSError):  # a file system without locks, on which nothing is cleared either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # another process took it for a leftover before it was locked
+
+
+def clear_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what killed writers of ``path`` have left next to it: temporary files that no process holds."""
+    path = Path(path)
+    temporary = re.compile(rf"{re.escape(f'.{path.stem}.')}[a-z0-9_]{{8}}{re.escape(path.suffix)}")
+    for name in os.listdir(path.parent):
+        if temporary.fullmatch(name):
+            with suppress(OSError), (path.parent / name).open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (path.parent / name).unlink()
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a temporary folder for the duration of the block. Those that killed processes of this user have left are removed."""
+    parent, prefix = lock_folder(), "scratch-"
+    for left in parent.glob(f"{prefix}*"):
+        with suppress(OSError), _locked_folder(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as name, _locked_folder(Path(name), fcntl.LOCK_EX):
+        yield Path(name)
+
+
+@contextmanager
+def _locked_folder(folder: Path, how: int) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -72,24 +122,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text in UTF-8, whole or not at all."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def write_first(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text, whole, unless the file is there: of two that write at once, one is first and the other changes nothing."""
-    path = Path(path)
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
-            temporary = Path(folder) / path.name
-            write_text(temporary, text)
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return
-            except OSError:
-                # A file system without links: another writer would have to come between these two lines.
-                if not path.exists():
-                    os.replace(temporary, path)
 
 
 def json_text(value: object) -> str:
@@ -175,3 +207,32 @@ def sha256(path: str | os.PathLike[str]) -> str:
 def sha256_of(text: str) -> str:
     """Hex digest of the file that ``write_text`` writes."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Last line of a sealed file, with the hash of what stands before it. What reads zip archives, as torch.load, passes over it.
+SEAL = b"\nsha256 "
+# Last record of a zip archive without a comment, and its length.
+ZIP_END, ZIP_END_LENGTH = b"PK\5\6", 22
+
+
+def sealed_bytes(content: bytes) -> bytes:
+    """Append the hash of a file's content, for ``is_intact``."""
+    return content + SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
+def is_intact(path: str | os.PathLike[str]) -> bool:
+    """Whether a sealed file is as it was written; of a zip archive without a seal, whether its checksums are right.
+
+    Checkpoints and networks of earlier versions have none.
+    """
+    found = Path(path).read_bytes()
+    end = len(found) - len(sealed_bytes(b""))
+    if found[max(0, end) :].startswith(SEAL):
+        return found == sealed_bytes(found[:end])
+    if not found[-ZIP_END_LENGTH:].startswith(ZIP_END):
+        return False
+    try:
+        with zipfile.ZipFile(io.BytesIO(found)) as archive:
+            return archive.testzip() is None
+    except Exception:  # whatever zipfile raises for a damaged archive
+        return False

@@ -35,6 +35,7 @@ FINALISTS = f"{ROUND}/finalists.json"
 STATE = {"operators": MASK, "edges": MASK, "cells": SHORTLIST, "training": FINALISTS}
 TABLE = {"operators": RANKING, "edges": RANKING, "cells": CELLS, "training": TRAININGS}
 # Of the retraining of a seed's genotype.
+CHECKPOINT = "checkpoint.pt"  # in the folder of any training
 HISTORY = f"{SEED}/retrain/history.csv"
 RETRAIN_METRICS = f"{SEED}/retrain/metrics.json"
 NETWORK = f"{SEED}/retrain/network.pt"

@@ -1,18 +1,33 @@
-"""Exclusive resources of a user, each guarded by a lock file, which the OS releases when the process ends."""
+"""Exclusive resources, each guarded by a lock file, which the OS releases when the process ends: GPUs, and what is being written.
+
+Locks are flock's. Between machines they hold where the file system passes them on: NFS, GPFS, CephFS, Lustre with ``flock``.
+"""
 
 import fcntl
 import os
+import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from tenas.errors import TenasError
 
 POLL_SECONDS = 0.5
+# Of the outputs that this process is writing.
+_held: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """Close the locks in a forked process, a worker of a data loader: it may live for some seconds longer than its parent."""
+    while _held:
+        _held.pop().close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 class Lock(NamedTuple):
@@ -54,3 +69,56 @@ def take_one(names: Sequence[str], folder: Path, what: str) -> Lock:
         time.sleep(POLL_SECONDS)
         taken = take_free(names, folder)
     return taken
+
+
+@contextmanager
+def alone(folder: Path, part: str = "") -> Iterator[bool]:
+    """Be the only process that writes in a folder, or a ``part`` of it, for the duration of the block; wait for another one.
+
+    Yields whether there was one to wait for: it may have written what was to be written. The lock is a hidden file in the folder
+    that names its owner; one that a killed process has left is nobody's. On a file system without locks there is none, which is
+    said.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, waited = folder / f".{part}.lock" if part else folder / ".lock", False
+    while (file := _try(path)) is None:
+        if not waited:
+            print(f"tenas: {folder / part} is being written by {_owner(path)}: waiting for it.", file=sys.stderr, flush=True)
+        waited = True
+        time.sleep(POLL_SECONDS)
+    _held.add(file)
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        yield waited
+    finally:
+        _held.discard(file)
+        # While it is held: whoever has opened it finds that it is no longer the file of that name.
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _try(path: Path) -> IO[str] | None:
+    """Take the lock that is a file; None if another process has it."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError as error:
+            print(f"tenas: {path.parent} has no locks ({error.strerror}): let no two processes write there.", file=sys.stderr)
+            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+    except OSError:
+        return "another process"

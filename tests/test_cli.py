@@ -402,3 +402,34 @@ def test_values_of_an_option_given_twice_are_joined_and_the_default_is_not_among
         arguments = ["search", "--data", data, "--preset", preset, "--set", "prune=3", *seeds, "--out", out]
         assert main([str(argument) for argument in arguments]) == 0
         assert sorted(path.name for path in out.glob("seed*")) == ["seed1", "seed2"]
+
+
+@pytest.mark.parametrize("kilobytes", [600_000, 2_500_000])
+def test_too_little_address_space_is_a_sentence(data, tmp_path, kilobytes):
+    """Torch cannot be loaded within 3 GB."""
+    asked = json.dumps(search_settings("nas-bench-201", "pruning"))
+    assert main(["settings", "search", asked, "--out", str(tmp_path / "search.json")]) == 0
+    assert main(["mask", "--settings", str(tmp_path / "search.json"), "--out", str(tmp_path / "mask.json")]) == 0
+    command = ["score", "--settings", "search.json", "--images", data / "images.npy", "--subjects", "mask.json", "--round", "1"]
+    command = [sys.executable, "-m", "tenas.cli", *command, "--seed", "0", "--device", "cpu", "--out", "scores/1.csv"]
+    limited = ["bash", "-c", f'ulimit -v {kilobytes}; exec "$@"', "bash", *command]
+    found = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (75, "")
+    assert found.stderr.startswith("tenas: There is not enough memory: ")
+    assert found.stderr.count("\n") == 1
+    assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.slow
+def test_of_two_searches_with_other_settings_into_one_folder_one_refuses(data, preset, tmp_path):
+    """Whichever comes first: nothing is a mixture."""
+    command = [sys.executable, "-m", "tenas.cli", "search", "--data", data, "--preset", preset, "--device", "cpu"]
+    command += ["--out", tmp_path / "run", "--set"]
+    both = [subprocess.Popen([*command, f"prune={prune}"], stderr=subprocess.PIPE, text=True) for prune in (1, 2)]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 2]
+    assert "has a search of other settings" in said[codes.index(2)]
+    kept = json.loads((tmp_path / "run/search.json").read_text())["rounds"]
+    assert {round["prune"] for round in kept} == {1 + codes.index(0)}
+    assert main(["audit", str(tmp_path / "run")]) == 0

@@ -10,7 +10,6 @@ import json
 import lzma
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -21,7 +20,7 @@ from tenas import layout
 from tenas.audit.ledger import mapping
 from tenas.code import PACKAGE
 from tenas.errors import TenasError
-from tenas.files import json_text, read_json, sha256, whole
+from tenas.files import json_text, read_json, scratch_folder, sha256, whole
 from tenas.provenance import is_sealed, sealed
 
 LIST = "archive.json"
@@ -29,7 +28,7 @@ FORMAT = 1
 # Text that decisions depend on. An audit redraws drawings; networks and images are too large.
 KEPT = {".csv", ".json"}
 # Checkpoints of trainings are no results.
-NO_RESULT = {"checkpoint.pt"}
+NO_RESULT = {layout.CHECKPOINT}
 # Larger ones are refused: archives of text stay far below.
 MOST_BYTES = 8 * 2**30
 
@@ -134,8 +133,7 @@ def unpacked(path: str | PathLike[str]) -> Iterator[Archive]:
     Writes only plain files below that folder, named in the list and with the hash given there. Raises TenasError for anything
     else: links, devices, other paths, unlisted or missing members, other contents.
     """
-    with tempfile.TemporaryDirectory(prefix="tenas-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         try:
             with tarfile.open(path, "r:xz") as archive:
                 listed = _read_list(path, archive)

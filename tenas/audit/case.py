@@ -15,7 +15,7 @@ from tenas import layout
 from tenas.audit.ledger import Ledger, alike, listed, mapping
 from tenas.benchmark.builtin import builtin_table, has_builtin, index_path
 from tenas.data.prepared import channel_statistics
-from tenas.files import json_text, sha256
+from tenas.files import is_intact, json_text, sha256
 from tenas.provenance import input_path
 from tenas.search.made_by import input_name, ranking_code
 from tenas.spaces import Space
@@ -145,6 +145,12 @@ class Case:
         for name, digest in mapping(value.get("files")).items():
             self.ledger.recorded(path.parent / Path(str(name)).name, digest, path)
         return value
+
+    def checkpoint(self, training: Path) -> None:
+        """Check the checkpoint in the folder of a training, if there is one: a training may be resumed from it."""
+        path = training / layout.CHECKPOINT
+        if path.exists() and self.ledger.hash(path) is not None and not is_intact(path):
+            self.ledger.fault(path, "is not the checkpoint that was written: its own hash differs")
 
     # --- tables
 

@@ -47,6 +47,8 @@ def _look_up(case: Case, path: Path, genotype: Genotype) -> None:
     if not path.exists() or not (value := case.ledger.json(path, "look-up")):
         return
     case.ledger.equal(path, "arch", value.get("arch"), genotype.arch)
+    if "record_sha256" in value:
+        case.ledger.sealed(path, value)
     inputs = mapping(mapping(value.get("provenance")).get("inputs"))
     case.inputs(path, inputs, {})
     tables = [input_path(str(name)) for name in inputs]
@@ -57,6 +59,8 @@ def _look_up(case: Case, path: Path, genotype: Genotype) -> None:
     except (TenasError, OSError, TypeError, ValueError) as error:
         case.ledger.fault(path, f"cannot be looked up again: {' '.join(str(error).split())}")
         return
+    if value.keys() - again.keys() - {"record_sha256"}:
+        case.ledger.fault(path, "has other keys than a look-up")
     for key in sorted(value.keys() & again.keys() - {"provenance"}):
         if not alike(value[key], again[key]):
             case.ledger.fault(path, f"has something else under {key!r} than its table")
@@ -64,6 +68,7 @@ def _look_up(case: Case, path: Path, genotype: Genotype) -> None:
 
 def _retraining(case: Case, seed: int, genotype_file: Path, genotype: Genotype) -> None:
     path = layout.path(layout.RETRAIN_METRICS, case.folder, seed=seed)
+    case.checkpoint(path.parent)
     if not path.exists():
         return
     value = case.result(path, "retraining's metrics", genotype.arch, "trainings", training_code(case.space))

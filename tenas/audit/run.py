@@ -55,6 +55,9 @@ def audit_run(case: Case) -> None:
         case.trail += ["", f"seed {seed}"]
         _seed(case, seed, limits)
     look_at_summary(case, seeds)
+    left = [path for path in sorted(case.folder.rglob("*")) if path.is_file() and path not in case.ledger.files]
+    if left:
+        case.trail += ["", "not looked at, as nothing follows from them:", *(f"  {path}" for path in left)]
 
 
 def _seed(case: Case, seed: int, limits: Limits | None) -> None:

@@ -45,6 +45,7 @@ def _training(step: Step, place: int, cells: Sequence[Cell]) -> Path:
     case, ledger = step.case, step.case.ledger
     path = step.file(layout.TRAINING_METRICS, place=place)
     arch = cells[place - 1].arch if place <= len(cells) else None
+    case.checkpoint(path.parent)
     value = case.result(path, "training's metrics", arch, "trainings", training_code(case.space))
     if not value:
         return path

@@ -17,6 +17,7 @@ from tenas.data.pixels import remarks
 from tenas.data.sources import load, size_of
 from tenas.errors import TenasError
 from tenas.files import read_json, sha256, whole, write_json
+from tenas.locks import alone
 from tenas.provenance import Stopwatch, is_sealed, provenance, sealed
 
 MOST_IMAGES = 10_000
@@ -170,12 +171,28 @@ def _write(
     """Write a sample. ``said``: warnings, for the log and the card."""
     if len(images) < 2:
         raise TenasError(f"The data set has {len(images)} different image(s) to train on; a search needs at least two.")
-    mean, std = channel_statistics(images)
-    if 0 in std:
+    constants = channel_statistics(images)
+    if 0 in constants[1]:
         said = [*said, "A channel of the images is constant: measures that see images cannot be taken."]
     for text in said:
         warnings.warn(text, DataWarning, stacklevel=3)
-    out.mkdir(parents=True, exist_ok=True)
+    with alone(out):
+        return _fill(out, images, labels, classes, constants, entry, facts, files, said, stopwatch)
+
+
+def _fill(
+    out: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    constants: tuple[list[float], list[float]],
+    entry: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    files: Iterable[Path] | Mapping[str, str],
+    said: Sequence[str],
+    stopwatch: Stopwatch,
+) -> dict[str, Any]:
+    mean, std = constants
     (out / "card.json").unlink(missing_ok=True)
     with whole(out / "images.npy") as temporary:
         np.save(temporary, images)

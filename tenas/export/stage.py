@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tenas.code import code_digest
 from tenas.errors import TenasError
 from tenas.files import sha256, whole, write_json
+from tenas.locks import alone
 from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.retrain.stored import load_network
 
@@ -120,7 +121,20 @@ def export(network: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict
     model = to_onnx(program, {key: card[key] for key in ("arch", "space", "side", "mean", "std", "class_names")})
     differences["network.onnx"] = difference(trained, run_onnx(model), side)
     out = Path(out)
-    for name, content in (("network.pt2", stored.getvalue()), ("network.onnx", model)):
+    with alone(out):
+        return _write(out, {"network.pt2": stored.getvalue(), "network.onnx": model}, card, differences, network, stopwatch)
+
+
+def _write(
+    out: Path,
+    contents: Mapping[str, bytes],
+    card: Mapping[str, Any],
+    differences: Mapping[str, float],
+    network: str | os.PathLike[str],
+    stopwatch: Stopwatch,
+) -> dict[str, Any]:
+    side = card["side"]
+    for name, content in contents.items():
         with whole(out / name) as temporary:
             temporary.write_bytes(content)
     result = sealed(
@@ -133,7 +147,7 @@ def export(network: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict
             "provenance": provenance(
                 settings={"tolerance": TOLERANCE}, inputs=[network], stopwatch=stopwatch, code=code_digest("tenas.export.stage")
             ),
-            "files": {name: sha256(out / name) for name in ("network.pt2", "network.onnx")},
+            "files": {name: sha256(out / name) for name in contents},
         }
     )
     write_json(out / "export.json", result)

@@ -1,5 +1,6 @@
 """Train over all epochs, from a checkpoint where there is one: rows of history.csv, the choice of the best epoch."""
 
+import io
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tenas.errors import StoppedError, TenasError
-from tenas.files import whole
+from tenas.files import is_intact, sealed_bytes, whole
 from tenas.networks import Network
 from tenas.provenance import Stopwatch
 from tenas.retrain.data import Data
@@ -31,10 +32,13 @@ def read_checkpoint(path: Path, digest: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if state["digest"] == digest:
-            return state
-        reason = "is of other settings, data or code"
+        if is_intact(path):
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            if state["digest"] == digest:
+                return state
+            reason = "is of other settings, data or code"
+        else:
+            reason = "cannot be read (it is not the file that was written)"
     except Exception as error:  # whatever pickle and zip raise for a damaged file
         reason = f"cannot be read ({error})"
     print(f"tenas: the checkpoint {path} {reason}; training starts at the first epoch.", file=sys.stderr)
@@ -122,8 +126,10 @@ def train(
         nonlocal state
         state |= trainer.state_dict() | {"seconds": state["seconds"] + stopwatch.seconds()}
         if processes.first:
+            content = io.BytesIO()
+            torch.save(state | more, content)
             with whole(checkpoint) as temporary:
-                torch.save(state | more, temporary)
+                temporary.write_bytes(sealed_bytes(content.getvalue()))
 
     with (
         tqdm(total=epochs * steps, initial=initial, unit="step", disable=hidden, leave=False) as bar,

@@ -2,19 +2,21 @@
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tenas.data import Part
 from tenas.data.parts import Arrays
 from tenas.device import send
 from tenas.errors import TenasError
-from tenas.machine import processors, shared_memory
+from tenas.machine import processors
 from tenas.retrain.stopping import ignore_stop
 
 # Purposes of random numbers. Generators are seeded by (seed, purpose, epoch, step or image) and never carried over, so that an
@@ -25,6 +27,7 @@ STATISTICS, ORDER, AUGMENTATION, CROP, DROP_PATH = range(5)
 DEVICE_SHARE = 0.25
 # Batches that each worker process prefetches.
 AHEAD = 2
+SHARED_MEMORY = Path("/dev/shm")
 
 # (batches of indices, epoch) -> images uint8 (b, h, w, 3) and labels int64 (b,).
 Feed = Callable[[Iterable[np.ndarray], int], Iterator[tuple[Tensor, Tensor]]]
@@ -70,7 +73,17 @@ class Pictures(Dataset[tuple[Tensor, Tensor] | str]):
         except TenasError as error:
             # Raised here, it would reach the main process as the text of a traceback.
             return str(error)
-        return images, torch.from_numpy(self.part.labels[indices])
+        labels = torch.from_numpy(self.part.labels[indices])
+        if get_worker_info() is not None:
+            # Where they go next. A thread of the worker would do it, and keep to itself that there is no room.
+            try:
+                images.share_memory_(), labels.share_memory_()
+            except RuntimeError as error:
+                return (
+                    f"The shared memory {SHARED_MEMORY} has no room for a batch of images ({error}): use fewer 'workers', or, "
+                    "in a container, --shm-size."
+                )
+        return images, labels
 
     def crop(self, index: int, epoch: int) -> Tensor:
         from torchvision.transforms import v2
@@ -94,37 +107,75 @@ class Requests:
         return ((indices, self.epoch) for indices in self.batches)
 
 
+def workers_that_fit(workers: int, batch_bytes: int, shared_memory: Path = SHARED_MEMORY) -> int:
+    """How many worker processes the shared memory has room for, through which their batches come; says so if not for all.
+
+    Containers have 64 MB of it unless told otherwise. 0 where it cannot be written: then this process decodes the images.
+    """
+    if not workers or sys.platform != "linux":
+        return workers
+    room, needed = 0, AHEAD * batch_bytes * processes_here()
+    if os.access(shared_memory, os.W_OK):
+        found = os.statvfs(shared_memory)
+        room = found.f_bavail * found.f_frsize
+    # Half of it: the batch in use is still there while the next ones come, and other processes take their share.
+    fitting = min(workers, room // max(1, 2 * needed))
+    if fitting < workers:
+        print(
+            f"tenas: {shared_memory} has {room >> 20} MB free, which is enough for the batches of {fitting} workers, not of "
+            f"{workers}: images are read by {fitting or 'this process'}. In a container, --shm-size gives it more.",
+            file=sys.stderr,
+        )
+    return fitting
+
+
 class FromWorkers:
     """Batches decoded and cropped by worker processes ahead of the network; with 0 ``workers``, by this process."""
 
     def __init__(self, pictures: Pictures, device: torch.device, workers: int) -> None:
-        self.device, self.requests = device, Requests()
-        workers = workers_here(workers)
+        self.pictures, self.device, self.requests = pictures, device, Requests()
+        self.workers = workers_here(workers)
+        self.loader: DataLoader[Any] | None = None
+
+    def _started(self, largest: int) -> DataLoader[Any]:
+        """The loader, for batches of at most ``largest`` images."""
+        workers = workers_that_fit(self.workers, largest * (3 * self.pictures.side**2 + 8))
         context = None
         if workers:
             # Not forked from this process: NCCL may be at work in it, and a copy of it would keep its GPU, and the lock on that,
             # after its end. They come from a server that has loaded all they need, once.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])
-        self.loader = DataLoader(
-            pictures,
+        return DataLoader(
+            self.pictures,
             batch_size=None,
             sampler=self.requests,
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
             persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+            pin_memory=self.device.type == "cuda",
             multiprocessing_context=context,
             worker_init_fn=ignore_stop,
         )
 
     def __call__(self, batches: Iterable[np.ndarray], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        self.requests.batches, self.requests.epoch = batches, epoch
-        for batch in self.loader:
-            if isinstance(batch, str):
-                raise TenasError(batch)
-            images, labels = batch
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        self.requests.batches, self.requests.epoch = list(batches), epoch
+        if self.loader is None:
+            self.loader = self._started(max(map(len, self.requests.batches), default=0))
+        try:
+            for batch in self.loader:
+                if isinstance(batch, str):
+                    raise TenasError(batch)
+                images, labels = batch
+                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            reason = str(error).partition(". ")[0]
+            raise TenasError(
+                f"A process that reads images has ended ({reason}), probably for want of memory: use fewer 'workers', or give "
+                "the container more shared memory (--shm-size). Finished epochs are kept."
+            ) from error
 
 
 def workers_here(workers: int) -> int:
@@ -135,22 +186,6 @@ def workers_here(workers: int) -> int:
 def processes_here() -> int:
     """Processes of this training on this machine, as torchrun says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def check_shared_memory(images: int, side: int, workers: int, folder: Path = Path("/dev/shm")) -> None:
-    """Raise TenasError where the batches of worker processes don't fit in shared memory, which would be a "Bus error".
-
-    ``images``: in a batch of one process. ``folder``: where shared memory is.
-    """
-    there, workers = shared_memory(folder), workers_here(workers)
-    # The batches that are waiting, and for each worker the one that it makes.
-    needed = processes_here() * workers * (AHEAD + 1) * images * side * side * 3
-    if there is not None and needed > there:
-        raise TenasError(
-            f"The batches of {workers} worker processes take up to {needed / 1e6:.0f} MB of shared memory and {folder} has "
-            f"{there / 1e6:.0f} MB: give the container more (docker run --shm-size=8g or --ipc=host, on Kubernetes an emptyDir "
-            "of medium Memory), or lower 'workers'."
-        )
 
 
 def make_feed(

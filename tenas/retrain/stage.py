@@ -6,21 +6,22 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from tenas.data.parts import Arrays
 from tenas.errors import TenasError
 from tenas.files import sha256, write_csv, write_json
+from tenas.layout import CHECKPOINT
+from tenas.locks import alone
 from tenas.networks import Network, count_flops, count_parameters, initialise, seeded
 from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.retrain.data import Data, channel_constants, read_data
 from tenas.retrain.distributed import Processes, joined
 from tenas.retrain.epochs import HISTORY, train
-from tenas.retrain.feed import check_shared_memory, make_feed
+from tenas.retrain.feed import make_feed
 from tenas.retrain.stored import save_network
 from tenas.retrain.train import evaluate
 from tenas.search.made_by import training_code
@@ -101,12 +102,18 @@ def _warn_of_size(flops: int) -> None:
         )
 
 
+def _as_writer(out: Path, processes: Processes) -> AbstractContextManager[object]:
+    """The folder for this training alone; the first process of several writes in it."""
+    return alone(out) if processes.first else nullcontext()
+
+
 def _remove_stale(out: Path, results: Iterable[str]) -> None:
-    """Remove ``results`` of an earlier training, which must not stand beside an unfinished one, and half-written checkpoints."""
-    out.mkdir(parents=True, exist_ok=True)
-    for pattern in (*results, ".checkpoint.*.pt"):
-        for path in out.glob(pattern):
-            path.unlink(missing_ok=True)
+    """Remove ``results`` of an earlier training, which must not stand beside an unfinished one, and half-written files."""
+    for name in results:
+        (out / name).unlink(missing_ok=True)
+    for path in map(Path, (CHECKPOINT, *results)):
+        for left in out.glob(f".{path.stem}.*{path.suffix}"):
+            left.unlink(missing_ok=True)
 
 
 def _digest(request: Request, keys: Mapping[str, Any], side: int, images: Mapping[str, str]) -> str:
@@ -126,7 +133,7 @@ def run_training(
 ) -> Trained:
     """Train the network of a genotype to the last epoch, and give it the weights of the chosen one.
 
-    ``stale``: patterns of older results, which are removed before the first epoch.
+    ``stale``: names of older results, which are removed before the first epoch.
     """
     settings, genotype, seed = request.settings, request.genotype, request.seed
     keys = check_retraining({k: v for k, v in settings.items() if k not in ("preset", "dataset")})
@@ -134,8 +141,6 @@ def run_training(
     if keys["compile"]:
         check_compiler()
     data = read_data(settings["dataset"], keys, seed, processes, needs_test=needs_test)
-    if keys["resized_crop"] is not None or not all(isinstance(part, Arrays) for part in data.parts.values() if part):
-        check_shared_memory(-(-keys["batch"] // processes.world_size), data.side, keys["workers"])
     genotype.space.check_side(data.side)
     shape = {"channels": keys["channels"], "cells": keys["cells"], "classes": data.classes, "stem": keys["stem"]}
     with seeded(seed):
@@ -156,7 +161,7 @@ def run_training(
     mean, std = (torch.tensor(constant, device=device) for constant in constants)
     state = train(
         network, data, keys, mean, std, seed=seed, digest=_digest(request, keys, data.side, digests),
-        checkpoint=request.out / "checkpoint.pt", processes=processes,
+        checkpoint=request.out / CHECKPOINT, processes=processes,
     )  # fmt: skip
     network.load_state_dict(state["best"]["network"])
     return Trained(network, state, data, keys, shape, constants, digests, parameters, flops)
@@ -187,7 +192,11 @@ def retrain(
     """
     stopwatch = Stopwatch()
     request = Request(settings, genotype, seed, threads, inputs, Path(out))
-    with joined(device) as (processes, torch_device), torch_set_up(threads, torch_device):
+    with (
+        joined(device) as (processes, torch_device),
+        _as_writer(request.out, processes),
+        torch_set_up(threads, torch_device),
+    ):
         done = run_training(
             request,
             device=torch_device,
@@ -200,17 +209,18 @@ def retrain(
         test_feed = make_feed(data.test, data.side, torch_device, workers=keys["workers"])
         mean, std = (torch.tensor(constant, device=torch_device) for constant in done.constants)
         tested = evaluate(done.network, test_feed, len(data.test.labels), keys, mean, std, processes)
-    metrics = {
-        "arch": genotype.arch,
-        "test_accuracy": tested.accuracy,
-        # With five classes or fewer it says nothing.
-        **({"test_top5_accuracy": tested.top5_accuracy} if data.classes > 5 else {}),
-        "test_loss": tested.loss,
-        **_training_metrics(request, done, stopwatch, torch_device, processes),
-    }
-    if processes.first:
-        save_network(request.out / "network.pt", done.network, genotype, done.shape, data.side, *done.constants, data.class_names)
-        metrics = _write(request.out, metrics, done.state["history"], "network.pt")
+        metrics = {
+            "arch": genotype.arch,
+            "test_accuracy": tested.accuracy,
+            # With five classes or fewer it says nothing.
+            **({"test_top5_accuracy": tested.top5_accuracy} if data.classes > 5 else {}),
+            "test_loss": tested.loss,
+            **_training_metrics(request, done, stopwatch, torch_device, processes),
+        }
+        if processes.first:
+            constants = (data.side, *done.constants, data.class_names)
+            save_network(request.out / "network.pt", done.network, genotype, done.shape, *constants)
+            metrics = _write(request.out, metrics, done.state["history"], "network.pt")
     return metrics
 
 
@@ -270,9 +280,13 @@ def train_finalist(
     if genotype is None:
         return _write(Path(out), {"arch": None, **facts, "reason": "The shortlist has no cell at this place."}, [])
     request = Request(settings, genotype, seed, threads, inputs, Path(out))
-    with joined(device) as (processes, torch_device), torch_set_up(threads, torch_device):
+    with (
+        joined(device) as (processes, torch_device),
+        _as_writer(request.out, processes),
+        torch_set_up(threads, torch_device),
+    ):
         done = run_training(
             request, device=torch_device, processes=processes, needs_test=False, stale=("history.csv", "metrics.json")
         )
-    metrics = {"arch": genotype.arch, **facts, **_training_metrics(request, done, stopwatch, torch_device, processes)}
-    return _write(request.out, metrics, done.state["history"]) if processes.first else metrics
+        metrics = {"arch": genotype.arch, **facts, **_training_metrics(request, done, stopwatch, torch_device, processes)}
+        return _write(request.out, metrics, done.state["history"]) if processes.first else metrics

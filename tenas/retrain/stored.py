@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tenas.errors import TenasError
-from tenas.files import whole
+from tenas.files import is_intact, sealed_bytes, whole
 from tenas.networks import Network
 from tenas.spaces import Genotype, load_genotype
 
@@ -29,7 +29,8 @@ def save_network(
     """Write a network without its auxiliary head.
 
     ``shape``: arguments of Network besides the genotype. ``side``: of the images. ``mean`` and ``std``: of each channel, for
-    values in [0, 1]. ``class_names``: of each logit, if the classes have names. Equal networks give equal bytes.
+    values in [0, 1]. ``class_names``: of each logit, if the classes have names. Equal networks give equal bytes, and the last ones
+    are a hash of the others.
     """
     weights = {
         name: value.detach().to("cpu").contiguous()
@@ -50,7 +51,7 @@ def save_network(
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with whole(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+        temporary.write_bytes(sealed_bytes(buffer.getvalue()))
 
 
 def load_network(path: str | os.PathLike[str], space: str | None = None) -> tuple[Network, dict[str, Any]]:
@@ -64,12 +65,17 @@ def load_network(path: str | os.PathLike[str], space: str | None = None) -> tupl
     Raises TenasError for a missing or damaged file, and for one of another kind.
     """
     path = Path(path)
+    damaged = TenasError(f"The trained network {path} cannot be read: it is damaged, or another kind of file.")
     try:
+        if not is_intact(path):
+            raise damaged
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except TenasError:
+        raise
     except FileNotFoundError as error:
         raise TenasError(f"There is no trained network {path}.") from error
     except Exception as error:  # whatever pickle and zip raise for a damaged file
-        raise TenasError(f"The trained network {path} cannot be read: it is damaged, or another kind of file.") from error
+        raise damaged from error
     if not isinstance(content, dict) or not content.keys() >= KEYS:
         raise TenasError(f"The file {path} is not a trained network: retraining writes one as network.pt.")
     weights = content.pop("weights")

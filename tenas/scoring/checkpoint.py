@@ -1,7 +1,8 @@
 """Checkpoint of an unfinished shard: a killed job loses only the measurements in progress.
 
 A hidden file next to the scores, which no job declares as an output: Snakemake removes the outputs of a failed job, but not this
-file. Its first line is the origin of the values; one line per measurement follows, appended as it is taken.
+file. Its first line is the origin of the values; one line per measurement follows, with a checksum, appended as it is
+taken.
 """
 
 import json
@@ -11,8 +12,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
+from zlib import crc32
 
-from tenas.files import write_text
+from tenas.files import clear_leftovers, write_text
 from tenas.scoring.subjects import Measurement
 
 
@@ -29,13 +31,21 @@ class Result(NamedTuple):
     cost: float
 
 
-def _line(result: Result, seconds: float) -> str:
+def _line(result: Result, seconds: float, origin: str) -> str:
     (subject, measure, repeat), value, cost = result
-    return f"{subject},{measure},{repeat},{value},{cost:.6f},{seconds}\n"
+    line = f"{subject},{measure},{repeat},{value},{cost:.6f},{seconds}"
+    return f"{_checksum(line, origin)},{line}\n"
 
 
-def _parsed(line: str) -> tuple[Result, float]:
+def _checksum(line: str, origin: str) -> str:
+    return f"{crc32(f'{origin}{line}'.encode()):08x}"
+
+
+def _parsed(line: str, origin: str) -> tuple[Result, float]:
     """Inverse of ``_line``. Counts stay integers, for equal bytes of the scores. Raises ValueError for a damaged line."""
+    checksum, _, line = line.partition(",")
+    if checksum != _checksum(line, origin):
+        raise ValueError(f"not the line that was written: {line}")
     subject, measure, repeat, value, cost, seconds = line.split(",")
     number = int(value) if value.isdecimal() else float(value)
     return Result(Measurement(int(subject), measure, int(repeat)), number, float(cost)), float(seconds)
@@ -64,7 +74,7 @@ class Checkpoint:
             return
         for line in lines:
             try:
-                result, seconds = _parsed(line)
+                result, seconds = _parsed(line, origin)
             except ValueError:
                 break
             self._note(result)
@@ -80,13 +90,14 @@ class Checkpoint:
         if self._file is None:
             write_text(self.path, "".join(self._lines))
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(_line(result, seconds))
+        self._file.write(_line(result, seconds, self.origin))
         self._file.flush()
         self._note(result)
 
     def remove(self) -> None:
         """Remove the file, once the scores are written."""
         self.path.unlink(missing_ok=True)
+        clear_leftovers(self.path)
 
     def __enter__(self) -> "Checkpoint":
         return self

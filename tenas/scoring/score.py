@@ -1,17 +1,12 @@
 """Measure subjects: the only part of a search or a study that needs torch."""
 
-import gc
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import nn
 
 from tenas.errors import TenasError
@@ -23,9 +18,9 @@ from tenas.networks.costs import operator_costs
 from tenas.scoring.checkpoint import Result
 from tenas.scoring.inputs import draw_inputs
 from tenas.scoring.subjects import Cells, Measurement, Subjects
+from tenas.scoring.workers import Workers
 from tenas.seeds import derive_seed
 from tenas.spaces.sums import Sums
-from tenas.workers import quiet_worker, undisturbed_start
 
 
 class Task(NamedTuple):
@@ -195,22 +190,8 @@ def cell_network(cells: Cells, subject: int, settings: Mapping[str, Any], classe
     return Network(genotype, channels=settings["channels"], cells=settings["cells"], classes=classes)
 
 
-# Most measurements in a task of a worker process: a killed job loses unfinished tasks.
+# Most measurements that a worker process is given at once: a killed job loses those in progress.
 TOGETHER = 4
-
-_scorer: Scorer
-
-
-def _start_worker(task: Task, images: np.ndarray, card: Mapping[str, Any]) -> None:
-    global _scorer
-    quiet_worker()
-    torch.set_num_threads(1)
-    gc.freeze()  # as collector_spared, for as long as the process lives
-    _scorer = Scorer(task, images, card, "cpu")
-
-
-def _measure(measurements: Sequence[Measurement]) -> list[Result]:
-    return [_scorer(measurement) for measurement in measurements]
 
 
 def score(
@@ -222,12 +203,14 @@ def score(
     threads: int = 1,
     device: str = "cpu",
     taken: Callable[[Result], object] = lambda result: None,
+    workers: Workers | None = None,
 ) -> dict[Measurement, float]:
     """Take ``measurements``, calling ``taken`` with each result; on a GPU many at a time, on whose number their last bits depend.
 
     ``images``: uint8 (n, h, w, 3) with their ``card``, which has ``labels`` if a measure needs them. ``threads``: number of
-    worker processes on the CPU, with one thread each. The values depend on (task, images) and on the kind of processor, not on
-    threads or order. Raises TenasError for too few images for a batch, and if worker processes die twice.
+    worker processes on the CPU, with one thread each; ``workers``: those of a caller that measures more than once. The values
+    depend on (task, images) and on the kind of processor, not on threads or order. Raises TenasError for too few images for a
+    batch, and if the worker processes of a measurement die twice.
     """
     values: dict[Measurement, float] = {}
 
@@ -250,42 +233,8 @@ def score(
         if device != "cpu" or threads == 1 or len(measurements) < 2 * threads:
             keep(map(scorer, chain.from_iterable(in_groups(task, measurements, len(measurements)))))
             return values
-    for attempt in (1, 2):
-        waiting = [measurement for measurement in measurements if measurement not in values]
-        try:
-            _in_workers((task, images, card), waiting, threads, keep)
-            return values
-        except BrokenProcessPool as error:
-            # Most likely by the kernel, for want of memory.
-            if attempt == 2:
-                raise TenasError(
-                    "A worker process was killed twice, probably for want of memory: use fewer 'threads', or a smaller 'batch'. "
-                    "Finished measurements are kept."
-                ) from error
+    # Drawing weights and images for every repeat in each process costs a few hundredths of a measurement.
+    groups = in_groups(task, measurements, max(1, min(TOGETHER, len(measurements) // (8 * threads))))
+    with nullcontext(workers) if workers is not None else Workers(threads) as used:
+        used.measure(task, images, card, groups, keep)
     return values
-
-
-def _in_workers(
-    arguments: tuple[Task, np.ndarray, Mapping[str, Any]],
-    measurements: Sequence[Measurement],
-    threads: int,
-    keep: Callable[[Iterable[Result]], None],
-) -> None:
-    """Measure in worker processes. Raises BrokenProcessPool when one of them dies."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(threads, context, _start_worker, arguments) as pool:
-        # Kept as they finish: a killed job loses only what is in progress. Drawing weights and images for every repeat in each
-        # process costs a few hundredths of a measurement.
-        most = max(1, min(TOGETHER, len(measurements) // (8 * threads)))
-        with undisturbed_start():
-            waiting = [pool.submit(_measure, group) for group in in_groups(arguments[0], measurements, most)]
-        try:
-            for future in as_completed(waiting):
-                keep(future.result())
-        except BaseException:
-            # What is in progress would be lost in any case; nobody should wait for it.
-            workers = list((pool._processes or {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in workers:
-                worker.terminate()
-            raise

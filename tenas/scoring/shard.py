@@ -9,12 +9,14 @@ from tenas.data.prepared import labelled, read_prepared
 from tenas.errors import TenasError
 from tenas.files import format_csv, read_json, sha256, sha256_of, write_json, write_text
 from tenas.layout import LABELS, checkpoint_of, record_of
+from tenas.locks import alone
 from tenas.measures.catalogue import get_measure
 from tenas.progress import Progress
 from tenas.provenance import Stopwatch, package_versions, processor, provenance, sealed
 from tenas.scoring.checkpoint import Checkpoint, Result, origin_of
 from tenas.scoring.subjects import Measurement, Subjects, plan
 from tenas.scoring.table import score_columns, score_rows
+from tenas.scoring.workers import Workers
 
 # Of measures on a GPU (tenas.measures.threads).
 PRECISION = "float32 without TF32"
@@ -46,13 +48,15 @@ def score_shard(
     facts: Mapping[str, int],
     progress: Progress,
     what: str,
+    workers: Workers | None = None,
     reuse: bool = False,
 ) -> None:
     """Measure a shard: ``out`` and, next to it with the suffix .json, its record.
 
     Resumes a killed job: finished measurements are kept in a hidden file next to ``out``, and the record says under
     ``resumed`` how many were found there. ``facts``: by name, the numbers that seeds are derived from: seed and round of a
-    search, seed of a study. ``reuse``: existing scores of the same origin are left as they are.
+    search, seed of a study. ``workers``: those of a whole search. ``reuse``: existing scores of the same origin are left as they
+    are.
     """
     from tenas.device import own_device, score_device
     from tenas.scoring.score import Task, score
@@ -78,47 +82,49 @@ def score_shard(
             "packages": package_versions(),
         }
     )
-    if reuse and _made_from(out, origin):
-        with progress(len(measurements), what) as advance:
-            advance(len(measurements))
-        return
-    with (
-        progress(len(measurements), f"{what}, shard {shard[0]}/{shard[1]}") as advance,
-        Checkpoint(checkpoint_of(out), origin) as checkpoint,
-    ):
-        stopwatch.earlier = checkpoint.seconds
-        resumed = len(checkpoint.values)
-        if resumed:
-            advance(resumed)
+    with alone(out.parent, out.name) as waited:
+        # Another process may have been measuring the same.
+        if (reuse or waited) and _made_from(out, origin):
+            with progress(len(measurements), what) as advance:
+                advance(len(measurements))
+            return
+        with (
+            progress(len(measurements), f"{what}, shard {shard[0]}/{shard[1]}") as advance,
+            Checkpoint(checkpoint_of(out), origin) as checkpoint,
+        ):
+            stopwatch.earlier = checkpoint.seconds
+            resumed = len(checkpoint.values)
+            if resumed:
+                advance(resumed)
 
-        def taken(result: Result) -> None:
-            checkpoint.add(result, stopwatch.seconds())
-            advance(1)
+            def taken(result: Result) -> None:
+                checkpoint.add(result, stopwatch.seconds())
+                advance(1)
 
-        waiting = [measurement for measurement in measurements if measurement not in checkpoint.values]
-        task = Task(measures, subjects, tuple(facts.values()))
-        score(task, pixels, card, waiting, threads=threads, device=device, taken=taken)
-    text = format_csv(score_columns(subjects), score_rows(measures, subjects, checkpoint.values))
-    made = provenance(
-        settings=settings,
-        inputs=read,
-        stopwatch=stopwatch,
-        device=device,
-        precision=PRECISION,
-        **facts,
-        shard=f"{shard[0]}/{shard[1]}",
-        measurements=len(checkpoint.values),
-        resumed=resumed,
-        costs=_costs(checkpoint.costs),
-        code=code,
-        origin=origin,
-        scores_sha256=sha256_of(text),
-    )
-    # An existing scores file always has its own record: remove one of an earlier run first, write the new one last.
-    out.unlink(missing_ok=True)
-    write_json(record_of(out), sealed(made))
-    write_text(out, text)
-    checkpoint.remove()
+            waiting = [measurement for measurement in measurements if measurement not in checkpoint.values]
+            task = Task(measures, subjects, tuple(facts.values()))
+            score(task, pixels, card, waiting, threads=threads, device=device, taken=taken, workers=workers)
+        text = format_csv(score_columns(subjects), score_rows(measures, subjects, checkpoint.values))
+        made = provenance(
+            settings=settings,
+            inputs=read,
+            stopwatch=stopwatch,
+            device=device,
+            precision=PRECISION,
+            **facts,
+            shard=f"{shard[0]}/{shard[1]}",
+            measurements=len(checkpoint.values),
+            resumed=resumed,
+            costs=_costs(checkpoint.costs),
+            code=code,
+            origin=origin,
+            scores_sha256=sha256_of(text),
+        )
+        # An existing scores file always has its own record: remove one of an earlier run first, write the new one last.
+        out.unlink(missing_ok=True)
+        write_json(record_of(out), sealed(made))
+        write_text(out, text)
+        checkpoint.remove()
 
 
 def _hashes(prepared: Mapping[str, str], inputs: Iterable[str | os.PathLike[str]]) -> dict[str, str]:

@@ -20,9 +20,10 @@ def benchmark_query(
     """
     from tenas.benchmark.index import describe, look_up
     from tenas.files import write_json
+    from tenas.provenance import sealed
 
     found = look_up(cell, None if str(index) == "none" else index)
     if out is None:
         return describe(found)
-    write_json(out, found)
+    write_json(out, sealed(found))
     return None

@@ -1,5 +1,6 @@
 """Run a whole search in one process, with the results of the workflow."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -8,6 +9,7 @@ from tenas.progress import Progress, silent
 from tenas.stages.types import Count, Device, Seed
 
 if TYPE_CHECKING:
+    from tenas.scoring.workers import Workers
     from tenas.spaces.base import Round
 
 
@@ -42,33 +44,41 @@ def search(
         tenas search --space my_space.py:SPACE --preset my_preset.yaml --seeds 0 1 2 --out results/mine
     """
     from tenas.files import read_json
+    from tenas.locks import alone
+    from tenas.scoring.workers import Workers
     from tenas.search.given import given_data, given_limits
     from tenas.settings.search import assigned, search_settings
 
     settings = search_settings(space, preset, assigned(set), limits=given_limits(limit), trainings=trainings)
     # Before images are prepared into it: those of another search may lie there.
-    claim_folder(settings, out)
+    with alone(out):
+        _claim(settings, out)
     folder = given_data(data, out)
-    genotypes = [
-        search_seed(settings, folder, seed, out, threads=threads, device=device, table=table, progress=progress) for seed in seeds
-    ]
+    with Workers(threads) as workers:
+        genotypes = [
+            search_seed(settings, folder, seed, out, workers=workers, device=device, table=table, progress=progress)
+            for seed in seeds
+        ]
     lines = [f"seed {seed}: {read_json(found, 'genotype')['arch']}" for seed, found in zip(seeds, genotypes, strict=True)]
     return "\n".join(lines)
 
 
-def claim_folder(settings: dict[str, Any], out: Path) -> Path:
-    """Write the settings of a search into its folder, or find them there. Returns their file.
+def _claim(settings: dict[str, Any], out: Path) -> None:
+    """Write the settings of a search into its folder, which no other process is writing in, or find them there.
 
-    Raises TenasError if the folder has a search with other settings, also where that one begins at the same moment.
+    Settings of a search that has measured nothing, as one that was refused, may be replaced. Raises TenasError if the folder has
+    a search with other settings.
     """
     from tenas.errors import TenasError
-    from tenas.files import json_text, read_json, write_first
+    from tenas.files import read_json, write_json
 
     path = layout.path(layout.SEARCH, out)
-    write_first(path, json_text(settings))
-    if read_json(path, "search settings") != settings:
+    others = path.exists() and read_json(path, "search settings") != settings
+    # A lock is of a search that goes on, or was killed.
+    begun = (layout.SCORES, str(Path(layout.GENOTYPE).with_name(".lock")))
+    if others and any(any(out.glob(pattern.format(seed="*", round="*", shard="*"))) for pattern in begun):
         raise TenasError(f"The folder {out} has a search of other settings: remove it, or choose another folder for this one.")
-    return path
+    write_json(path, settings)
 
 
 class _Seed(NamedTuple):
@@ -80,7 +90,7 @@ class _Seed(NamedTuple):
     data: Path
     seed: int
     out: Path
-    threads: int
+    workers: "Workers"
     device: Device
     table: Path
     progress: Progress
@@ -96,16 +106,20 @@ def search_seed(
     seed: int,
     out: Path,
     *,
-    threads: int = 1,
+    workers: "Workers | None" = None,
     device: Device = "auto",
     table: Path = Path("builtin"),
     progress: Progress = silent,
 ) -> Path:
     """Search with one seed in the run's folder ``out``: the files of the workflow, with one shard per round.
 
-    ``data``: folder of a prepared data set. Returns the path of the genotype. Finished rounds are kept if they follow from the
-    same settings, images and code. Raises TenasError if ``out`` has a search with other settings.
+    ``data``: folder of a prepared data set. ``workers``: for all rounds, as many as threads may be used; by default one thread.
+    Returns the path of the genotype. Finished rounds are kept if they follow from the same settings, images and code. Another
+    process that searches with the seed in the same folder is waited for. Raises TenasError if ``out`` has a search with other
+    settings.
     """
+    from tenas.locks import alone
+    from tenas.scoring.workers import Workers
     from tenas.settings.search import check_settings, schedule
     from tenas.stages.draw import draw
     from tenas.stages.genotype import genotype
@@ -113,18 +127,23 @@ def search_seed(
     from tenas.stages.mask import mask
 
     settings = check_settings(settings, "search")
-    settings_file = claim_folder(settings, out)
     limits_file = layout.path(layout.LIMITS, out) if settings["limits"] else None
-    if limits_file is not None:
-        limits(settings=settings_file, card=data / layout.CARD, out=limits_file)
-    search = _Seed(settings, settings_file, limits_file, data, seed, out, threads, device, table, progress)
-    state = search.file(layout.MASK, 0)
-    mask(settings=settings_file, out=state)
-    for round in schedule(settings):
-        state = _ROUNDS[round.stage](search, round, state)
+    settings_file = layout.path(layout.SEARCH, out)
+    search = _Seed(settings, settings_file, limits_file, data, seed, out, workers or Workers(1), device, table, progress)
     found = layout.path(layout.GENOTYPE, out, seed=seed)
-    genotype(settings=settings_file, state=state, out=found)
-    draw(genotype=found, out=layout.path(layout.DRAWING, out, seed=seed))
+    with ExitStack() as locked:
+        # Searches of other seeds share the folder.
+        with alone(out):
+            _claim(settings, out)
+            if limits_file is not None:
+                limits(settings=settings_file, card=data / layout.CARD, out=limits_file)
+            locked.enter_context(alone(found.parent))
+        state = search.file(layout.MASK, 0)
+        mask(settings=settings_file, out=state)
+        for round in schedule(settings):
+            state = _ROUNDS[round.stage](search, round, state)
+        genotype(settings=settings_file, state=state, out=found)
+        draw(genotype=found, out=layout.path(layout.DRAWING, out, seed=seed))
     return found
 
 
@@ -145,12 +164,13 @@ def _score(search: _Seed, round: "Round", subjects: Path) -> Path:
         inputs=[subjects],
         out=scores,
         shard=(1, 1),
-        threads=search.threads,
+        threads=search.workers.count,
         device=search.device,
         code=measuring_code("score", settings, entry),
         facts={"seed": search.seed, "round": number},
         progress=search.progress,
         what=f"seed {search.seed}, round {number}",
+        workers=search.workers,
         reuse=True,
     )
     return scores
@@ -192,7 +212,7 @@ def _train(search: _Seed, round: "Round", before: Path) -> Path:
             for place in range(1, round.trials + 1):
                 training(
                     settings=search.settings_file, dataset=dataset, shortlist=before, round=number, place=place, seed=search.seed,
-                    threads=search.threads, device=search.device, out=search.file(layout.TRAINING, number, place=place),
+                    threads=search.workers.count, device=search.device, out=search.file(layout.TRAINING, number, place=place),
                 )  # fmt: skip
                 metrics.append(search.file(layout.TRAINING_METRICS, number, place=place))
                 advance(1)

@@ -18,6 +18,7 @@ from tenas.audit import audit
 from tenas.audit.archive import LIST, commit_of_code, pack, unpacked
 from tenas.cli import main
 from tenas.errors import TenasError
+from tenas.locks import lock_folder
 from tenas.provenance import sealed
 
 RUN = Path("results/digits")
@@ -220,7 +221,7 @@ def test_nothing_of_a_faulty_archive_is_used(name, tmp_path, monkeypatch):
     save(tmp_path / "archive.tar.xz", listed(), entries)
     with pytest.raises(TenasError, match=sentence), unpacked(tmp_path / "archive.tar.xz"):
         pass
-    assert {path.name for path in tmp_path.rglob("*")} == {"temporary", "archive.tar.xz"}
+    assert {path.name for path in tmp_path.rglob("*")} == {"temporary", "archive.tar.xz", lock_folder().name}
     assert not Path("/tmp/tenas-out.json").exists()
 
 

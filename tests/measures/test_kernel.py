@@ -1,7 +1,10 @@
 """The compiled kernels piece by piece: each instruction and each pass against NumPy or autograd, in float64."""
 
 import itertools
+import os
 import re
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import get_type_hints
@@ -514,3 +517,36 @@ def test_the_readme_shows_what_its_example_prints():
     with redirect_stdout(printed):
         exec(code, {})
     assert printed.getvalue() == shown
+
+
+# The condition number of a small network, as a user of the package gets it.
+USER = """
+import torch, tenas
+cell = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"
+torch.manual_seed(0)
+network = tenas.build(cell, channels=2, cells=1, classes=3)
+images = torch.linspace(0, 1, 4 * 3 * 8 * 8).reshape(4, 3, 8, 8) ** 2
+print(tenas.measure("ntk_condition_number")(network, images))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temporary", [True, False], ids=["a temporary folder", "nowhere"])
+def test_machine_code_is_kept_elsewhere_where_the_package_cannot_be_written(tmp_path, temporary):
+    """Nor the home folder: said once, with the same value."""
+    package = ROOT / "tenas"
+    mounted = f'mount --bind {package} {package} && mount -o remount,ro,bind {package} && exec "$@"'
+    within = ["unshare", "--map-root-user", "--mount", "bash", "-c", mounted, "bash"]
+    if subprocess.run([*within, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    usual = subprocess.run([sys.executable, "-c", USER], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    elsewhere = {"HOME": "/proc/x", "XDG_CACHE_HOME": "/proc/x", "TMPDIR": str(tmp_path)}
+    if not temporary:
+        (tmp_path / "tenas-0").touch()
+    found = subprocess.run(
+        [*within, sys.executable, "-c", USER], capture_output=True, text=True, env=environment | elsewhere, cwd=tmp_path
+    )
+    assert (found.stdout, found.returncode) == (usual.stdout, 0)
+    where = f"it is in {tmp_path}/tenas-0/kernel" if temporary else "each process compiles it again"
+    assert found.stderr == f"tenas: the kernel's machine code cannot be kept with the package or in the home folder; {where}.\n"

@@ -91,7 +91,7 @@ STAGES = sorted(path.stem for path in (ROOT / "tenas/stages").glob("*.py") if pa
     "module",
     ["cli", "config", "data", "spaces", "settings", "provenance", "measures", "benchmark", "report", "audit", "study.report",
      "search.prune", "search.limits", "search.sample", "search.shortlist", "search.finalists", "search.given", "search.made_by",
-     "search.budget", "scoring.subjects", "scoring.table", "scoring.checkpoint", "scoring.shard"],
+     "search.budget", "scoring.subjects", "scoring.table", "scoring.checkpoint", "scoring.shard", "scoring.workers"],
 )  # fmt: skip
 def test_modules_that_start_without_torch(module):
     assert loaded(f"import tenas.{module}").isdisjoint({"torch", "torchvision", "pandas", "sklearn", "matplotlib"})

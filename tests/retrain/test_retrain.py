@@ -26,7 +26,7 @@ from tenas.networks import Network
 from tenas.retrain import feed, load_network, retrain
 from tenas.retrain.augment import augment, crop_and_flip, cut_out, draw_params, jitter_colours, normalise
 from tenas.retrain.distributed import Processes
-from tenas.retrain.feed import FromMemory, check_shared_memory, make_feed, workers_here
+from tenas.retrain.feed import FromMemory, make_feed
 from tenas.retrain.train import batches, learning_rate, train_step
 from tenas.settings import retrain_settings
 from tenas.spaces import load_genotype
@@ -355,13 +355,30 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(trained, tmp_path, capsys
     assert (tmp_path / "history.csv").read_bytes() == (trained[0] / "history.csv").read_bytes()
 
 
-def test_a_damaged_checkpoint_is_not_resumed(trained, tmp_path, capsys):
-    (tmp_path / "checkpoint.pt").write_bytes((trained[0] / "checkpoint.pt").read_bytes()[:5000])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[:5000], lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]],
+    ids=["cut off", "a bit turned"],
+)
+def test_a_damaged_checkpoint_is_not_resumed(trained, tmp_path, capsys, damage):
+    (tmp_path / "checkpoint.pt").write_bytes(damage((trained[0] / "checkpoint.pt").read_bytes()))
     (tmp_path / ".checkpoint.abc123.pt").write_bytes(b"left by a killed training")
     train_tiny(tmp_path)
     assert "cannot be read" in capsys.readouterr().err
     assert (tmp_path / "history.csv").read_bytes() == (trained[0] / "history.csv").read_bytes()
     assert not (tmp_path / ".checkpoint.abc123.pt").exists()
+
+
+@pytest.mark.slow
+def test_a_second_training_into_the_same_folder_waits_for_the_first(trained, tmp_path):
+    both = [start(TINY, ARCH, tmp_path / "out") for _ in range(2)]
+    said = "".join(process.communicate(timeout=300)[1] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert said.count(f"{tmp_path}/out is being written by process ") <= 1
+    assert said.count("epoch 4/4") == 1
+    for name in ("history.csv", "network.pt"):
+        assert (tmp_path / "out" / name).read_bytes() == (trained[0] / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
 
 
 def test_a_training_that_has_ended_is_not_done_again(trained, tmp_path, capsys):
@@ -424,6 +441,56 @@ def read_epoch(part, epoch: int, workers: int, order: np.ndarray) -> np.ndarray:
     assert images.shape == (len(order), 24, 24, 3)
     assert np.array_equal(images[:, 0, 0, 2], 10 * order)
     return images
+
+
+# Reads an epoch of the images of a folder with two worker processes, one of which is killed if the text says so.
+READER = """
+import hashlib, os, signal, sys
+import numpy as np, torch
+from tenas.data import load_splits
+from tenas.errors import TenasError
+from tenas.retrain.feed import make_feed
+
+part = load_splits({"source": "folder", "path": sys.argv[1]}, 24).train
+feed = make_feed(part, 24, torch.device("cpu"), workers=2, seed=3, least_area=0.2)
+try:
+    for epoch in range(3):
+        read = [images for images, _ in feed(np.split(np.arange(16), 4), epoch)]
+        if sys.argv[2] == "kill" and not epoch:
+            os.kill(feed.loader._iterator._workers[0].pid, signal.SIGKILL)
+    print(hashlib.sha256(torch.cat(read).numpy().tobytes()).hexdigest())
+except TenasError as error:
+    print(f"tenas: {error}")
+"""
+
+
+def read_elsewhere(folder: Path, what: str, shared_memory: str = "") -> subprocess.CompletedProcess:
+    """Run READER, in a mount namespace of its own where ``shared_memory`` has options of a tmpfs in its place."""
+    command = [sys.executable, "-c", READER, str(folder), what]
+    if shared_memory:
+        mounted = f'mount -t tmpfs -o {shared_memory} none /dev/shm && exec "$@"'
+        command = ["unshare", "--map-root-user", "--mount", "bash", "-c", mounted, "bash", *command]
+        if subprocess.run([*command[:5], mounted, "bash", "true"], capture_output=True).returncode:
+            pytest.skip("no mount namespaces here")
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_without_shared_memory_images_are_read_by_the_training_itself(coordinates):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor: one worker")
+    usual = read_elsewhere(coordinates[0], "read")
+    assert (len(usual.stdout), usual.stderr) == (65, "")
+    for options, free in (("ro", "0 MB"), ("size=8k", "0 MB")):
+        found = read_elsewhere(coordinates[0], "read", options)
+        assert found.stdout == usual.stdout
+        assert found.stderr.count(f"tenas: /dev/shm has {free} free, which is enough for the batches of 0 workers, not of 2") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_reader_of_images_ends_the_training_with_a_sentence(coordinates):
+    found = read_elsewhere(coordinates[0], "kill")
+    assert found.stdout.startswith("tenas: A process that reads images has ended (DataLoader worker")
 
 
 def test_crops_of_image_files_depend_on_seed_epoch_and_image_alone(coordinates):
@@ -695,25 +762,11 @@ def test_nobody_is_stopped_outside_of_the_main_thread(tmp_path):
 # --- what a machine has to have
 
 
-def test_batches_that_do_not_fit_in_shared_memory_get_a_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr(feed, "shared_memory", lambda folder: 64 * 2**20)
-    monkeypatch.setattr(feed, "processors", lambda: 48)
-    check_shared_memory(256, 32, 12)
-    check_shared_memory(768, 224, 0)
-    with pytest.raises(TenasError, match=r"12 worker processes take up to 4162 MB of shared memory and /dev/shm has 67 MB: give"):
-        check_shared_memory(768, 224, 12)
-    # Four processes, a quarter of the batch and of the processors each.
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert workers_here(48) == 12
-    with pytest.raises(TenasError, match="take up to 4162 MB"):
-        check_shared_memory(192, 224, 12)
-
-
 def test_workers_are_not_forked_and_share_the_processors(coordinates, monkeypatch):
     monkeypatch.setattr(feed, "processors", lambda: 4)
     for processes, workers in ((1, 4), (2, 2), (8, 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        found = make_feed(coordinates[1], 24, CPU, workers=48, least_area=0.2).loader
+        found = make_feed(coordinates[1], 24, CPU, workers=48, least_area=0.2)._started(1)
         assert found.num_workers == workers
         assert found.multiprocessing_context.get_start_method() == "forkserver"
 

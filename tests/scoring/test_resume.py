@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
@@ -134,6 +135,25 @@ def test_a_killed_job_is_resumed(inputs, undisturbed, tmp_path, capsys, threads)
 
 
 @pytest.mark.slow
+def test_a_second_job_of_the_same_shard_waits_for_the_first(inputs, undisturbed, tmp_path):
+    """As when Snakemake is killed, its jobs are not, and it is started again at once."""
+    start = [sys.executable, "-m", "tenas.cli", *command(inputs, tmp_path)]
+    jobs = []
+    for _ in range(2):
+        jobs.append(subprocess.Popen(start, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True))
+        while jobs[0].poll() is None and not (tmp_path / PARTIAL).exists():
+            time.sleep(0.005)
+    said = [job.communicate(timeout=300)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0]
+    assert (tmp_path / "1.csv").read_bytes() == (undisturbed / "1.csv").read_bytes()
+    assert record(tmp_path)["resumed"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.csv", "1.json"]
+    # It measures nothing again, unless the first one had ended before it looked.
+    waited = f"{tmp_path}/1.csv is being written by process {jobs[0].pid} on " in said[1]
+    assert waited == ("shard 1/2" not in said[1])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("job", [of_cells, of_a_study])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_killed_job_of_cells_is_resumed(inputs, tmp_path, job, threads):
@@ -156,11 +176,16 @@ def test_labels_are_an_input_of_measures_that_need_them(inputs, undisturbed, tmp
     assert [Path(name).name for name in record(undisturbed)["inputs"]] == ["images.npy", "card.json", "mask.json"]
 
 
+def checksum(line: str, origin: str) -> str:
+    return f"{crc32(f'{origin}{line}'.encode()):08x}"
+
+
 def test_what_is_kept_is_taken_as_it_is(inputs, undisturbed, left, tmp_path):
     """A value changed in the partial file comes back in the scores: it wasn't measured again."""
     first, *rest = left.decode().splitlines(keepends=True)
-    trial, measure, repeat, value, cost, seconds = rest[0].split(",")
-    rest[0] = f"{trial},{measure},{repeat},{float(value) + 1},{cost},{seconds}"
+    line = rest[0].strip().split(",")[1:]
+    line[3] = str(float(line[3]) + 1)
+    rest[0] = ",".join([checksum(",".join(line), first.strip()), *line]) + "\n"
     (tmp_path / PARTIAL).write_text("".join([first, *rest]))
     assert main(command(inputs, tmp_path)) == 0
     ours, theirs = ((folder / "1.csv").read_text().splitlines() for folder in (tmp_path, undisturbed))
@@ -183,10 +208,11 @@ def test_a_second_kill_loses_no_more_than_the_first(inputs, undisturbed, tmp_pat
         (lambda content: content[:-9], 1),  # the last line cut off
         (lambda content: content + b"7,linear_reg", 0),  # a line begun
         (lambda content: content + b"\0\0\0\n", 0),  # a block that never reached the disk
+        (lambda content: content[:-19] + bytes([content[-19] ^ 1]) + content[-18:], 1),  # a bit turned in the last line
         (lambda content: content[: content.index(b"\n") - 5], None),  # not even a first line
         (lambda content: b"", None),
     ],
-    ids=["cut off", "begun", "zeros", "headless", "empty"],
+    ids=["cut off", "begun", "zeros", "turned", "headless", "empty"],
 )
 def test_a_torn_file_counts_up_to_the_damage(inputs, undisturbed, left, tmp_path, damage, lost):
     (tmp_path / PARTIAL).write_bytes(damage(left))

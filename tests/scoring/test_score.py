@@ -37,6 +37,7 @@ from tenas.networks import INITIALISERS, Network, Supernet, SupernetCells, initi
 from tenas.scoring.inputs import draw_crops, draw_images, draw_noise, normalised
 from tenas.scoring.score import Scorer, Task, cell_network, in_groups
 from tenas.scoring.subjects import Cell, Cells, Measurement, Trials, plan, read_cells, trials_of
+from tenas.scoring.workers import Workers
 from tenas.seeds import derive_seed
 from tenas.settings import search_settings
 from tenas.spaces import CellSpace
@@ -474,11 +475,7 @@ def children(process: int) -> list[int]:
 def test_a_killed_worker_is_replaced(tmp_path):
     """kill -9 of one of two processes in the middle of the work: every value is there, each told of once."""
     job = start_job(tmp_path)
-    started = time.monotonic()
-    while len(workers := children(job.pid)) < 2:
-        assert time.monotonic() - started < 120
-        time.sleep(0.05)
-    os.kill(workers[0], signal.SIGKILL)
+    os.kill(workers_of(job)[0], signal.SIGKILL)
     out, _ = job.communicate(timeout=300)
     found = json.loads(out)
     assert sorted(found["told"]) == list(range(25))
@@ -494,3 +491,59 @@ def test_workers_that_die_again_end_the_job_with_a_sentence(tmp_path):
     found = json.loads(out)
     assert "A worker process was killed twice, probably for want of memory: use fewer 'threads'" in found["error"]
     assert len(set(found["told"])) == len(found["told"])
+
+
+def workers_of(job: subprocess.Popen, count: int = 2) -> list[int]:
+    """The ids of a job's workers, once all of them are there."""
+    started = time.monotonic()
+    while len(found := children(job.pid)) < count:
+        assert job.poll() is None
+        assert time.monotonic() - started < 120
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0, 6], ids=["while they start", "while they measure"])
+def test_no_worker_outlives_its_parent(tmp_path, seconds):
+    """Not even after kill -9, of which no process is told."""
+    job = start_job(tmp_path)
+    workers = workers_of(job)
+    time.sleep(seconds)
+    job.kill()
+    job.communicate()
+    started = time.monotonic()
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() - started < 30
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_is_waited_for_and_then_replaced(tmp_path):
+    """One that goes on in time keeps its work, one that doesn't loses it: the values are the same."""
+    job = start_job(tmp_path)
+    first, second = workers_of(job)
+    os.kill(first, signal.SIGSTOP)
+    time.sleep(2)
+    os.kill(first, signal.SIGCONT)
+    os.kill(second, signal.SIGSTOP)
+    out, _ = job.communicate(timeout=300)
+    assert sorted(json.loads(out)["told"]) == list(range(25))
+    assert not Path(f"/proc/{second}").exists()
+
+
+@pytest.mark.slow
+def test_one_pair_of_workers_serves_several_tasks():
+    """Rounds of a search, other images, and a measurement that cannot be taken: the values are those of one process."""
+    with Workers(2) as workers:
+        assert take(plan(MEASURES, TRIALS.ids), threads=2, workers=workers) == take(plan(MEASURES, TRIALS.ids))
+        ids = {worker.pid for worker in workers._workers}
+        subjects = cells_of(NAS, 4)
+        assert of_cells(subjects, threads=2, workers=workers) == of_cells(subjects)
+        assert {worker.pid for worker in workers._workers} == ids
+        with pytest.raises(KeyError) as raised:
+            take([Measurement(subject, "naswot", 0) for subject in range(4)], threads=2, workers=workers)
+        assert "naswot" in str(raised.value)
+        assert workers._workers == []
+        assert take(plan(MEASURES, TRIALS.ids), threads=2, workers=workers) == take(plan(MEASURES, TRIALS.ids))
+    assert not [pid for pid in ids if Path(f"/proc/{pid}").exists()]

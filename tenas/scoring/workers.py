@@ -1,0 +1,277 @@
+"""Worker processes that measure, for as many tasks as come: started once, each of one thread, given what to do by messages.
+
+Each has a pipe of its own and shares no lock with the others, so that one that is killed or stopped at any moment keeps nobody
+else from working.
+"""
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tenas.errors import TenasError
+from tenas.progress import one_line
+from tenas.scoring.checkpoint import Result
+from tenas.scoring.subjects import Measurement
+
+if TYPE_CHECKING:
+    from tenas.scoring.score import Task
+
+# How often workers that are silent are looked at, and after how many seconds one that is stopped (SIGSTOP) is given up.
+LOOK_SECONDS = 1.0
+STOPPED_SECONDS = 20
+# A process that is ready reads what it is sent at once.
+SEND_SECONDS = 60
+# How often a measurement is taken again whose worker has died.
+AGAIN = 1
+READY = "ready"
+PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent(parent: int) -> None:
+    """Have the kernel end this process when the one that started it ends, even by SIGKILL. Linux only.
+
+    Elsewhere, and for the moment before this call, the end of the parent's pipe is what ends a worker: at its next message.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have ended before the call, which nothing would tell afterwards.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _work(connection: Connection, parent: int) -> None:
+    """Measure what comes through ``connection`` until it ends. The main function of a worker."""
+    _end_with_parent(parent)
+    import torch
+
+    from tenas.scoring.score import Scorer
+
+    warnings.formatwarning = one_line
+    torch.set_num_threads(1)
+    gc.freeze()  # as collector_spared, for as long as the process lives
+    scorer: Scorer | None = None
+    images: np.ndarray | None = None
+    with suppress(EOFError, OSError):  # nobody is left at the other end
+        connection.send_bytes(pickle.dumps(READY))
+        while True:
+            message = connection.recv_bytes()
+            try:
+                kind, content = pickle.loads(message)
+                if kind == "images":
+                    images = content
+                    continue
+                if kind == "task":
+                    assert images is not None
+                    task, card = content
+                    scorer = Scorer(task, images, card, "cpu")
+                    continue
+                assert scorer is not None
+                answer = pickle.dumps([scorer(measurement) for measurement in content])
+            except Exception as error:
+                answer = _pickled(error)
+            connection.send_bytes(answer)
+
+
+def _pickled(error: Exception) -> bytes:
+    """An error for the parent, with the traceback of this process if it is no sentence; its text, if it cannot be sent."""
+    if not isinstance(error, TenasError):
+        error.add_note(f"In a worker process:\n{traceback.format_exc()}")
+    try:
+        found = pickle.dumps(error)
+        pickle.loads(found)  # some can be taken apart, and not put together again
+        return found
+    except Exception:
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+class _Worker:
+    """A process and its pipe. ``doing``: the measurements that it was sent and has not answered."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as pipe:
+            # Of the open file, which both descriptors are of: a worker that is stopped must not stop this process too.
+            pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
+        self.process = context.Process(target=_work, args=(other, os.getpid()), name="tenas worker")
+        # Ctrl-C reaches the whole group of processes. A worker inherits what is blocked, and leaves its end to its parent.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        other.close()
+        self.pid = self.process.pid
+        self.ready = False
+        self.doing: list[Measurement] = []
+        self._images: np.ndarray | None = None
+        self._task: Task | None = None
+        self._seen_stopped = 0
+
+    def give(self, task: "Task", images: np.ndarray, card: Mapping[str, Any], group: list[Measurement]) -> bool:
+        """Send measurements, and before them what has changed since the last ones. Returns whether the process takes them."""
+        self.doing = group
+        try:
+            if self._images is not images:
+                self._send("images", images)
+                self._images = images
+            if self._task is not task:
+                self._send("task", (task, card))
+                self._task = task
+            self._send("measure", group)
+        except OSError:
+            return False
+        return True
+
+    def _send(self, kind: str, content: object) -> None:
+        self.connection.send_bytes(pickle.dumps((kind, content), protocol=pickle.HIGHEST_PROTOCOL))
+
+    def answer(self) -> Any:
+        """What the process has sent; None if it has ended."""
+        try:
+            return pickle.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            return None
+
+    def is_given_up(self) -> bool:
+        """Whether the process has been stopped for STOPPED_SECONDS. Called every LOOK_SECONDS.
+
+        Calls are counted, not time: after Ctrl-Z and fg all processes have been stopped, for as long as that took.
+        """
+        self._seen_stopped = self._seen_stopped + 1 if _is_stopped(self.pid) else 0
+        return self._seen_stopped * LOOK_SECONDS >= STOPPED_SECONDS
+
+    def end(self, patience: float) -> str:
+        """End the process, by force after some seconds. Returns how it ended."""
+        self.connection.close()
+        self.process.join(patience)
+        self.process.kill()
+        self.process.join()
+        code = self.process.exitcode or 0
+        return f"by signal {-code}" if code < 0 else f"with exit code {code}"
+
+
+def _is_stopped(pid: int | None) -> bool:
+    """Whether a process is stopped by a signal. Linux only: elsewhere False."""
+    try:
+        # The name, in parentheses, may contain anything.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
+
+
+class Workers:
+    """``count`` worker processes, started when they are first needed, ended with the block.
+
+    One that dies, or is stopped for long, is replaced, and what it was measuring is measured again, once.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes, whatever they are doing."""
+        for worker in self._workers:
+            worker.connection.close()
+        while self._workers:
+            worker = self._workers.pop()
+            worker.end(0 if worker.doing else 0.5)
+
+    def measure(
+        self,
+        task: "Task",
+        images: np.ndarray,
+        card: Mapping[str, Any],
+        groups: Iterable[Sequence[Measurement]],
+        keep: Callable[[Sequence[Result]], object],
+    ) -> None:
+        """Measure groups of measurements, calling ``keep`` with the results of each as they come.
+
+        Raises TenasError if the worker of a measurement dies twice, and whatever a measurement raises.
+        """
+        waiting: deque[list[Measurement]] = deque(map(list, groups))
+        died: Counter[Measurement | None] = Counter()
+        try:
+            looked = time.monotonic()
+            while waiting or any(worker.doing for worker in self._workers):
+                while len(self._workers) < min(self.count, len(waiting) + sum(bool(worker.doing) for worker in self._workers)):
+                    self._workers.append(_Worker())
+                lost = [
+                    worker
+                    for worker in self._workers
+                    if worker.ready and not worker.doing and waiting and not worker.give(task, images, card, waiting.popleft())
+                ]
+                lost += self._answered(keep)
+                if time.monotonic() - looked >= LOOK_SECONDS:
+                    looked = time.monotonic()
+                    lost += [worker for worker in self._workers if worker not in lost and worker.is_given_up()]
+                for worker in dict.fromkeys(lost):
+                    self._bury(worker, waiting, died)
+        except BaseException:
+            # What is still being measured has nobody left to take it.
+            self.close()
+            raise
+
+    def _answered(self, keep: Callable[[Sequence[Result]], object]) -> list[_Worker]:
+        """Wait for answers and keep them. Returns the workers that have ended."""
+        by_pipe = {worker.connection: worker for worker in self._workers}
+        ended = []
+        for pipe in wait(list(by_pipe), LOOK_SECONDS):
+            assert isinstance(pipe, Connection)
+            worker = by_pipe[pipe]
+            answer = worker.answer()
+            if answer is None:
+                ended.append(worker)
+            elif answer == READY:
+                worker.ready = True
+            elif isinstance(answer, Exception):
+                raise answer
+            else:
+                worker.doing = []
+                keep(answer)
+        return ended
+
+    def _bury(self, worker: _Worker, waiting: deque[list[Measurement]], died: Counter[Measurement | None]) -> None:
+        """Let go of a worker, and have what it was doing done again. Raises TenasError where that has been tried before."""
+        self._workers.remove(worker)
+        stopped = worker.is_given_up()
+        how = worker.end(0 if stopped else 1)
+        if stopped:
+            how = f"after it was stopped for {STOPPED_SECONDS} s"
+        # One that ended before it could do anything: the next one will, once.
+        lost: list[Measurement | None] = [*worker.doing] if worker.ready else [None]
+        died.update(lost)
+        if any(died[measurement] > AGAIN for measurement in lost):
+            raise TenasError(
+                "A worker process was killed twice, probably for want of memory: use fewer 'threads', or a smaller 'batch' (the "
+                f"second one ended {how}). Finished measurements are kept."
+            )
+        if worker.doing:
+            # One by one: only one of them may be at fault.
+            waiting.extendleft([measurement] for measurement in reversed(worker.doing))
+        print(f"tenas: worker process {worker.pid} has ended {how}; another one takes its place.", file=sys.stderr, flush=True)
