@@ -49,6 +49,7 @@ def compiled_jacobian(tape: Tape, logits: Value) -> Tensor:
     assert kernels is not None
     plan = kernels.Plan(tape, logits)
     try:
+        plan.load()
         rows: Tensor = plan.run()
         return rows
     finally:

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from torch import Tensor
 
-from tenas.measures.kernel.cotangents import Base, Cotangent, Dense, Dots, Gathered, Products, Pulled, Scattered
+from tenas.measures.kernel.compiled import passes
+from tenas.measures.kernel.cotangents import Base, Buffer, Cotangent, Dense, Dots, Gathered, Products, Pulled, Scattered
 from tenas.measures.kernel.geometry import Array, Grid, Pair, Window, centre_of, phases_of, products_of
 from tenas.measures.kernel.instructions import (
     Accumulate,
@@ -28,13 +28,15 @@ from tenas.measures.kernel.instructions import (
 )  # fmt: skip
 from tenas.measures.kernel.workspace import LANES, Workspace, address
 from tenas.measures.ntk_rules import RELUS
+from tenas.measures.ntk_tape import Value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     """What fills a base and takes its sums, sample by sample: all instructions for one sample, then for the next.
 
-    ``records``: the instructions as compiled code reads them; the memory is the workspace's and the base's.
+    ``records``: the instructions as compiled code reads them, a part of the plan's table; the memory is the workspace's and the
+    base's.
     """
 
     base: Base
@@ -93,16 +95,16 @@ def _combine(workspace: Workspace, target: Place, cotangent: Cotangent, *, accum
 def _scatter(workspace: Workspace, base: Base, contribution: Scattered) -> list[Instruction]:
     grid = contribution.cotangent.base.grid
     array = workspace.scratch(grid, base.channels)
-    y, x = np.divmod(contribution.indices.numpy(), base.grid.width)
-    positions = (y * base.grid.row + x) * workspace.vector_bytes
     source = workspace.place(array, grid)
+    indices, width, row, vector = contribution.indices, base.grid.width, base.grid.row, workspace.vector_bytes
+    (positions,) = workspace.made(1, lambda: [passes.place_maxima(indices.data.contiguous().numpy(), width, row, vector)])
     return [
         _combine(workspace, source, contribution.cotangent, accumulate=False),
         Scatter(
             workspace.place(base.array, base.grid),
             source,
             _images(base.channels, grid),
-            workspace.keep(positions.astype(np.int32)),
+            positions,
         ),
     ]
 
@@ -141,12 +143,12 @@ def _poolings(workspace: Workspace, base: Base, group: Sequence[Gathered], share
     program: list[Instruction] = []
     # Shares come last, but where nothing is added to the cotangents they are a factor like any other.
     plain = all(contribution.cotangent.coupling is None for contribution in group)
-    shares = workspace.scalars(share)
+    shares = workspace.constant(share)
     for contribution in group:
         step = _combine(workspace, target, contribution.cotangent, accumulate=contribution is not first)
         program.append(step._replace(share=shares) if plain else step)
     if not plain:
-        ones = workspace.scalars(np.ones(base.channels))
+        ones = workspace.constant(np.ones(base.channels))
         program.append(Combine(target, target, _images(base.channels, grid), 0, ones, share=shares))
     if first.mask is None and first.convolution.window == Window((3, 3), 1, (1, 1), 1):
         program.append(Box(workspace.place(base.array, base.grid), target, _images(base.channels, base.grid)))
@@ -157,7 +159,7 @@ def _poolings(workspace: Workspace, base: Base, group: Sequence[Gathered], share
 def _convolutions(workspace: Workspace, base: Base, group: Sequence[Gathered]) -> list[Instruction]:
     cotangent = group[0].cotangent
     if cotangent.coupling is None:
-        weights = [c.convolution.weight * c.cotangent.gain[:, None, None, None] for c in group]
+        weights = [workspace.scaled(c.convolution.weight, c.cotangent.gain[:, None, None, None]) for c in group]
         channels = [c.cotangent.channel for c in group]
         return _gathers(workspace, base, group, weights, cotangent.base.array, channels)
     weights = [contribution.convolution.weight for contribution in group]
@@ -172,7 +174,7 @@ def _convolutions(workspace: Workspace, base: Base, group: Sequence[Gathered]) -
 
 
 def _gathers(
-    workspace: Workspace, base: Base, group: Sequence[Gathered], weights: Sequence[Array], array: Tensor, channels: Sequence[int]
+    workspace: Workspace, base: Base, group: Sequence[Gathered], weights: Sequence[Array], array: Buffer, channels: Sequence[int]
 ) -> list[Instruction]:
     """The instructions that gather from the planes of ``array`` from ``channels`` on: one for each phase of the stride.
 
@@ -182,18 +184,18 @@ def _gathers(
     grid = first.cotangent.base.grid
     groups = first.convolution.groups
     vector = workspace.vector_bytes
-    parts: dict[Pair, list[tuple[Array, Array]]] = {}
+    parts: dict[Pair, list[tuple[Array, Array, Array]]] = {}
     for contribution, weight, channel in zip(group, weights, channels, strict=True):
         convolution = contribution.convolution
         outputs = len(convolution.weight) // convolution.groups
         size = convolution.x.shape[2], convolution.x.shape[3]
+        numbers = convolution.by_group(np.arange(weight.size).reshape(weight.shape))
         for phase in phases_of(convolution.window, outputs, size, grid, vector):
-            taps = convolution.by_group(weight)[:, :, :, phase.rows][..., phase.columns]
-            taps = taps.transpose(0, 2, 1, 3, 4).reshape(base.channels, -1)
-            parts.setdefault(phase.remainders, []).append((phase.offsets + channel * grid.plane * vector, taps))
+            taps = numbers[:, :, :, phase.rows][..., phase.columns].transpose(0, 2, 1, 3, 4).reshape(base.channels, -1)
+            parts.setdefault(phase.remainders, []).append((phase.offsets + channel * grid.plane * vector, taps, weight))
     program: list[Instruction] = []
     for remainders, pieces in parts.items():
-        offsets = np.concatenate([offsets for offsets, _ in pieces]).astype(np.int32)
+        offsets = np.concatenate([offsets for offsets, _, _ in pieces]).astype(np.int32)
         value = first.mask or first.convolution.x
         program.append(
             Gather(
@@ -202,13 +204,28 @@ def _gathers(
                 base.channels,
                 workspace.positions(value, first.mask is not None, first.convolution, remainders, grid),
                 workspace.keep(offsets),
-                workspace.scalars(np.concatenate([taps for _, taps in pieces], axis=1)),
+                _taps(workspace, [(weight, taps) for _, taps, weight in pieces]),
                 taps=len(offsets),
                 group=base.channels // groups,
                 group_stride=len(weights[0]) // groups * grid.plane * vector,
             )
         )
     return program
+
+
+def _taps(workspace: Workspace, pieces: Sequence[tuple[Array, Array]]) -> Address:
+    """The taps of a gather: elements of weights, by number (channels, taps), side by side."""
+    taps = np.empty((len(pieces[0][1]), sum(numbers.shape[1] for _, numbers in pieces)), workspace.dtype)
+
+    def renew() -> None:
+        start = 0
+        for weight, numbers in pieces:
+            stop = start + numbers.shape[1]
+            taps[:, start:stop] = weight.reshape(-1)[numbers]
+            start = stop
+
+    workspace.renew(renew)
+    return workspace.keep(taps)
 
 
 # Sums.
@@ -259,6 +276,14 @@ def _share_products(workspace: Workspace, want: Products, other: Products) -> bo
     return True
 
 
+def _pixels(workspace: Workspace, x: Value, y: int, u: int, stride: int) -> Address:
+    """Every ``stride``th pixel of a value's images, from (y, u) on."""
+    (address,) = workspace.made(
+        1, lambda: [np.ascontiguousarray(x.data[:, :, y::stride, u::stride].numpy(), dtype=workspace.dtype)]
+    )
+    return address
+
+
 def _products(workspace: Workspace, steps: list[Dot | Accumulate], base: Base, want: Products, first_row: int) -> int:
     """Add the instructions that sum g * patch for a convolution. Returns the first row that is free after them."""
     convolution, grid = want.convolution, base.grid
@@ -273,7 +298,7 @@ def _products(workspace: Workspace, steps: list[Dot | Accumulate], base: Base, w
         positions = workspace.positions(x, rectified, convolution, phase.remainders, grid)
         if not rectified:
             (y, u), stride = phase.remainders, convolution.window.stride
-            positions = positions._replace(values=workspace.scalars(x.data[:, :, y::stride, u::stride].numpy()))
+            positions = positions._replace(values=_pixels(workspace, x, y, u, stride))
         steps.append(
             Accumulate(
                 Address((first_row + first) * vector),
