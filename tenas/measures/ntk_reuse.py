@@ -31,7 +31,8 @@ KEPT_BYTES = 2**26
 # Bytes of a record on the tape and of what a plan makes of it besides arrays, about.
 RECORD_BYTES = 2**13
 
-ATOMS = frozenset({int, float, bool, str, type(None)})
+# Attributes that are compared as they are.
+PLAIN = frozenset({int, float, bool, str, type(None), tuple})
 # Attributes of a module that hold tensors or modules. All its other dictionaries are of hooks.
 HELD = ("_parameters", "_buffers", "_modules")
 _RELEASED = torch.empty(0)
@@ -44,7 +45,8 @@ def state_of(network: nn.Module, images: Tensor) -> Hashable | None:
     if _has_any_global_hook() or _get_current_function_mode_stack() or _get_current_dispatch_mode_stack():
         return None
     parts: list[Any] = [images.shape, images.stride(), images.dtype, torch.get_default_dtype()]
-    if not all(_add_state(module, parts) for module in modules_of(network)):
+    known: set[type] = set()
+    if not all(_add_state(module, parts, known) for module in modules_of(network)):
         return None
     try:
         state = tuple(parts)
@@ -54,31 +56,37 @@ def state_of(network: nn.Module, images: Tensor) -> Hashable | None:
     return state
 
 
-def _add_state(module: nn.Module, parts: list[Any]) -> bool:
-    """Add a module's state without its children's; False where it isn't known."""
-    kind, attributes = type(module), vars(module)
-    if not is_known_kind(kind):
-        return False
-    parts += [kind, kind.forward, tuple(attributes)]
+def _add_state(module: nn.Module, parts: list[Any], known: set[type]) -> bool:
+    """Add a module's state without its children's; False where it isn't known. ``known``: classes that have been looked at."""
+    kind, attributes = module.__class__, vars(module)
+    if kind not in known:
+        if not is_known_kind(kind):
+            return False
+        known.add(kind)
+    parts += (kind, kind.forward, *attributes)
     for name, value in attributes.items():
-        if value.__class__ in ATOMS or value.__class__ is tuple:
-            parts.append(value)
-        elif isinstance(value, dict):
-            if not value:
-                continue
-            if name not in HELD:
+        held = value.__class__
+        if held is dict or held is OrderedDict:
+            if value and (name not in HELD or not _add_held(value, parts)):
                 return False
-            for key, held in value.items():
-                parts.append(key)
-                if isinstance(held, Tensor):
-                    if not held.is_cpu or held._backward_hooks or held.is_inference():
-                        return False
-                    # By id: what a recording uses of them it keeps alive. Tensors cannot be compared.
-                    parts += id(held), held.__class__, held.dtype, held.shape, held.requires_grad
-                else:
-                    parts.append(held)
+        elif held in PLAIN:
+            parts.append(value)
         elif not _add(value, parts):
             return False
+    return True
+
+
+def _add_held(held: dict[str, Any], parts: list[Any]) -> bool:
+    """Add a module's parameters, buffers or children."""
+    for name, value in held.items():
+        parts.append(name)
+        if isinstance(value, Tensor):
+            if not value.is_cpu or value._backward_hooks or value.is_inference():
+                return False
+            # By id: what a recording uses of them it keeps alive. Tensors cannot be compared.
+            parts += (id(value), value.__class__, value.dtype, value.shape, value.requires_grad)
+        else:
+            parts.append(value)
     return True
 
 
@@ -88,7 +96,7 @@ def _add(value: Any, parts: list[Any]) -> bool:
     if isinstance(value, list | set):
         parts.append(len(value))
         return all(_add(item, parts) for item in value)
-    if kind in ATOMS or kind is tuple or isinstance(value, nn.Module) or kind.__module__.startswith("tenas.spaces"):
+    if kind in PLAIN or isinstance(value, nn.Module) or kind.__module__.startswith("tenas.spaces"):
         parts.append(value)
         return True
     return False
