@@ -8,9 +8,11 @@ Only for networks of this package's modules and of torch's that they are made of
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from tenas.measures.kernel.plan import Plan
 
 # Bytes of recordings that are kept, about.
-KEPT_BYTES = 2**26
+KEPT_BYTES = 2**27
 # Bytes of a record on the tape and of what a plan makes of it besides arrays, about.
 RECORD_BYTES = 2**13
 
@@ -45,35 +47,65 @@ def state_of(network: nn.Module, images: Tensor) -> Hashable | None:
     if _has_any_global_hook() or _get_current_function_mode_stack() or _get_current_dispatch_mode_stack():
         return None
     parts: list[Any] = [images.shape, images.stride(), images.dtype, torch.get_default_dtype()]
-    known: set[type] = set()
-    if not all(_add_state(module, parts, known) for module in modules_of(network)):
+    if not all(_add_state(module, parts) for module in modules_of(network)):
         return None
     try:
-        state = tuple(parts)
-        hash(state)
+        return State(parts)
     except TypeError:
         return None
-    return state
 
 
-def _add_state(module: nn.Module, parts: list[Any], known: set[type]) -> bool:
-    """Add a module's state without its children's; False where it isn't known. ``known``: classes that have been looked at."""
-    kind, attributes = module.__class__, vars(module)
-    if kind not in known:
+class State:
+    """Thousands of parts, whose hash is computed once. Raises TypeError where a part can't be compared."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = tuple(parts)
+        self.hash = hash(self.parts)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, State) and self.hash == other.hash and self.parts == other.parts
+
+
+def _add_state(module: nn.Module, parts: list[Any]) -> bool:
+    """Add a module's state without its children's; False where it isn't known."""
+    attributes, kind = vars(module), module.__class__
+    key = kind, *attributes
+    layout = LAYOUTS.get(key)
+    if layout is None:
         if not is_known_kind(kind):
             return False
-        known.add(kind)
-    parts += (kind, kind.forward, *attributes)
-    for name, value in attributes.items():
-        held = value.__class__
-        if held is dict or held is OrderedDict:
-            if value and (name not in HELD or not _add_held(value, parts)):
-                return False
-        elif held in PLAIN:
-            parts.append(value)
-        elif not _add(value, parts):
+        layout = LAYOUTS[key] = Layout.of(attributes)
+    plain = layout.plain(attributes)
+    if any(layout.hooks(attributes)) or not PLAIN.issuperset(map(type, plain)):
+        return False
+    parts += (layout, kind.forward, plain)
+    for name in HELD:
+        if attributes[name] and not _add_held(attributes[name], parts):
             return False
-    return True
+    return all(_add(attributes[name], parts) for name in layout.others)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """What modules of a class with the same attributes have where: plain ones, dictionaries of hooks, others.
+
+    A module whose attributes are of other classes than those that the layout was made from has no state that is known.
+    """
+
+    plain: Callable[[dict[str, Any]], tuple[Any, ...]]
+    hooks: Callable[[dict[str, Any]], tuple[Any, ...]]
+    others: list[str]
+
+    @classmethod
+    def of(cls, attributes: dict[str, Any]) -> Layout:
+        left = [name for name in attributes if name not in HELD]
+        plain = [name for name in left if type(attributes[name]) in PLAIN]
+        hooks = [name for name in left if isinstance(attributes[name], dict)]
+        # Two at least of each, in every module of torch: an itemgetter of one gives no tuple.
+        return cls(itemgetter(*plain), itemgetter(*hooks), [name for name in left if name not in (*plain, *hooks)])
 
 
 def _add_held(held: dict[str, Any], parts: list[Any]) -> bool:
@@ -144,6 +176,7 @@ class Recording:
         self.tape, self.plan, self.steps = tape, plan, steps
         self.weights = [leaf for leaf in leaves if leaf.tensor is not images]
         self.images = [leaf for leaf in leaves if leaf.tensor is images]
+        self.made = [output for step in steps for output in step.outputs if output is not None]
         self.nbytes = plan.nbytes + RECORD_BYTES * len(steps)
 
     def run(self, images: Tensor) -> Tensor:
@@ -166,7 +199,7 @@ class Recording:
         self.plan.release()
         for record in self.tape.records:
             record.cache.pop("norm", None)
-        for value in (*self.images, *(value for step in self.steps for value in step.outputs if value is not None)):
+        for value in (*self.images, *self.made):
             value.tensor = _RELEASED
 
     def close(self) -> None:
@@ -252,4 +285,6 @@ class Shelf:
                     oldest.close()
 
 
+# By class and names of attributes, of the few known classes only.
+LAYOUTS: dict[tuple[Any, ...], Layout] = {}
 SHELF = Shelf(KEPT_BYTES)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tenas.measures.kernel.geometry import Array, Grid, Window
-from tenas.measures.kernel.instructions import Address
+from tenas.measures.kernel.instructions import Address, Images
 from tenas.measures.ntk_tape import Value
 
 
@@ -87,6 +87,11 @@ class Base:
         """The array without its border."""
         h = self.grid.halo
         return self.array.tensor[:, :, h : h + self.grid.height, h : h + self.grid.width]
+
+
+def images_of(channels: int, grid: Grid) -> Images:
+    """What an instruction goes over in arrays of a grid."""
+    return Images(channels, grid.height, grid.width)
 
 
 class Coupling(NamedTuple):

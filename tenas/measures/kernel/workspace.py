@@ -42,15 +42,22 @@ class Arrays:
     def __init__(self, most: int) -> None:
         self.most = most
         self.free: dict[tuple[int, int, Grid, torch.dtype], list[Tensor]] = {}
+        self.bytes = 0
 
     def take(self, n: int, channels: int, grid: Grid, dtype: torch.dtype) -> Tensor:
         held = self.free.get((n, channels, grid, dtype))
-        return held.pop() if held else _zeros(n, channels, grid=grid, dtype=dtype)
+        if not held:
+            return _zeros(n, channels, grid=grid, dtype=dtype)
+        array = held.pop()
+        self.bytes -= array.nbytes
+        return array
 
     def give(self, array: Tensor, grid: Grid) -> None:
-        if array.nbytes + sum(a.nbytes for held in self.free.values() for a in held) > self.most:
+        if array.nbytes + self.bytes > self.most:
             self.free.clear()
+            self.bytes = 0
         if array.nbytes <= self.most:
+            self.bytes += array.nbytes
             self.free.setdefault((array.shape[0], array.shape[1], grid, array.dtype), []).append(array)
 
 
