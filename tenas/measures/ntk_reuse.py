@@ -22,7 +22,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from tenas.measures.common import modules_of, name_of
+from tenas.measures.common import collector_paused, modules_of, name_of
 from tenas.measures.ntk_tape import Record, Tape, Value, aten, is_known_kind, substitute
 
 if TYPE_CHECKING:
@@ -185,14 +185,15 @@ class Recording:
             value.tensor = images
         for value in (*self.weights, *self.images):
             value.version = value.tensor._version
-        try:
-            with torch.no_grad():
-                for step in self.steps:
-                    step()
-            self.plan.load()
-            return self.plan.run()
-        finally:
-            self.release()
+        with collector_paused():
+            try:
+                with torch.no_grad():
+                    for step in self.steps:
+                        step()
+                self.plan.load()
+                return self.plan.run()
+            finally:
+                self.release()
 
     def release(self) -> None:
         """Let go of the values of a run."""
