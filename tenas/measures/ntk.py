@@ -94,22 +94,29 @@ def ntk_gram(
 
     Source: TE-NAS (Chen, Gong, Wang, ICLR 2021), section 3.1.1; the sum over logits follows its released code.
     """
+    may_loop = implementation == "auto"
     if compiled is not None:
         warnings.warn("'compiled' of ntk_gram is deprecated: pass implementation=.", DeprecationWarning, stacklevel=3)
         implementation = "auto" if compiled else "batched"
     if implementation not in get_args(Implementation):
         raise one_of("implementation of the kernel", implementation, get_args(Implementation))
-    return _gram(network, images, chunk, implementation)
+    return _gram(network, images, chunk, implementation, may_loop=may_loop)
 
 
-def _gram(network: nn.Module, images: Tensor, chunk: int | None, implementation: Implementation) -> Tensor:
-    """``ntk_gram``, for whoever is ``measuring`` already."""
+def _gram(
+    network: nn.Module,
+    images: Tensor,
+    chunk: int | None = None,
+    implementation: Implementation = "auto",
+    *,
+    may_loop: bool = True,
+) -> Tensor:
+    """``ntk_gram``, for whoever is ``measuring`` already. ``may_loop``: fall back on the plain loop."""
     state = ntk_reuse.state_of(network, images) if chunk is None and implementation in ("auto", "compiled") else None
     if state is not None and (recording := ntk_reuse.SHELF.take(network, state)) is not None:
         rows = recording.run(images)
         ntk_reuse.SHELF.give(network, state, recording)
         return ntk_engine.gram_of_rows(rows)
-    may_loop = implementation == "auto"
     parameters = checked_parameters(network, images)
     if chunk is not None and chunk < 1:
         raise TenasError(f"A chunk is at least 1 cotangent, not {chunk}.")
@@ -252,7 +259,7 @@ def ntk_condition_number(network: nn.Module, images: Tensor) -> float:
 
     Source: TE-NAS, section 3.1.1, equation 3.
     """
-    return condition_number(_gram(network, images, None, "auto"), dtype=gradient_dtype(network))
+    return condition_number(_gram(network, images), dtype=gradient_dtype(network))
 
 
 def gradient_dtype(network: nn.Module) -> torch.dtype:
