@@ -15,37 +15,44 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.side_by_side import Workers, table
 from tenas.measures import ntk_engine
 from tenas.measures.ntk import ntk_gram, ntk_gram_by_loop, ntk_parameters, undisturbed
 from tenas.measures.ntk_tape import aten
-from tenas.networks import Supernet
+from tenas.networks import Network, Supernet
 from tenas.spaces import get_space
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-# Space, channels, cells, images.
+# Space, channels, cells, images: of the supernet, or after a slash of a discrete cell, the same one each time.
 CASES = [
     ("nas-bench-201", 3, 1, 72),
     ("nas-bench-201", 3, 1, 32),
     ("nas-bench-201", 3, 1, 16),
     ("darts", 1, 2, 14),
     ("darts", 1, 2, 24),
+    ("nas-bench-201/cell", 3, 5, 16),
+    ("nas-bench-201/cell", 16, 5, 16),
 ]
 WAYS = {"loop": ntk_gram_by_loop, "ours": ntk_gram}
 
 
 def network_and_images(
     space: str, channels: int, cells: int, n: int, operators: int | None = None
-) -> tuple[Supernet, torch.Tensor]:
-    """A supernet of a search, with all operators but ``none`` or the last few of them, and a random batch."""
+) -> tuple[nn.Module, torch.Tensor]:
+    """A supernet of a search, with all operators but ``none`` or the last few of them, or a cell, and a random batch."""
     torch.manual_seed(0)
-    space = get_space(space)
+    name, _, cell = space.partition("/")
+    space = get_space(name)
     active = [name for name in space.operators if name != "none"]
     kept = active if operators is None else active[-operators:]
     mask = space.full_mask(exclude=[name for name in space.operators if name not in kept])
-    network = Supernet(space, mask, channels=channels, cells=cells, classes=10)
+    shape = {"channels": channels, "cells": cells, "classes": 10}
+    genotype = space.random_genotype(mask, np.random.default_rng(3))
+    network = Network(genotype, **shape) if cell else Supernet(space, mask, **shape)
     return network, torch.randn(n, 3, 32, 32)
 
 
@@ -104,7 +111,7 @@ def compare(cases: Sequence[tuple[str, int, int, int]], rounds: int, least: floa
                     f"{speed / peak:.0%}",
                 ]
             )
-    header = ["supernet", f"loop, {CORES} threads", f"loop, {CORES} processes", "ours", "ratio", "GFLOP", "GFLOP/s", "of peak"]
+    header = ["network", f"loop, {CORES} threads", f"loop, {CORES} processes", "ours", "ratio", "GFLOP", "GFLOP/s", "of peak"]
     print(f"Kernels per second, {CORES} cores busy. Matrix products reach {peak:.0f} GFLOP/s, float32.\n")
     print(table(header, rows))
 

@@ -53,13 +53,26 @@ def _outside_inference(value: Any) -> Any:
 
 def check_network(network: nn.Module) -> None:
     """Raise TenasError for parameters without values, and for those that autograd refuses."""
-    if not any(is_lazy(tensor) or tensor.is_inference() for tensor in (*network.parameters(), *network.buffers())):
-        return  # names take several times as long to find
+    tensors = (t for m in modules_of(network) for held in (m._parameters, m._buffers) for t in held.values() if t is not None)
+    if not any(is_lazy(tensor) or tensor.is_inference() for tensor in tensors):
+        return  # names take ten times as long to find
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if is_lazy(tensor):
             raise TenasError(f"The network's {name} has no values yet: run a batch through its lazy modules first.")
         if tensor.is_inference():
             raise TenasError(f"The network's {name} was made in torch.inference_mode(), without gradients: make it outside.")
+
+
+def modules_of(network: nn.Module) -> Iterator[nn.Module]:
+    """``network.modules()`` in another order, several times as fast."""
+    left, seen = [network], {id(network)}
+    while left:
+        module = left.pop()
+        yield module
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                left.append(child)
 
 
 def scripted(network: nn.Module) -> str | None:

@@ -1,14 +1,16 @@
 """The empirical neural tangent kernel at initialisation and its condition number: trainability (TE-NAS, section 3.1.1)."""
 
+import functools
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from tenas.errors import TenasError, one_of
-from tenas.measures import ntk_engine
+from tenas.measures import ntk_engine, ntk_reuse
 from tenas.measures.common import collector_paused, computed_weights, measuring, undisturbed
 from tenas.measures.ntk_tape import UntraceableError, check_traceable, is_known
 from tenas.measures.threads import full_precision, one_thread
@@ -49,7 +51,11 @@ def ntk_parameters(network: nn.Module) -> list[nn.Parameter]:
 
     No biases: the choice of TE-NAS's released code, which the published figures come from. No frozen weights.
     """
-    return [p for name, p in network.named_parameters() if name.rpartition(".")[2] == "weight" and p.requires_grad]
+    return list(_weights(network))
+
+
+def _weights(network: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for name, p in network.named_parameters() if name.rpartition(".")[2] == "weight" and p.requires_grad)
 
 
 @measuring
@@ -94,6 +100,23 @@ def ntk_gram(
         implementation = "auto" if compiled else "batched"
     if implementation not in get_args(Implementation):
         raise one_of("implementation of the kernel", implementation, get_args(Implementation))
+    return _gram(network, images, chunk, implementation, may_loop=may_loop)
+
+
+def _gram(
+    network: nn.Module,
+    images: Tensor,
+    chunk: int | None = None,
+    implementation: Implementation = "auto",
+    *,
+    may_loop: bool = True,
+) -> Tensor:
+    """``ntk_gram``, for whoever is ``measuring`` already. ``may_loop``: fall back on the plain loop."""
+    state = ntk_reuse.state_of(network, images) if chunk is None and implementation in ("auto", "compiled") else None
+    if state is not None and (recording := ntk_reuse.SHELF.take(network, state)) is not None:
+        rows = recording.run(images)
+        ntk_reuse.SHELF.give(network, state, recording)
+        return ntk_engine.gram_of_rows(rows)
     parameters = checked_parameters(network, images)
     if chunk is not None and chunk < 1:
         raise TenasError(f"A chunk is at least 1 cotangent, not {chunk}.")
@@ -121,7 +144,8 @@ def ntk_gram(
             if batched or reason is not None:
                 rows = ntk_engine.batched_jacobian(tape, logits, chunk=chunk)
             else:
-                rows = ntk_engine.compiled_jacobian(tape, logits)
+                keep = functools.partial(ntk_reuse.keep, network, state, images, tape)
+                rows = ntk_engine.compiled_jacobian(tape, logits, keep)
             if not is_known(network) and not _agrees(rows, sums, parameters):
                 raise UntraceableError("its gradients are others than autograd's")
             return ntk_engine.gram_of_rows(rows)
@@ -130,7 +154,7 @@ def ntk_gram(
             warnings.warn(
                 f"The kernel of this network takes one backward pass per sample, {len(images)} instead of one: {error}.",
                 PlainLoopWarning,
-                stacklevel=3,  # of whoever called ntk_gram: measuring lies between
+                stacklevel=4,  # of whoever called ntk_gram: measuring lies between
             )
             return ntk_gram_by_loop(network, images)
         raise TenasError(f"The pass cannot be replayed, which only 'auto' and 'loop' can do without: {error}.") from error
@@ -189,7 +213,7 @@ def checked_parameters(network: nn.Module, images: Tensor) -> list[nn.Parameter]
             f"The weight of {computed[0]} is computed from parameters of other names, and the kernel is over those named weight: "
             "it leaves that layer out.",
             LeftOutWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     parameters = ntk_parameters(network)
     if not parameters:
@@ -236,9 +260,9 @@ def ntk_condition_number(network: nn.Module, images: Tensor) -> float:
 
     Source: TE-NAS, section 3.1.1, equation 3.
     """
-    return condition_number(ntk_gram(network, images), dtype=gradient_dtype(network))
+    return condition_number(_gram(network, images), dtype=gradient_dtype(network))
 
 
 def gradient_dtype(network: nn.Module) -> torch.dtype:
     """The dtype that the network's gradients have: that of its weights."""
-    return next((p.dtype for p in ntk_parameters(network)), torch.float64)
+    return next((p.dtype for p in _weights(network)), torch.float64)

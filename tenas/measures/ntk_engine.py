@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from tenas.measures.ntk_reverse import empty_rows, sweep
 from tenas.measures.ntk_tape import Tape, Value, aten
+
+if TYPE_CHECKING:
+    from tenas.measures.kernel import Plan
 
 # On a CPU a chunk's largest cotangent should stay in the cache; passes over it run several times slower from memory.
 CACHE_BYTES = 8 * 2**20
@@ -49,19 +53,27 @@ def recorded(
             logits = network(images)
         yield tape, tape.output(logits)
     finally:
-        tape.close()
+        if not tape.kept:
+            tape.close()
 
 
-def compiled_jacobian(tape: Tape, logits: Value) -> Tensor:
-    """The gradients of all samples' sums of logits, a row each: (n, parameters). Only of what is not ``unsuited``."""
+def compiled_jacobian(tape: Tape, logits: Value, keep: Callable[[Plan], bool] = lambda plan: False) -> Tensor:
+    """The gradients of all samples' sums of logits, a row each: (n, parameters). Only of what is not ``unsuited``.
+
+    ``keep``: whether the plan is kept to be run again, by whom it was given to; else it is closed.
+    """
     kernels = _kernels()
     assert kernels is not None
     plan = kernels.Plan(tape, logits)
     try:
+        plan.load()
         rows: Tensor = plan.run()
+        if not keep(plan):
+            plan.close()
         return rows
-    finally:
+    except BaseException:
         plan.close()
+        raise
 
 
 def batched_jacobian(tape: Tape, logits: Value, *, chunk: int | None = None) -> Tensor:

@@ -32,8 +32,12 @@ KNOWN = (
 
 def is_known(network: nn.Module) -> bool:
     """Whether a network is made of this package's modules, and of torch's that they are made of, and of nothing else."""
-    kinds = {type(module) for module in network.modules()}
-    return all(kind in KNOWN or kind.__module__.startswith("tenas.") for kind in kinds)
+    return all(is_known_kind(kind) for kind in {type(module) for module in network.modules()})
+
+
+def is_known_kind(kind: type[nn.Module]) -> bool:
+    """``is_known`` of a class of modules."""
+    return kind in KNOWN or kind.__module__.startswith("tenas.")
 
 
 def check_traceable(network: nn.Module) -> None:
@@ -103,7 +107,7 @@ def substitute(arg: Any, leaf: Any) -> Any:
 
 
 class Tape(TorchDispatchMode):
-    """Records a forward pass. ``records`` are the operators that a weight reaches, in the order they ran.
+    """Records a forward pass. ``records`` are the operators that a weight reaches, in the order they ran; ``every`` are all.
 
     The pass runs with autograd on, so that what is cut from the graph by ``no_grad`` or ``detach`` is cut here as well,
     and that gradients which are not the operators' own (custom functions, hooks) can be told.
@@ -115,6 +119,8 @@ class Tape(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.faster = faster or {}
         self.records: list[Record] = []
+        self.every: list[Record] = []
+        self.kept = False
         self._values: dict[int, Value] = {}
         self._storages: dict[int, list[Value]] = {}
         self._unindexed: list[Value] = []
@@ -132,11 +138,20 @@ class Tape(TorchDispatchMode):
                 raise UntraceableError("a hook changes a gradient")
         return self._values.get(id(tensor)) or self._enter(tensor, active=False)
 
+    def keep(self) -> None:
+        """Outlive the block that it was recorded in, until ``close``."""
+        self.kept = True
+        self.every.clear()
+        self._values.clear()
+        self._storages.clear()
+        self._unindexed.clear()
+
     def close(self) -> None:
         """Break the cycles of values and records, so that their memory is free at once and not when it is collected."""
-        for record in self.records:
+        for record in (*self.records, *self.every):
             record.args, record.kwargs, record.inputs, record.outputs, record.cache = (), {}, [], [], {}
         self.records.clear()
+        self.every.clear()
         self._values.clear()
         self._storages.clear()
         self._unindexed.clear()
@@ -166,6 +181,7 @@ class Tape(TorchDispatchMode):
                 raise UntraceableError("it computes with complex numbers")
             differentiable = active and tensor.dtype.is_floating_point
             record.outputs.append(self._enter(tensor, differentiable, record if active else None))
+        self.every.append(record)
         if active:
             for value in inputs:
                 value.uses.append(record)

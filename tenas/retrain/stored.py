@@ -29,8 +29,8 @@ def save_network(
     """Write a network without its auxiliary head.
 
     ``shape``: arguments of Network besides the genotype. ``side``: of the images. ``mean`` and ``std``: of each channel, for
-    values in [0, 1]. ``class_names``: of each logit, if the classes have names. Equal networks give equal bytes, and the last ones
-    are a hash of the others.
+    values in [0, 1]. ``class_names``: of each logit, if the classes have names. Equal networks give equal bytes, of which the
+    last ones are a hash of the others.
     """
     weights = {
         name: value.detach().to("cpu").contiguous()

@@ -165,11 +165,10 @@ class Scorer:
 def in_groups(task: Task, measurements: Sequence[Measurement], most: int) -> list[list[Measurement]]:
     """Order measurements and split them where nothing is shared, into groups of at most ``most``.
 
-    Measurements of a cell with networks of the same size follow each other, so that the network is built once. The order is
-    unchanged otherwise.
+    Measurements of a cell with networks of the same size follow each other, so that the network is built once; so do those of a
+    trial by one measure on images, whose pass is recorded once (``tenas.measures.ntk_reuse``). The order is unchanged otherwise.
     """
-    if not isinstance(task.subjects, Cells):
-        return [[measurement] for measurement in measurements]
+    trials = not isinstance(task.subjects, Cells)
     shapes = {}
     for reference, settings in task.measures.items():
         measure = get_measure(reference)
@@ -177,7 +176,9 @@ def in_groups(task: Task, measurements: Sequence[Measurement], most: int) -> lis
     groups: dict[tuple[Any, ...], list[Measurement]] = {}
     for measurement in measurements:
         subject, name, repeat = measurement
-        key = (name, repeat) if shapes[name] is None else (subject, shapes[name])
+        key: tuple[Any, ...] = (subject, name if trials else shapes[name])
+        if shapes[name] is None:
+            key = measurement if trials else (name, repeat)
         groups.setdefault(key, []).append(measurement)
     return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 

@@ -22,12 +22,14 @@ from tenas.measures import ntk_engine
 from tenas.measures.kernel import Plan, dump
 from tenas.measures.kernel.compiled import jit, operations, passes, record, vector
 from tenas.measures.kernel.compiled.loops import padded
+from tenas.measures.kernel.cotangents import Buffer
 from tenas.measures.kernel.geometry import Grid
 from tenas.measures.kernel.instructions import (
     COLUMNS,
     NOWHERE,
     OPERATIONS,
     Accumulate,
+    Address,
     Box,
     Combine,
     Data,
@@ -59,6 +61,7 @@ class Array:
         n, channels, height, width = shape
         self.workspace = workspace
         self.grid = Grid.of(height, width, halo)
+        self.channels = channels
         self.tensor = torch.full((n, channels, height + 2 * halo, width + 2 * halo, LANES), 7.0, dtype=torch.float64)
         self.whole = self.tensor.numpy()
         self.pixels = self.whole[:, :, halo : halo + height, halo : halo + width]
@@ -66,10 +69,13 @@ class Array:
         self.before = self.pixels.copy()
 
     def place(self, **where: int):
-        return self.workspace.place(self.tensor, self.grid, **where)
+        return self.workspace.place(self.buffer(), self.grid, **where)
 
     def corner(self):
-        return self.workspace.corner(self.tensor, self.grid)
+        return self.workspace.corner(self.buffer(), self.grid)
+
+    def buffer(self) -> Buffer:
+        return Buffer(self.channels, self.grid, True, Address(self.tensor.data_ptr()))
 
     def address(self, c: int, y: int, x: int) -> int:
         """Bytes from the corner of channel 0 to a pixel."""
@@ -338,7 +344,10 @@ def test_instructions_run_in_order_for_a_sample_and_then_for_the_next():
             Combine(target.place(), there, Images(2, 4, 4), 0, ones),
         ]
     )
+    space.load()
+    space.link(program.view(np.int64))()
     operations.run(TEMPLATE, program, 0, 3)
+    space.release()
     target.check(source.before)
 
 
@@ -501,6 +510,7 @@ def test_a_listing_knows_every_instruction_and_all_of_its_memory():
     images = torch.randn(2, 3, 8, 8)
     with ntk_engine.recorded(network, images, ntk_parameters(network)) as (tape, logits):
         plan = Plan(tape, logits)
+        plan.load()
         listings = [dump(program) for program in plan.programs]
         plan.run()
         assert [dump(program) for program in plan.programs] == listings

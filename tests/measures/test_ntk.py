@@ -20,7 +20,7 @@ from torch.nn import functional
 from torchvision.models import resnet18
 
 from tenas.errors import TenasError
-from tenas.measures import ntk_engine
+from tenas.measures import ntk_engine, ntk_reuse
 from tenas.measures.ntk import condition_number, ntk_condition_number, ntk_gram, ntk_gram_by_loop, ntk_parameters
 from tenas.networks import Supernet
 from tenas.spaces import Mask, get_space
@@ -440,7 +440,8 @@ def test_other_instructions_give_the_same_kappa_to_rounding():
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nothing_is_left_for_the_garbage_collector(way):
+def test_nothing_is_left_for_the_garbage_collector(way, monkeypatch):
+    monkeypatch.setattr(ntk_reuse, "SHELF", ntk_reuse.Shelf(0))  # without what is kept for the network's next kernel
     network = Supernet("nas-bench-201", channels=2, cells=1, classes=3)
     images = torch.randn(4, 3, 8, 8)
     gc.collect()

@@ -207,6 +207,7 @@ def test_gradients_are_those_of_autograd(op, data, n, channels, height, width, s
     with ntk_engine.recorded(network, images, ntk_parameters(network)) as (tape, logits):
         made = plan.Plan(tape, logits)
         assert (op in made.left_to_torch) == (op not in COMPILED)
+        made.load()
         compiled = made.run()
         made.close()
     assert (compiled - expected).abs().max() / scale < 1e-11

@@ -8,7 +8,23 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tenas.measures.kernel.geometry import Array, Grid, Window
+from tenas.measures.kernel.instructions import Address, Images
 from tenas.measures.ntk_tape import Value
+
+
+@dataclasses.dataclass(eq=False)
+class Buffer:
+    """Memory for cotangents: of all samples or, as scratch, of one at a time.
+
+    ``tensor``: (n or 1, channels, height + 2 halo, width + 2 halo, lanes), another one each time the plan is loaded, wherefore
+    ``address`` is of a region (``workspace``).
+    """
+
+    channels: int
+    grid: Grid
+    samples: bool
+    address: Address
+    tensor: Tensor = dataclasses.field(init=False)
 
 
 @dataclasses.dataclass(eq=False)
@@ -52,7 +68,7 @@ class Dots:
 class Base:
     """A value's cotangents in an array of their own, and the sums over the batch that are wanted of them.
 
-    ``array``: (n, channels, height + 2 halo, width + 2 halo, lanes), used from step ``created`` to step ``last``.
+    ``array``: used from step ``created`` to step ``last``.
     ``sums``: (rows, lanes) in float64, the first rows the plain sums of each channel, if a batch normalisation
     asks for them (``normalised``); ``part``: those of some samples. All three come with the base's program.
     """
@@ -63,14 +79,19 @@ class Base:
     last: int = 0
     wants: list[Products | Dots] = dataclasses.field(default_factory=list)
     normalised: bool = False
-    array: Tensor = dataclasses.field(init=False)
+    array: Buffer = dataclasses.field(init=False)
     part: Array = dataclasses.field(init=False)
     sums: Array = dataclasses.field(init=False)
 
     def interior(self) -> Tensor:
         """The array without its border."""
         h = self.grid.halo
-        return self.array[:, :, h : h + self.grid.height, h : h + self.grid.width]
+        return self.array.tensor[:, :, h : h + self.grid.height, h : h + self.grid.width]
+
+
+def images_of(channels: int, grid: Grid) -> Images:
+    """What an instruction goes over in arrays of a grid."""
+    return Images(channels, grid.height, grid.width)
 
 
 class Coupling(NamedTuple):
@@ -94,10 +115,6 @@ class Cotangent:
     gain: Array
     coupling: Coupling | None = None
     products: Products | None = None
-
-    def scaled(self, factor: float) -> Cotangent:
-        """That of a value whose cotangent is this one's times ``factor``. Only without coupling."""
-        return Cotangent(self.base, self.channel, self.gain * factor)
 
 
 # The contributions to a cotangent. ``mask``: the output of a ReLU, where it is zero nothing is contributed.
@@ -129,7 +146,7 @@ class Scattered:
     """Through the transpose of a max pooling: to where each maximum was."""
 
     cotangent: Cotangent
-    indices: Tensor
+    indices: Value
     mask: Value | None = None
 
 

@@ -19,7 +19,7 @@ def dump(program: Program) -> str:
     ``array0[2, -1, -1]`` is channel 2 of the first array of cotangents, one row above and one column left of the image, where
     the border begins. ``scratch`` arrays hold one sample, ``sums[5]`` is row 5 of the base's sums. Of lists of numbers the first
     few are shown, and how many there are; of tables the shape. Of positions the number, per image where all images have the
-    same. Only while the program's plan is open.
+    same. Only while the program's plan is loaded.
     """
     base, workspace = program.base, program.workspace
     names = _Names([Region("sums", address(base.part), base.part.nbytes), *workspace.regions()], workspace.vector_bytes)

@@ -60,9 +60,12 @@ class Pull:
 class Plan:
     """The reverse pass of a tape for a vector of cotangents: planned once, run for each chunk of LANES samples.
 
+    What is planned depends on the tape's operators and shapes alone. ``load`` takes what the tape's values hold at present,
+    ``run`` is then the pass, and ``release`` lets go of them; with other values in the same tape all three can be called again.
+
     For rules: ``cotangent`` of a record's output, ``add`` to what its inputs get, ``steps``, ``workspace``, and ``gradients``
     (parameters' elements, lanes), of which a parameter has the rows ``columns[parameter]``. ``left_to_torch``: the operators
-    that go through plain torch, in the order of the pass.
+    that go through plain torch, in the order of the pass. ``reusable``: whether nothing planned depends on values.
     """
 
     def __init__(self, tape: Tape, logits: Value) -> None:
@@ -76,8 +79,10 @@ class Plan:
         self.steps: list[Step] = []
         self.bases: list[Base] = []
         self.pulls: list[Pull] = []
+        self.table_bytes = 0
         self.contributions: dict[Value, list[Contribution]] = {logits: [FromTorch()]}
         self.left_to_torch: list[object] = []
+        self.reusable = True
         for record in reversed(tape.records):
             if any(output in self.contributions for output in record.outputs):
                 rule = RULES.get(record.op)
@@ -86,6 +91,34 @@ class Plan:
         self.workspace.place_bases(self.bases)
         for pull in self.pulls:
             pull.program = assemble(self.workspace, pull.base, pull.contributions)
+        self._link = self._tabulate()
+
+    def _tabulate(self) -> Callable[[], None]:
+        """Put the instructions of all programs into one table. Returns what writes the addresses of a run into it."""
+        if not self.pulls:
+            return lambda: None
+        table = np.concatenate([program.records for program in self.programs])
+        self.table_bytes = table.nbytes
+        start = 0
+        for pull in self.pulls:
+            stop = start + len(pull.program.records)
+            pull.program = dataclasses.replace(pull.program, records=table[start:stop])
+            start = stop
+        return self.workspace.link(table.view(np.int64))
+
+    def load(self) -> None:
+        """Take what the values of the tape hold."""
+        self.workspace.load()
+        self._link()
+
+    def release(self) -> None:
+        """Give the arrays of a run back."""
+        self.workspace.release()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the plan keeps between runs."""
+        return self.workspace.nbytes + self.table_bytes + self.gradients.nbytes
 
     def run(self) -> Tensor:
         """The gradients of all samples' sums of logits, a row each: (n, parameters)."""
@@ -103,7 +136,7 @@ class Plan:
         return rows
 
     def close(self) -> None:
-        """Give the arrays back for the next plan, and break the cycles that would keep everything else until collected."""
+        """``release``, and break the cycles that would keep everything else until collected."""
         self.workspace.close()
         self.steps.clear()
         self.bases.clear()
@@ -201,9 +234,9 @@ class Plan:
         cotangent = self.cotangent(value, plain=True)
         base, channel = cotangent.base, cotangent.channel
         base.last = len(self.steps)
-        gain = torch.from_numpy(cotangent.gain).to(self.workspace.torch_dtype).view(-1, 1, 1)
 
         def step(cotangents: dict[Value, Tensor], lanes: int) -> None:
+            gain = torch.from_numpy(cotangent.gain).to(self.workspace.torch_dtype).view(-1, 1, 1)
             g = base.interior()[:, channel : channel + len(gain), ..., :lanes]
             cotangents[value] = g.permute(4, 0, 1, 2, 3) * gain
 

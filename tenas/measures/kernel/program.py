@@ -6,35 +6,32 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from torch import Tensor
 
-from tenas.measures.kernel.cotangents import Base, Cotangent, Dense, Dots, Gathered, Products, Pulled, Scattered
-from tenas.measures.kernel.geometry import Array, Grid, Pair, Window, centre_of, phases_of, products_of
+from tenas.measures.kernel.compiled import passes
+from tenas.measures.kernel.cotangents import Base, Buffer, Cotangent, Dense, Gathered, Pulled, Scattered, images_of
+from tenas.measures.kernel.geometry import Array, Pair, Window, phases_of
 from tenas.measures.kernel.instructions import (
-    Accumulate,
     Address,
     Box,
     Combine,
-    Dot,
     Gather,
-    Images,
     Instruction,
     Mask,
     Place,
     Scatter,
-    Sum,
     Zero,
     pack,
 )  # fmt: skip
-from tenas.measures.kernel.workspace import LANES, Workspace, address
-from tenas.measures.ntk_rules import RELUS
+from tenas.measures.kernel.sums import sums_of
+from tenas.measures.kernel.workspace import Workspace
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     """What fills a base and takes its sums, sample by sample: all instructions for one sample, then for the next.
 
-    ``records``: the instructions as compiled code reads them; the memory is the workspace's and the base's.
+    ``records``: the instructions as compiled code reads them, a part of the plan's table; the memory is the workspace's and the
+    base's.
     """
 
     base: Base
@@ -53,7 +50,7 @@ def assemble(workspace: Workspace, base: Base, contributions: Sequence[Pulled]) 
     others = [c for c in contributions if not isinstance(c, Gathered)]
     others.sort(key=lambda c: (c.mask is None, isinstance(c, Scattered)))
     masks = [c.mask for c in others if c.mask is not None]
-    target, images = workspace.place(base.array, base.grid), _images(base.channels, base.grid)
+    target, images = workspace.place(base.array, base.grid), images_of(base.channels, base.grid)
     stored = bool(others) and isinstance(others[0], Dense) and others[0].cotangent.base.grid[:2] == base.grid[:2]
     if contributions and not stored:
         program.append(Zero(target, images))
@@ -66,12 +63,8 @@ def assemble(workspace: Workspace, base: Base, contributions: Sequence[Pulled]) 
         if index + 1 == len(masks):
             program.append(Mask(target, images, workspace.data(masks[0])))
     program += _gathered(workspace, base, gathered)
-    program += _sums(workspace, base)
+    program += sums_of(workspace, base)
     return Program(base, program, pack(program), workspace)
-
-
-def _images(channels: int, grid: Grid) -> Images:
-    return Images(channels, grid.height, grid.width)
 
 
 def _combine(workspace: Workspace, target: Place, cotangent: Cotangent, *, accumulate: bool) -> Combine:
@@ -80,7 +73,7 @@ def _combine(workspace: Workspace, target: Place, cotangent: Cotangent, *, accum
     instruction = Combine(
         target,
         workspace.place(base.array, base.grid, channel=cotangent.channel),
-        _images(len(cotangent.gain), base.grid),
+        images_of(len(cotangent.gain), base.grid),
         int(accumulate),
         workspace.scalars(cotangent.gain),
     )
@@ -93,16 +86,16 @@ def _combine(workspace: Workspace, target: Place, cotangent: Cotangent, *, accum
 def _scatter(workspace: Workspace, base: Base, contribution: Scattered) -> list[Instruction]:
     grid = contribution.cotangent.base.grid
     array = workspace.scratch(grid, base.channels)
-    y, x = np.divmod(contribution.indices.numpy(), base.grid.width)
-    positions = (y * base.grid.row + x) * workspace.vector_bytes
     source = workspace.place(array, grid)
+    indices, width, row, vector = contribution.indices, base.grid.width, base.grid.row, workspace.vector_bytes
+    (positions,) = workspace.made(1, lambda: [passes.place_maxima(indices.data.contiguous().numpy(), width, row, vector)])
     return [
         _combine(workspace, source, contribution.cotangent, accumulate=False),
         Scatter(
             workspace.place(base.array, base.grid),
             source,
-            _images(base.channels, grid),
-            workspace.keep(positions.astype(np.int32)),
+            images_of(base.channels, grid),
+            positions,
         ),
     ]
 
@@ -141,15 +134,15 @@ def _poolings(workspace: Workspace, base: Base, group: Sequence[Gathered], share
     program: list[Instruction] = []
     # Shares come last, but where nothing is added to the cotangents they are a factor like any other.
     plain = all(contribution.cotangent.coupling is None for contribution in group)
-    shares = workspace.scalars(share)
+    shares = workspace.constant(share)
     for contribution in group:
         step = _combine(workspace, target, contribution.cotangent, accumulate=contribution is not first)
         program.append(step._replace(share=shares) if plain else step)
     if not plain:
-        ones = workspace.scalars(np.ones(base.channels))
-        program.append(Combine(target, target, _images(base.channels, grid), 0, ones, share=shares))
+        ones = workspace.constant(np.ones(base.channels))
+        program.append(Combine(target, target, images_of(base.channels, grid), 0, ones, share=shares))
     if first.mask is None and first.convolution.window == Window((3, 3), 1, (1, 1), 1):
-        program.append(Box(workspace.place(base.array, base.grid), target, _images(base.channels, base.grid)))
+        program.append(Box(workspace.place(base.array, base.grid), target, images_of(base.channels, base.grid)))
         return program
     return program + _gathers(workspace, base, [first], [first.convolution.weight], array, [0])
 
@@ -157,7 +150,7 @@ def _poolings(workspace: Workspace, base: Base, group: Sequence[Gathered], share
 def _convolutions(workspace: Workspace, base: Base, group: Sequence[Gathered]) -> list[Instruction]:
     cotangent = group[0].cotangent
     if cotangent.coupling is None:
-        weights = [c.convolution.weight * c.cotangent.gain[:, None, None, None] for c in group]
+        weights = [workspace.scaled(c.convolution.weight, c.cotangent.gain[:, None, None, None]) for c in group]
         channels = [c.cotangent.channel for c in group]
         return _gathers(workspace, base, group, weights, cotangent.base.array, channels)
     weights = [contribution.convolution.weight for contribution in group]
@@ -172,7 +165,7 @@ def _convolutions(workspace: Workspace, base: Base, group: Sequence[Gathered]) -
 
 
 def _gathers(
-    workspace: Workspace, base: Base, group: Sequence[Gathered], weights: Sequence[Array], array: Tensor, channels: Sequence[int]
+    workspace: Workspace, base: Base, group: Sequence[Gathered], weights: Sequence[Array], array: Buffer, channels: Sequence[int]
 ) -> list[Instruction]:
     """The instructions that gather from the planes of ``array`` from ``channels`` on: one for each phase of the stride.
 
@@ -182,18 +175,18 @@ def _gathers(
     grid = first.cotangent.base.grid
     groups = first.convolution.groups
     vector = workspace.vector_bytes
-    parts: dict[Pair, list[tuple[Array, Array]]] = {}
+    parts: dict[Pair, list[tuple[Array, Array, Array]]] = {}
     for contribution, weight, channel in zip(group, weights, channels, strict=True):
         convolution = contribution.convolution
         outputs = len(convolution.weight) // convolution.groups
         size = convolution.x.shape[2], convolution.x.shape[3]
+        numbers = convolution.by_group(np.arange(weight.size).reshape(weight.shape))
         for phase in phases_of(convolution.window, outputs, size, grid, vector):
-            taps = convolution.by_group(weight)[:, :, :, phase.rows][..., phase.columns]
-            taps = taps.transpose(0, 2, 1, 3, 4).reshape(base.channels, -1)
-            parts.setdefault(phase.remainders, []).append((phase.offsets + channel * grid.plane * vector, taps))
+            taps = numbers[:, :, :, phase.rows][..., phase.columns].transpose(0, 2, 1, 3, 4).reshape(base.channels, -1)
+            parts.setdefault(phase.remainders, []).append((phase.offsets + channel * grid.plane * vector, taps, weight))
     program: list[Instruction] = []
     for remainders, pieces in parts.items():
-        offsets = np.concatenate([offsets for offsets, _ in pieces]).astype(np.int32)
+        offsets = np.concatenate([offsets for offsets, _, _ in pieces]).astype(np.int32)
         value = first.mask or first.convolution.x
         program.append(
             Gather(
@@ -202,7 +195,7 @@ def _gathers(
                 base.channels,
                 workspace.positions(value, first.mask is not None, first.convolution, remainders, grid),
                 workspace.keep(offsets),
-                workspace.scalars(np.concatenate([taps for _, taps in pieces], axis=1)),
+                _taps(workspace, [(weight, taps) for _, taps, weight in pieces]),
                 taps=len(offsets),
                 group=base.channels // groups,
                 group_stride=len(weights[0]) // groups * grid.plane * vector,
@@ -211,82 +204,16 @@ def _gathers(
     return program
 
 
-# Sums.
+def _taps(workspace: Workspace, pieces: Sequence[tuple[Array, Array]]) -> Address:
+    """The taps of a gather: elements of weights, by number (channels, taps), side by side."""
+    taps = np.empty((len(pieces[0][1]), sum(numbers.shape[1] for _, numbers in pieces)), workspace.dtype)
 
+    def renew() -> None:
+        start = 0
+        for weight, numbers in pieces:
+            stop = start + numbers.shape[1]
+            taps[:, start:stop] = weight.reshape(-1)[numbers]
+            start = stop
 
-def _sums(workspace: Workspace, base: Base) -> list[Instruction]:
-    # After the sums of the channels, a row that stays zero: that of taps which never meet a pixel.
-    rows = base.channels + 1
-    steps: list[Dot | Accumulate] = []
-    done: list[Products] = []
-    # Large kernels first: the products of a 1x1 convolution are among those of a larger one with the same input.
-    for want in sorted(base.wants, key=lambda w: -w.convolution.weight[0, 0].size if isinstance(w, Products) else 0):
-        if isinstance(want, Dots):
-            want.row = rows
-            source = workspace.place(base.array, base.grid, channel=want.channel)
-            images = _images(want.z.shape[1], base.grid)
-            steps.append(Dot(Address(rows * workspace.vector_bytes), source, images, workspace.data(want.z)))
-            rows += images.channels
-        elif not any(_share_products(workspace, want, other) for other in done):
-            done.append(want)
-            rows = _products(workspace, steps, base, want, rows)
-    base.part = np.zeros((rows if base.wants else 0, LANES), workspace.dtype)
-    base.sums = np.zeros(base.part.shape)
-    start = address(base.part)
-    program: list[Instruction] = []
-    if base.normalised:
-        program.append(Sum(start, workspace.place(base.array, base.grid), _images(base.channels, base.grid)))
-    return program + [step._replace(target=Address(start + step.target)) for step in steps]
-
-
-def _share_products(workspace: Workspace, want: Products, other: Products) -> bool:
-    """Whether ``other`` has the sums that ``want`` asks for; if so, say in which rows."""
-    a, b = want.convolution, other.convolution
-    if want.channel != other.channel or workspace.same_rectified(a.x) is not workspace.same_rectified(b.x):
-        return False
-    centre = centre_of(b.window)
-    if (
-        centre is None
-        or centre_of(a.window) is None
-        or a.weight.shape[2:] not in ((1, 1), b.weight.shape[2:])
-        or (a.weight.shape[2:] == b.weight.shape[2:] and a.window != b.window)
-        or a.groups != b.groups
-        or a.weight.shape[:2] != b.weight.shape[:2]
-    ):
-        return False
-    y, x = centre
-    want.rows = other.rows if a.weight.shape == b.weight.shape else other.rows[:, :, y : y + 1, x : x + 1]
-    return True
-
-
-def _products(workspace: Workspace, steps: list[Dot | Accumulate], base: Base, want: Products, first_row: int) -> int:
-    """Add the instructions that sum g * patch for a convolution. Returns the first row that is free after them."""
-    convolution, grid = want.convolution, base.grid
-    x = workspace.same_rectified(convolution.x)
-    rectified = x.producer is not None and x.producer.op in RELUS
-    channels, groups = x.shape[1], convolution.groups
-    vector = workspace.vector_bytes
-    table, phases = products_of(
-        convolution.window, convolution.weight.shape, channels, (x.shape[2], x.shape[3]), grid, vector
-    )  # fmt: skip
-    for phase, first, offsets in phases:
-        positions = workspace.positions(x, rectified, convolution, phase.remainders, grid)
-        if not rectified:
-            (y, u), stride = phase.remainders, convolution.window.stride
-            positions = positions._replace(values=workspace.scalars(x.data[:, :, y::stride, u::stride].numpy()))
-        steps.append(
-            Accumulate(
-                Address((first_row + first) * vector),
-                workspace.corner(base.array, grid, channel=want.channel),
-                channels,
-                positions,
-                workspace.keep(offsets),
-                taps=len(phase.offsets),
-                padded_taps=len(offsets),
-                runs=int(phase.runs),
-                group=channels // groups,
-                group_stride=len(table) // groups * grid.plane * vector,
-            )
-        )
-    want.rows = np.where(table < 0, base.channels, table + first_row)
-    return first_row + sum(channels * len(offsets) for _, _, offsets in phases)
+    workspace.renew(renew)
+    return workspace.keep(taps)

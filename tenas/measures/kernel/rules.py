@@ -59,10 +59,17 @@ def batch_norm(plan: Plan, record: Record) -> bool:
         products = Products(cotangent.channel, convolution)
         base.wants.append(products)
     base.normalised = True
-    mean, inverse, gain = (t.numpy().astype(np.float64) for t in (norm.mean, norm.inverse_deviation, norm.gain()))
-    gain = gain * scale
-    shift, slope = np.zeros((2, len(gain) if norm.coupled else 0, LANES), plan.workspace.dtype)
-    coupling = Coupling(shift, slope, norm.z) if norm.coupled else None
+    mean, inverse, gain = np.empty((3, len(scale)))
+
+    def renew() -> None:
+        norm = BatchNorm(record)
+        mean[:], inverse[:] = norm.mean.numpy(), norm.inverse_deviation.numpy()
+        np.multiply(norm.gain().numpy(), scale, out=gain)
+
+    plan.workspace.renew(renew)
+    count, coupled = norm.count, norm.coupled
+    shift, slope = np.zeros((2, len(gain) if coupled else 0, LANES), plan.workspace.dtype)
+    coupling = Coupling(shift, slope, norm.z) if coupled else None
     gradient = plan.gradients[plan.columns[norm.weight]] if norm.weight in plan.columns else NO_TABLE
     weight = NO_TABLE if convolution is None else convolution.weight.reshape(len(gain), -1)
     offset = np.zeros(len(gain)) if convolution is None else convolution.bias
@@ -71,7 +78,7 @@ def batch_norm(plan: Plan, record: Record) -> bool:
         rows = NO_ROWS if products is None else products.rows.reshape(weight.shape)
         passes.normalise(
             base.sums, cotangent.channel, 0 if dots is None else dots.row, rows, weight, offset, mean, inverse, gain,
-            norm.count, norm.coupled, shift, slope, gradient, scale,
+            count, coupled, shift, slope, gradient, scale,
         )  # fmt: skip
 
     plan.steps.append(step)
@@ -94,8 +101,14 @@ def _convolution_of(plan: Plan, record: Record) -> Convolution | None:
             and (weight in plan.columns or not weight.active)
             and not (bias is not None and bias.active)
         ):
-            table = weight.data.numpy().astype(np.float64)
-            offset = np.zeros(len(table)) if bias is None else bias.data.numpy().astype(np.float64)
+            table, offset = np.empty(weight.shape), np.zeros(weight.shape[0])
+
+            def renew() -> None:
+                table[:] = weight.data.numpy()
+                if bias is not None:
+                    offset[:] = bias.data.numpy()
+
+            plan.workspace.renew(renew)
             record.cache["convolution"] = Convolution(x, record.out, window, groups, table, offset)
     found: Convolution | None = record.cache["convolution"]
     return found
@@ -141,12 +154,17 @@ def _weight_gradient(plan: Plan, cotangent: Cotangent, products: Products, gradi
 
 def _forward_products(plan: Plan, convolution: Convolution) -> tuple[Array, Array]:
     """The sums over the batch of patch and of z * patch, for a convolution's output z: (channels, elements) each."""
-    window = convolution.window
-    z, x = (value.data.contiguous().numpy() for value in (convolution.out, convolution.x))
-    patches, products = passes.forward_products(
-        plan.template, z, x, convolution.groups, window.stride, window.kernel, window.padding, window.dilation
-    )
-    return patches.reshape(len(patches), -1), products.reshape(len(products), -1)
+    window, weight = convolution.window, convolution.weight
+    patches, products = np.empty((2, *weight.shape[:2], weight[0, 0].size))
+
+    def renew() -> None:
+        z, x = (value.data.contiguous().numpy() for value in (convolution.out, convolution.x))
+        patches[:], products[:] = passes.forward_products(
+            plan.template, z, x, convolution.groups, window.stride, window.kernel, window.padding, window.dilation
+        )
+
+    plan.workspace.renew(renew)
+    return patches.reshape(len(weight), -1), products.reshape(len(weight), -1)
 
 
 def relu(plan: Plan, record: Record) -> bool:
@@ -168,8 +186,14 @@ def add(plan: Plan, record: Record) -> bool:
         return False
     cotangent = plan.cotangent(out, plain=True)
     for value, factor in terms:
-        plan.add(value, Dense(cotangent.scaled(factor)))
+        plan.add(value, Dense(_scaled(plan, cotangent, factor)))
     return True
+
+
+def _scaled(plan: Plan, cotangent: Cotangent, factor: float) -> Cotangent:
+    """That of a value whose cotangent is this one's times ``factor``. Only without coupling."""
+    gain = cotangent.gain if factor == 1 else plan.workspace.scaled(cotangent.gain, factor)
+    return Cotangent(cotangent.base, cotangent.channel, gain)
 
 
 def scale(plan: Plan, record: Record) -> bool:
@@ -178,10 +202,11 @@ def scale(plan: Plan, record: Record) -> bool:
         if second.active or second.tensor.numel() != 1:
             return False
         second = second.data.item()
+        plan.reusable = False
     if record.kwargs or first.shape != record.out.shape:
         return False
     cotangent = plan.cotangent(record.out, plain=True)
-    plan.add(first, Dense(cotangent.scaled(1 / second if record.op in DIVISIONS else second)))
+    plan.add(first, Dense(_scaled(plan, cotangent, 1 / second if record.op in DIVISIONS else second)))
     return True
 
 
@@ -228,5 +253,5 @@ def max_pool(plan: Plan, record: Record) -> bool:
     out, indices = record.outputs
     if out is None or indices is None:
         return False
-    plan.add(record.args[0], Scattered(plan.cotangent(out), indices.data))
+    plan.add(record.args[0], Scattered(plan.cotangent(out), indices))
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tenas.measures.kernel.compiled import passes
-from tenas.measures.kernel.cotangents import Base, Convolution
+from tenas.measures.kernel.cotangents import Base, Buffer, Convolution
 from tenas.measures.kernel.geometry import Array, Grid, Pair
 from tenas.measures.kernel.instructions import NOWHERE, Address, Data, Place, Positions
 from tenas.measures.ntk_rules import RELUS
@@ -20,6 +20,8 @@ from tenas.measures.ntk_tape import Value
 LANES = 8
 # Bytes of arrays that are kept from one kernel to the next.
 KEPT_BYTES = 2**28
+# An address below 2**48 is one. Above, what is over these bits numbers a region, which lies elsewhere in each run of the plan.
+REGION_BITS = 48
 
 
 def address(array: Array) -> Address:
@@ -40,15 +42,22 @@ class Arrays:
     def __init__(self, most: int) -> None:
         self.most = most
         self.free: dict[tuple[int, int, Grid, torch.dtype], list[Tensor]] = {}
+        self.bytes = 0
 
     def take(self, n: int, channels: int, grid: Grid, dtype: torch.dtype) -> Tensor:
         held = self.free.get((n, channels, grid, dtype))
-        return held.pop() if held else _zeros(n, channels, grid=grid, dtype=dtype)
+        if not held:
+            return _zeros(n, channels, grid=grid, dtype=dtype)
+        array = held.pop()
+        self.bytes -= array.nbytes
+        return array
 
     def give(self, array: Tensor, grid: Grid) -> None:
-        if array.nbytes + sum(a.nbytes for held in self.free.values() for a in held) > self.most:
+        if array.nbytes + self.bytes > self.most:
             self.free.clear()
+            self.bytes = 0
         if array.nbytes <= self.most:
+            self.bytes += array.nbytes
             self.free.setdefault((array.shape[0], array.shape[1], grid, array.dtype), []).append(array)
 
 
@@ -68,6 +77,10 @@ class Region(NamedTuple):
 class Workspace:
     """Arrays, scratch arrays and constants of one plan, for batches of ``n`` images.
 
+    A plan is made once and run many times. What lies elsewhere in each run (arrays of cotangents, values of the forward pass,
+    lists of positions) is a region: its addresses are numbers of the region until ``link`` writes in where it is. What follows
+    from values and has a fixed size is an array of the plan's own, which a function fills anew (``renew``).
+
     ``halos``: the border that images of each size need, none where a size isn't there.
     """
 
@@ -78,12 +91,16 @@ class Workspace:
         self.vector_bytes = self.dtype.itemsize * LANES
         self._halos = halos
         self._grids: dict[torch.Size, Grid] = {}
-        self._arrays: list[tuple[Tensor, Grid]] = []
-        self._scratches: dict[tuple[Grid, int], Tensor] = {}
+        self._arrays: list[Buffer] = []
+        self._scratches: dict[tuple[Grid, int], Buffer] = {}
         self._constants: list[Array] = []
-        self._values: list[Tensor] = []
+        self._data: dict[Value, Data] = {}
         self._rectified: dict[Value, Value] = {}
         self._positions: dict[tuple[Value | None, Grid, int, Pair, Grid], Positions] = {}
+        self._renewals: list[Callable[[], None]] = []
+        # By number of the region: where it starts, and what keeps it alive, both of the present run. There is no region 0.
+        self._starts = [0]
+        self._held: dict[int, Array | Tensor] = {}
 
     def grid(self, value: Value) -> Grid:
         """Where the pixels of a value's cotangents lie."""
@@ -98,41 +115,87 @@ class Workspace:
             return self._rectified.setdefault(value.producer.args[0], value)
         return value
 
+    # What changes from run to run.
+
+    def renew(self, function: Callable[[], None]) -> None:
+        """Call ``function`` each time the forward pass has left other values, after those that are here already."""
+        self._renewals.append(function)
+
+    def region(self) -> Address:
+        """The start of a new region."""
+        self._starts.append(0)
+        return Address((len(self._starts) - 1) << REGION_BITS)
+
+    def load(self) -> None:
+        """Get arrays for a run, and whatever follows from the values of the forward pass."""
+        for buffer in self._buffers():
+            buffer.tensor = ARRAYS.take(self.n if buffer.samples else 1, buffer.channels, buffer.grid, self.torch_dtype)
+            self._starts[buffer.address >> REGION_BITS] = buffer.tensor.data_ptr()
+        for renewal in self._renewals:
+            renewal()
+
+    def link(self, table: Array) -> Callable[[], None]:
+        """A function that writes the present addresses into a table of instructions, in the place of those of regions."""
+        flat = table.reshape(-1)
+        places = np.flatnonzero(flat >> REGION_BITS)
+        regions, offsets = flat[places] >> REGION_BITS, flat[places] & (1 << REGION_BITS) - 1
+
+        def write() -> None:
+            flat[places] = np.array(self._starts, np.int64)[regions] + offsets
+
+        return write
+
+    def release(self) -> None:
+        """Give the arrays back for the next run, of whichever plan, and let go of the forward pass."""
+        for buffer in self._buffers():
+            if "tensor" in vars(buffer):
+                ARRAYS.give(buffer.tensor, buffer.grid)
+                del buffer.tensor
+        self._held.clear()
+
+    def close(self) -> None:
+        """``release``, and break cycles."""
+        self.release()
+        self._renewals.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """The plan's own memory, not that of a run."""
+        return sum(array.nbytes for array in self._constants)
+
     # Arrays of cotangents.
+
+    def _buffers(self) -> Iterator[Buffer]:
+        yield from self._arrays
+        yield from self._scratches.values()
 
     def place_bases(self, bases: Iterable[Base]) -> None:
         """Give each base an array; one of the same shape that is no longer used is used again."""
-        free: dict[tuple[int, Grid], list[tuple[int, Tensor]]] = {}
+        free: dict[tuple[int, Grid], list[tuple[int, Buffer]]] = {}
         for base in bases:
             held = free.setdefault((base.channels, base.grid), [])
             index = next((i for i, (last, _) in enumerate(held) if last < base.created), None)
             if index is None:
-                array = ARRAYS.take(self.n, base.channels, base.grid, self.torch_dtype)
-                self._arrays.append((array, base.grid))
+                array = Buffer(base.channels, base.grid, True, self.region())
+                self._arrays.append(array)
             else:
                 array = held.pop(index)[1]
             held.append((base.last, array))
             base.array = array
 
-    def close(self) -> None:
-        """Give the arrays back for the next plan."""
-        for array, grid in self._arrays:
-            ARRAYS.give(array, grid)
-        self._arrays.clear()
-
-    def scratch(self, grid: Grid, channels: int) -> Tensor:
+    def scratch(self, grid: Grid, channels: int) -> Buffer:
         """An array that holds something between two instructions, the same for all samples."""
         if (grid, channels) not in self._scratches:
-            self._scratches[grid, channels] = _zeros(channels, grid=grid, dtype=self.torch_dtype)
+            self._scratches[grid, channels] = Buffer(channels, grid, False, self.region())
         return self._scratches[grid, channels]
 
-    def place(self, array: Tensor, grid: Grid, *, channel: int = 0, y: int = 0, x: int = 0) -> Place:
+    def place(self, array: Buffer, grid: Grid, *, channel: int = 0, y: int = 0, x: int = 0) -> Place:
         """Where pixel (y, x) of a channel is. A scratch array is the same for all samples."""
         plane = grid.plane * self.vector_bytes
-        start = array.data_ptr() + channel * plane + (grid.first + y * grid.row + x) * self.vector_bytes
-        return Place(Address(start), array.shape[1] * plane if array.ndim == 5 else 0, plane, grid.row * self.vector_bytes)
+        start = array.address + channel * plane + (grid.first + y * grid.row + x) * self.vector_bytes
+        return Place(Address(start), array.channels * plane if array.samples else 0, plane, grid.row * self.vector_bytes)
 
-    def corner(self, array: Tensor, grid: Grid, *, channel: int = 0) -> Place:
+    def corner(self, array: Buffer, grid: Grid, *, channel: int = 0) -> Place:
         """Where the border of a channel begins, which positions and offsets of convolutions count from."""
         return self.place(array, grid, channel=channel, y=-grid.halo, x=-grid.halo)
 
@@ -143,15 +206,53 @@ class Workspace:
         self._constants.append(array)
         return address(array)
 
-    def scalars(self, array: Array) -> Address:
-        """The address of an array in the dtype of the cotangents."""
+    def constant(self, array: Array) -> Address:
+        """The address of an array that stays as it is, in the dtype of the cotangents."""
         return self.keep(np.ascontiguousarray(array, dtype=self.dtype))
+
+    def scalars(self, array: Array) -> Address:
+        """The address of an array that is renewed, in the dtype of the cotangents."""
+        copy = np.empty(array.shape, self.dtype)
+        self.renew(lambda: np.copyto(copy, array, casting="same_kind"))
+        return self.keep(copy)
+
+    def scaled(self, array: Array, factor: float | Array) -> Array:
+        """A renewed array times a number, or times another renewed array."""
+        product = np.empty(array.shape)
+
+        def renew() -> None:
+            np.multiply(array, factor, out=product)
+
+        self.renew(renew)
+        return product
+
+    def made(self, count: int, make: Callable[[], Sequence[Array]]) -> list[Address]:
+        """The addresses of ``count`` arrays that each run makes."""
+        addresses = [self.region() for _ in range(count)]
+        numbers = [address >> REGION_BITS for address in addresses]
+
+        def hold() -> None:
+            for number, array in zip(numbers, make(), strict=True):
+                self._held[number] = array
+                self._starts[number] = address(array)
+
+        self.renew(hold)
+        return addresses
 
     def data(self, value: Value) -> Data:
         """A value of the forward pass."""
-        data = value.data.contiguous()
-        self._values.append(data)
-        return Data(Address(data.data_ptr()), value.tensor[0].numel() * self.dtype.itemsize)
+        if value not in self._data:
+            start = self.region()
+            number = start >> REGION_BITS
+
+            def hold() -> None:
+                data = value.data.contiguous()
+                self._held[number] = data
+                self._starts[number] = data.data_ptr()
+
+            self.renew(hold)
+            self._data[value] = Data(start, value.tensor[0].numel() * self.dtype.itemsize)
+        return self._data[value]
 
     def positions(self, value: Value, rectified: bool, convolution: Convolution, remainders: Pair, grid: Grid) -> Positions:
         """Where ``value``, an input of a convolution, has something to send to or take from the output's ``grid``.
@@ -163,11 +264,14 @@ class Workspace:
         if key not in self._positions:
             height, width = value.shape[2:]
             if rectified:
-                images = value.data.contiguous().numpy().reshape(-1, height, width)
-                arrays = passes.list_positions(
-                    images, stride, *remainders, own.row, own.first, grid.row, grid.first, self.vector_bytes
-                )  # fmt: skip
-                targets, sources, values, starts = map(self.keep, arrays)
+
+                def listed() -> tuple[Array, ...]:
+                    images = value.data.contiguous().numpy().reshape(-1, height, width)
+                    return passes.list_positions(
+                        images, stride, *remainders, own.row, own.first, grid.row, grid.first, self.vector_bytes
+                    )
+
+                targets, sources, values, starts = self.made(4, listed)
                 self._positions[key] = Positions(targets, sources, values, starts, dense=0)
             else:
                 y, x = np.arange(remainders[0], height, stride)[:, None], np.arange(remainders[1], width, stride)
@@ -177,12 +281,12 @@ class Workspace:
         return self._positions[key]
 
     def regions(self) -> Iterator[Region]:
-        """All of this memory by name, for listings of programs."""
-        for number, (tensor, grid) in enumerate(self._arrays):
-            yield Region(f"array{number}", tensor.data_ptr(), tensor.nbytes, grid)
-        for number, ((grid, _), tensor) in enumerate(self._scratches.items()):
-            yield Region(f"scratch{number}", tensor.data_ptr(), tensor.nbytes, grid)
-        for tensor in self._values:
-            yield Region("value", tensor.data_ptr(), tensor.nbytes, values=tensor.numpy())
+        """All of this memory by name, for listings of programs; only of a plan that is loaded."""
+        for name, buffers in (("array", self._arrays), ("scratch", self._scratches.values())):
+            for number, buffer in enumerate(buffers):
+                yield Region(f"{name}{number}", buffer.address, buffer.tensor.nbytes, buffer.grid)
+        for number, held in self._held.items():
+            array = held.numpy() if isinstance(held, Tensor) else held
+            yield Region("value", Address(number << REGION_BITS), array.nbytes, values=array)
         for array in self._constants:
             yield Region("constant", address(array), array.nbytes, values=array)

@@ -59,6 +59,21 @@ def list_positions(
 
 
 @compiled
+def place_maxima(indices: Array, width: int, row: int, size: int) -> Array:
+    """Where the maxima of a pooling are, given as numbers of pixels in images of a width, in byte offsets.
+
+    In an array of vectors: ``row`` is how many places a row has, ``size`` the bytes of a vector.
+    """
+    places = np.empty(indices.size, np.int32)
+    flat = indices.reshape(-1)
+    for i in range(len(flat)):
+        pixel = np.uint32(flat[i])
+        y = pixel // np.uint32(width)
+        places[i] = (y * np.uint32(row) + pixel - y * np.uint32(width)) * np.uint32(size)
+    return places
+
+
+@compiled
 def normalise(
     sums: Array, first_sum: int, products: int, rows: Array, weight: Array, bias: Array, mean: Array, inverse: Array, gain: Array,
     count: int, coupled: bool, shift: Array, slope: Array, gradient: Array, scale: Array,
