@@ -79,8 +79,8 @@ def alone(folder: Path, part: str = "") -> Iterator[bool]:
     that names its owner; one that a killed process has left is nobody's. On a file system without locks there is none, which is
     said.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path, waited = folder / f".{part}.lock" if part else folder / ".lock", False
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     while (file := _try(path)) is None:
         if not waited:
             print(f"tenas: {folder / part} is being written by {_owner(path)}: waiting for it.", file=sys.stderr, flush=True)
@@ -97,12 +97,20 @@ def alone(folder: Path, part: str = "") -> Iterator[bool]:
         # While it is held: whoever has opened it finds that it is no longer the file of that name.
         path.unlink(missing_ok=True)
         file.close()
+        # What was refused leaves no empty folder.
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
 
 
 def _try(path: Path) -> IO[str] | None:
     """Take the lock that is a file; None if another process has it."""
     while True:
-        file = path.open("a+", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except FileNotFoundError:
+            continue  # who had it has removed the folder, which was empty
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

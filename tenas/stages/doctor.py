@@ -11,6 +11,10 @@ def doctor(
     """Say what this machine is, which device each stage would use and why, and what is wrong: then the exit status is 2.
 
     Computes a small NTK by the compiled kernels, on a GPU where there is one, and by the plain loop, and compares them.
+
+    Examples:
+        tenas doctor
+        tenas doctor --data data
     """
     from tenas.doctor import examine, report
     from tenas.errors import TenasError

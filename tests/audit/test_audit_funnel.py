@@ -81,9 +81,9 @@ def clean(run: Path = RUN, **given: object) -> list[str]:
 def test_a_finished_funnel_is_clean(copy):
     found = audit(RUN)
     assert (found.faults, found.notes) == ({}, [])
-    # Settings, limits, first mask; two rounds of sample, scores, record, ranking, shortlist; three trainings of metrics and
-    # history, ranking, finalists; genotype, drawing; images, labels, card.
-    assert found.files == 3 + 2 * 5 + 3 * 2 + 2 + 2 + 3
+    # Settings, limits, first mask; two rounds of sample, scores, record, ranking, shortlist; three trainings of metrics,
+    # history and checkpoint, ranking, finalists; genotype, drawing; images, labels, card.
+    assert found.files == 3 + 2 * 5 + 3 * 3 + 2 + 2 + 3
     assert found.trail[2].startswith("limits found/limits.json: at most ")
     assert f"  genotype {read_json(SEED / 'genotype.json', 'genotype')['arch']}" in found.trail
 

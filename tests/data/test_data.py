@@ -438,7 +438,7 @@ def test_a_preparation_that_fails_half_way_leaves_no_card(tmp_path):
     prepare({"source": "digits", "images": 40}, tmp_path)
     (tmp_path / "preview.png").unlink()
     (tmp_path / "preview.png").mkdir()
-    with pytest.raises(OSError, match=r"preview\.png"):
+    with pytest.raises(TenasError, match=r"preview\.png"):
         prepare({"source": "digits", "images": 50}, tmp_path)
     assert listing(tmp_path) == ["images.npy", "labels.npy", "preview.png"]
     with pytest.raises(TenasError, match=r"card\.json"):

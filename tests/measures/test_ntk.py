@@ -447,8 +447,10 @@ def test_nothing_is_left_for_the_garbage_collector(way, monkeypatch):
     gc.collect()
     gc.disable()
     try:
+        before = set(map(id, gc.get_objects()))
         ntk_gram(network, images, **WAYS[way])
-        left = [type(o).__name__ for o in gc.get_objects() if str(type(o).__module__).startswith("tenas.measures.")]
+        after = [type(o) for o in gc.get_objects() if id(o) not in before]
+        left = [kind.__name__ for kind in after if str(kind.__module__).startswith("tenas.measures.")]
     finally:
         gc.enable()
     assert not {"Tape", "Value", "Record", "Plan", "Base", "Convolution"} & set(left)

@@ -130,11 +130,11 @@ def test_accuracies_of_the_benchmark_have_columns_of_their_own(tmp_path):
         folder = save_seed(tmp_path / "run", seed, shards={1: [1.0]}, accuracy=90.0 + 2 * seed)
         write_json(folder / "benchmark.json", look_up(load_genotype(ARCHS[seed]), index))
     columns, rows = summarise(tmp_path / "run", [1, 0])
-    assert columns[8:] == [
+    assert columns[9:] == [
         "cifar10_test", "cifar10_test_rank", "cifar10_test_regret",
         "cifar100_test", "cifar100_test_rank", "cifar100_test_regret",
     ]  # fmt: skip
-    assert [list(row.values())[8:] for row in rows] == [[91.5, 3, 2.0, 69.0, 2, 1.0], [90.5, 4, 3.0, 70.0, 1, 0.0]]
+    assert [list(row.values())[9:] for row in rows] == [[91.5, 3, 2.0, 69.0, 2, 1.0], [90.5, 4, 3.0, 70.0, 1, 0.0]]
 
     text = show(tmp_path / "run")
     assert "cifar10_test 91.50 %, rank 3 of 5, 2.00 below the best" in text

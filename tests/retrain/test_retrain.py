@@ -151,7 +151,7 @@ def test_batches_are_equal_but_for_one_image(count, most):
     assert len(parts) == math.ceil(count / most)
 
 
-PLAIN_STEP = {"precision": "fp32", "label_smoothing": 0.0, "clip": None, "auxiliary": 0.0}
+PLAIN_STEP = {"compile": False, "precision": "fp32", "label_smoothing": 0.0, "clip": None, "auxiliary": 0.0}
 NO_SCALER = GradScaler("cpu", enabled=False)
 
 
