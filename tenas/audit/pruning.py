@@ -50,8 +50,9 @@ def _tell(step: Step, rows: Sequence[Mapping[str, Any]], scores: Scores, subject
             # One repeat has no error.
             error = f" +- {row[f'{name}_se']:.2g}" if row[f"{name}_se"] != "" else ""
             changes.append(f"{name} {row[f'{name}_change']:+.4g}{error} (rank {row[f'{name}_rank']:g})")
+        share = "" if row["pruned_share"] == "" else f" share {row['pruned_share']:.2f}"
         step.tell(
-            f"    {cell}{row['target']}<-{row['source']} loses {row['operator']:<13} share {row['pruned_share']:.2f}: "
+            f"    {cell}{row['target']}<-{row['source']} loses {row['operator']:<13}{share}: "
             f"{', '.join(changes)}; rows {scores.places(row['trial'])}, "
             f"whole {scores.places(subjects.whole(row['trial']))}"
         )
