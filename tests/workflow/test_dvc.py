@@ -22,7 +22,8 @@ MEASURES = ("activations", "costs", "ntk", "regions", "synaptic_flow")
 def allowed_rules(commands: list[str]) -> set[str]:
     """Of a stage's commands, the first of which checks the configuration."""
     assert re.fullmatch(r"python -m tenas\.config config/[\w-]+\.yaml", commands[0])
-    return {name for found in re.findall(r"--allowed-rules ((?: ?\w+)+)", " ".join(commands[1:])) for name in found.split()}
+    found = [re.search(r"--allowed-rules ((?: ?\w+)+)", command)[1] for command in commands[1:]]
+    return set(" ".join(found).split())
 
 
 def outputs(stage: str) -> set[str]:
