@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent
 PROJECT = PACKAGE / "project" if (PACKAGE / "project").is_dir() else PACKAGE.parent
 # Modules that only read, write, check, report or find other modules: they change no result.
 NO_RESULT = frozenset(
-    {"__init__.py", "api.py", "cli.py", "code.py", "errors.py", "files.py", "layout.py", "locks.py",
+    {"__init__.py", "api.py", "boundary.py", "cli.py", "code.py", "errors.py", "files.py", "layout.py", "locks.py",
      "machine.py", "progress.py", "provenance.py", "references.py", "settings", "stages/types.py"}
 )  # fmt: skip
 
