@@ -125,6 +125,22 @@ def test_a_search_and_a_study_in_one_archive(funnel, tmp_path, monkeypatch):
     assert audit(tmp_path / "both.tar.xz", table=funnel / "table.csv").faults == {}
 
 
+@pytest.mark.slow
+def test_the_records_behind_the_published_figures_are_sound(tmp_path, monkeypatch):
+    """Searches by one commit: every decision is as recorded, and the claims page follows from them."""
+    monkeypatch.chdir(tmp_path)
+    records = ROOT / "docs/searches.tar.xz"
+    found = audit(records)
+    assert found.faults == {}
+    assert found.files > 1400
+    with tarfile.open(records) as archive:
+        archive.extractall("records", filter="data")
+    runs = sorted(os.listdir("records/runs"))
+    command = ["claims", str(ROOT / "config/claims.yaml"), "--results", "records/runs", "--tested", *runs]
+    assert main([*command, "--out", "claims.json", "--page", "claims.md"]) == 0
+    assert Path("claims.md").read_text() == (ROOT / "docs/claims.md").read_text()
+
+
 def test_the_commit_is_that_of_the_code():
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode or not (ROOT / ".git").exists():
