@@ -47,7 +47,7 @@ CASES = {
     "mask": Case("funnel", "results/funnel/seed0/round0/mask.json"),
     "sample": Case("funnel", "results/funnel/seed0/round2/sample.csv"),
     "sample of a shortlist": Case("funnel", "results/funnel/seed0/round3/sample.csv"),
-    "score": Case("finished", "results/digits/seed0/round1/scores/1.csv", ("ntk", "regions")),
+    "score": Case("finished", "results/digits/seed0/round1/scores/1.csv", ("ntk", "ntk_grouped", "regions", "regions_grouped")),
     "score of cells": Case("funnel", "results/funnel/seed0/round2/scores/2.csv", ("baselines", "synaptic_flow")),
     "prune": Case("funnel", "results/funnel/seed0/round1/mask.json"),
     "shortlist": Case("funnel", "results/funnel/seed0/round2/shortlist.json"),
