@@ -37,7 +37,8 @@ def compute(processes: Processes) -> dict:
     for name, (arch, channels, cells, auxiliary) in CASES.items():
         network = Network(arch, channels=channels, cells=cells, classes=CLASSES, auxiliary=auxiliary > 0)
         initialise(network, "kaiming_fan_in", 0)
-        settings = {"precision": "fp32", "label_smoothing": 0.1, "clip": None, "auxiliary": auxiliary, "batch": 6}
+        settings = {"compile": False, "precision": "fp32", "label_smoothing": 0.1, "clip": None}
+        settings |= {"auxiliary": auxiliary, "batch": 6}
         trained = distribute(network, processes, (3, 32, 32))
         trained.train()
         # Normalisation over the images of a batch is over those of the process; here it's over none, by fixed statistics.
