@@ -209,7 +209,11 @@ def test_a_warning_is_one_line():
 def interrupted(command: list[str], cwd: Path, seen: str) -> tuple[int, str]:
     """Status and stderr of a command that got the SIGINT of a terminal, as all that it has started, once a file was there."""
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=cwd, start_new_session=True, text=True, **streams)
+
+    def as_on_a_terminal() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which is ignored in what a shell has started in the background
+
+    process = subprocess.Popen(command, cwd=cwd, start_new_session=True, text=True, preexec_fn=as_on_a_terminal, **streams)
     try:
         started = time.monotonic()
         # Not empty: the first measurements are in it.

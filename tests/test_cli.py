@@ -431,5 +431,5 @@ def test_of_two_searches_with_other_settings_into_one_folder_one_refuses(data, p
     assert sorted(codes) == [0, 2]
     assert "has a search of other settings" in said[codes.index(2)]
     kept = json.loads((tmp_path / "run/search.json").read_text())["rounds"]
-    assert {round["prune"] for round in kept} == {1 + codes.index(0)}
+    assert kept[0]["prune"] == 1 + codes.index(0)
     assert main(["audit", str(tmp_path / "run")]) == 0

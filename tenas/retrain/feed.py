@@ -141,7 +141,7 @@ class FromWorkers:
         """The loader, for batches of at most ``largest`` images."""
         workers = workers_that_fit(self.workers, largest * (3 * self.pictures.side**2 + 8))
         context = None
-        if workers:
+        if workers and (self.device.type == "cuda" or torch.distributed.is_initialized()):
             # Not forked from this process: NCCL may be at work in it, and a copy of it would keep its GPU, and the lock on that,
             # after its end. They come from a server that has loaded all they need, once.
             context = multiprocessing.get_context("forkserver")

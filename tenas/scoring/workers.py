@@ -19,6 +19,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +60,7 @@ def _end_with_parent(parent: int) -> None:
 
 def _work(connection: Connection, parent: int) -> None:
     """Measure what comes through ``connection`` until it ends. The main function of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C for both
     _end_with_parent(parent)
     import torch
 
@@ -112,7 +114,9 @@ class _Worker:
             # Of the open file, which both descriptors are of: a worker that is stopped must not stop this process too.
             pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         self.process = context.Process(target=_work, args=(other, os.getpid()), name="tenas worker")
-        # Ctrl-C reaches the whole group of processes. A worker inherits what is blocked, and leaves its end to its parent.
+        # Ctrl-C reaches the whole group of processes. A worker inherits what is blocked until it ignores it. The tracker comes
+        # first: its start ends in unblocking.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()
