@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ class FromWorkers:
             # after its end. They come from a server that has loaded all they need, once.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])
-        return DataLoader(
+        loader = DataLoader(
             self.pictures,
             batch_size=None,
             sampler=self.requests,
@@ -157,6 +158,8 @@ class FromWorkers:
             multiprocessing_context=context,
             worker_init_fn=ignore_stop,
         )
+        weakref.finalize(self, _end_workers, loader)
+        return loader
 
     def __call__(self, batches: Iterable[np.ndarray], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         self.requests.batches, self.requests.epoch = list(batches), epoch
@@ -176,6 +179,12 @@ class FromWorkers:
                 f"A process that reads images has ended ({reason}), probably for want of memory: use fewer 'workers', or give "
                 "the container more shared memory (--shm-size). Finished epochs are kept."
             ) from error
+
+
+def _end_workers(loader: DataLoader[Any]) -> None:
+    """End the worker processes: they ignore SIGTERM, by which Python would end them at its exit, and wait."""
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def workers_here(workers: int) -> int:
