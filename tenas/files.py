@@ -79,20 +79,40 @@ def scratch_folder() -> Iterator[Path]:
     """Make a temporary folder for the duration of the block. Those that killed processes of this user have left are removed."""
     parent, prefix = lock_folder(), "scratch-"
     for left in parent.glob(f"{prefix}*"):
-        with suppress(OSError), _locked_folder(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as name, _locked_folder(Path(name), fcntl.LOCK_EX):
-        yield Path(name)
+        with suppress(OSError):
+            handle = _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(handle)
+    folder, handle = _held_folder(parent, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
 
 
-@contextmanager
-def _locked_folder(folder: Path, how: int) -> Iterator[None]:
+def _held_folder(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new temporary folder, and the descriptor by which it is locked, as ``_held`` has them of a file."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with suppress(FileNotFoundError):
+            handle = _locked(folder, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, handle
+            os.close(handle)  # another process took it for a leftover before it was locked
+
+
+def _locked(folder: Path, how: int) -> int:
+    """A descriptor of a folder, by which it is locked until that is closed."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, how)
-        yield
-    finally:
+    except OSError:
         os.close(handle)
+        raise
+    return handle
 
 
 @contextmanager

@@ -216,6 +216,14 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
         process.stdout.close()
 
 
+def test_scratch_folders_at_the_same_time_are_no_leftovers(tmp_path):
+    code = "from tenas.files import scratch_folder\nfor i in range(300):\n    with scratch_folder() as f: (f / 'x').touch()"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(4)]
+    assert [process.wait(120) for process in processes] == [0, 0, 0, 0]
+    assert not list(tmp_path.rglob("scratch-*"))
+
+
 def test_writers_at_the_same_time_do_not_take_each_others_files_for_leftovers(tmp_path):
     code = "import sys; from tenas.files import write_text\nfor i in range(300): write_text(sys.argv[1], 'x' * i)"
     processes = [subprocess.Popen([sys.executable, "-c", code, tmp_path / "out.txt"]) for _ in range(3)]
