@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tenas.errors import TenasError, lacks_memory, of_os
+from tenas.errors import StoppedError, TenasError, lacks_memory, of_os
 from tenas.progress import one_line
 
-FAULT, REFUSED, LATER, STOPPED = 1, 2, 75, 130
+FAULT, REFUSED, LATER, STOPPED = 1, TenasError.status, StoppedError.status, 130
 # As a shell has it for a program that was ended by SIGPIPE.
 UNREAD = 141
 PACKAGE = Path(__file__).parent

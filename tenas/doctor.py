@@ -18,7 +18,18 @@ from tenas.benchmark.builtin import index_path
 from tenas.device import choose_device, cuda_trouble, has_kernels, score_device
 from tenas.errors import TenasError
 from tenas.locks import lock_folder
-from tenas.machine import ROOT, driver_version, gpu_files, memory_limit, processors, quotas, shared_memory, visible_devices
+from tenas.machine import (
+    ROOT,
+    SHARED_MEMORY,
+    c_compiler,
+    driver_version,
+    gpu_files,
+    memory_limit,
+    processors,
+    quotas,
+    shared_memory,
+    visible_devices,
+)
 from tenas.measures.ntk import Implementation, ntk_gram, ntk_gram_by_loop
 from tenas.networks import Supernet, initialise
 from tenas.provenance import processor_model
@@ -41,7 +52,7 @@ class Finding(NamedTuple):
     wrong: str = ""
 
 
-def examine(data: Path = Path("data"), *, root: Path = ROOT, shm: Path = Path("/dev/shm")) -> list[Finding]:
+def examine(data: Path = Path("data"), *, root: Path = ROOT, shm: Path = SHARED_MEMORY) -> list[Finding]:
     """Look at this machine, and compute a small kernel in each way. ``data``: folder of prepared data sets.
 
     ``root``: where /proc, /sys and /dev are. ``shm``: where shared memory is.
@@ -139,7 +150,7 @@ def _devices() -> list[Finding]:
 
 
 def _programs() -> list[Finding]:
-    compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
+    compiler = c_compiler()
     versions = []
     for name in PACKAGES:
         try:

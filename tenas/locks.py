@@ -1,6 +1,6 @@
 """Exclusive resources, each guarded by a lock file, which the OS releases when the process ends: GPUs, and what is being written.
 
-Locks are flock's. Between machines they hold where the file system passes them on: NFS, GPFS, CephFS, Lustre with ``flock``.
+Locks are flock's. Between machines they hold where the file system passes them on (docs/reliability.md).
 """
 
 import fcntl

@@ -2,10 +2,13 @@
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path("/")
+# Through which worker processes hand batches on.
+SHARED_MEMORY = Path("/dev/shm")
 # Values of CUDA_VISIBLE_DEVICES and NVIDIA_VISIBLE_DEVICES by which no GPU is seen.
 NO_DEVICES = ("", "-1", "none", "void", "nodevfiles")
 
@@ -30,13 +33,19 @@ def memory_limit(root: Path = ROOT) -> int | None:
     return min(limits, default=None)
 
 
-def shared_memory(folder: Path = Path("/dev/shm")) -> int | None:
-    """Size in bytes of the file system through which worker processes hand batches on; None where there is none."""
+def shared_memory(folder: Path = SHARED_MEMORY) -> int | None:
+    """Size in bytes of shared memory; None where there is none."""
     try:
         found = os.statvfs(folder)
     except OSError:
         return None
     return found.f_blocks * found.f_frsize
+
+
+def c_compiler() -> str | None:
+    """The C compiler that ``torch.compile`` would use, of the variable CC or the usual names; None if PATH has none."""
+    names = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return next(filter(None, map(shutil.which, filter(None, names))), None)
 
 
 def gpu_files(root: Path = ROOT) -> list[str]:

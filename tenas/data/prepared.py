@@ -171,51 +171,35 @@ def _write(
     """Write a sample. ``said``: warnings, for the log and the card."""
     if len(images) < 2:
         raise TenasError(f"The data set has {len(images)} different image(s) to train on; a search needs at least two.")
-    constants = channel_statistics(images)
-    if 0 in constants[1]:
+    mean, std = channel_statistics(images)
+    if 0 in std:
         said = [*said, "A channel of the images is constant: measures that see images cannot be taken."]
     for text in said:
         warnings.warn(text, DataWarning, stacklevel=3)
     with alone(out):
-        return _fill(out, images, labels, classes, constants, entry, facts, files, said, stopwatch)
-
-
-def _fill(
-    out: Path,
-    images: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
-    constants: tuple[list[float], list[float]],
-    entry: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    files: Iterable[Path] | Mapping[str, str],
-    said: Sequence[str],
-    stopwatch: Stopwatch,
-) -> dict[str, Any]:
-    mean, std = constants
-    (out / "card.json").unlink(missing_ok=True)
-    with whole(out / "images.npy") as temporary:
-        np.save(temporary, images)
-    with whole(out / "labels.npy") as temporary:
-        np.save(temporary, labels)
-    preview(images, out / "preview.png")
-    card = {
-        "source": entry["source"],
-        "images": len(images),
-        **facts,
-        "classes": classes,
-        "side": images.shape[1],
-        "mean": mean,
-        "std": std,
-        "sha256": sha256(out / "images.npy"),
-        "labels_sha256": sha256(out / "labels.npy"),
-        **({"warnings": list(said)} if said else {}),
-        "provenance": provenance(settings=entry, inputs=files, stopwatch=stopwatch),
-    }
-    # Sealed: mean, deviation and classes change every score, and have no file of their own whose hash could be recorded.
-    card = sealed(card)
-    write_json(out / "card.json", card)
-    return card
+        (out / "card.json").unlink(missing_ok=True)
+        with whole(out / "images.npy") as temporary:
+            np.save(temporary, images)
+        with whole(out / "labels.npy") as temporary:
+            np.save(temporary, labels)
+        preview(images, out / "preview.png")
+        card = {
+            "source": entry["source"],
+            "images": len(images),
+            **facts,
+            "classes": classes,
+            "side": images.shape[1],
+            "mean": mean,
+            "std": std,
+            "sha256": sha256(out / "images.npy"),
+            "labels_sha256": sha256(out / "labels.npy"),
+            **({"warnings": list(said)} if said else {}),
+            "provenance": provenance(settings=entry, inputs=files, stopwatch=stopwatch),
+        }
+        # Sealed: mean, deviation and classes change every score, and have no file of their own whose hash could be recorded.
+        card = sealed(card)
+        write_json(out / "card.json", card)
+        return card
 
 
 def in_words(card: Mapping[str, Any], folder: str | os.PathLike[str]) -> str:

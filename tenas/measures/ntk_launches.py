@@ -22,7 +22,7 @@ def convolution(record: Record, cotangents: list[Tensor | None]) -> Contribution
 
     The cotangent of a weight that has no other use is of shape (m, groups, channels of a group, patch).
     """
-    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = record.args
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = record.args
     (g,) = cotangents[:1]
     if g is None or x.tensor.ndim != 4 or transposed:
         yield from rules.convolution(record, cotangents)
@@ -32,11 +32,7 @@ def convolution(record: Record, cotangents: list[Tensor | None]) -> Contribution
         folded = g.flatten(0, 1)
         # Of the input itself only the shape is read, but it has to be a tensor: any of the right size, or memory as it is.
         like = folded if folded.shape[1:] == x.shape[1:] else folded.new_empty(m * n, *x.shape[1:])
-        gradient = aten.convolution_backward(
-            folded, like, weight.data, None, stride, padding, dilation, False, output_padding, groups,
-            [True, False, False],
-        )  # fmt: skip
-        yield x, torch.unflatten(gradient[0], 0, (m, n))
+        yield x, rules.transposed_convolution(record, g, like)
     if weight.active:
         read = patches(x.data, weight.shape[2:], stride, padding, dilation, groups)
         sides = torch.unflatten(g, 2, (groups, -1)).permute(2, 0, 3, 1, 4, 5).reshape(groups, -1, n * height * width)

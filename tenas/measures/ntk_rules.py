@@ -91,22 +91,28 @@ def batch_norm(record: Record, cotangents: list[Tensor | None]) -> Contributions
         yield bias, _only(cotangents).sum(dims)
 
 
+def transposed_convolution(record: Record, g: Tensor, like: Tensor) -> Tensor:
+    """The cotangents of a convolution's input, (m, n, c, h, w), from those of its output, folded to one batch of m * n.
+
+    ``like``: of the shape of m * n inputs; its values are not read.
+    """
+    _, weight, _, stride, padding, dilation, _, output_padding, groups = record.args
+    gradient = aten.convolution_backward(
+        g.flatten(0, 1), like, weight.data, None, stride, padding, dilation, False, output_padding, groups, [True, False, False]
+    )
+    return torch.unflatten(gradient[0], 0, g.shape[:2])
+
+
 def convolution(record: Record, cotangents: list[Tensor | None]) -> Contributions:
     """The folded transposed convolution for the input; for the weight one product with the unfolded input."""
-    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = record.args
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = record.args
     g = _only(cotangents)
     if x.tensor.ndim != 4 or transposed:
         yield from by_autograd(record, cotangents)
         return
     m, n, channels = g.shape[:3]
     if x.active:
-        folded = g.flatten(0, 1)
-        like = folded.new_empty(1).expand(m * n, *x.shape[1:])
-        gradient = aten.convolution_backward(
-            folded, like, weight.data, None, stride, padding, dilation, False, output_padding, groups,
-            [True, False, False],
-        )  # fmt: skip
-        yield x, torch.unflatten(gradient[0], 0, (m, n))
+        yield x, transposed_convolution(record, g, g.new_empty(1).expand(m * n, *x.shape[1:]))
     if weight.active:
         patches = functional.unfold(x.data, weight.shape[2:], dilation, padding, stride)
         patches = torch.unflatten(patches, 1, (groups, -1))

@@ -17,7 +17,7 @@ from tenas.data import Part
 from tenas.data.parts import Arrays
 from tenas.device import send
 from tenas.errors import TenasError
-from tenas.machine import processors
+from tenas.machine import SHARED_MEMORY, processors
 from tenas.retrain.stopping import ignore_stop
 
 # Purposes of random numbers. Generators are seeded by (seed, purpose, epoch, step or image) and never carried over, so that an
@@ -28,7 +28,6 @@ STATISTICS, ORDER, AUGMENTATION, CROP, DROP_PATH = range(5)
 DEVICE_SHARE = 0.25
 # Batches that each worker process prefetches.
 AHEAD = 2
-SHARED_MEMORY = Path("/dev/shm")
 
 # (batches of indices, epoch) -> images uint8 (b, h, w, 3) and labels int64 (b,).
 Feed = Callable[[Iterable[np.ndarray], int], Iterator[tuple[Tensor, Tensor]]]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +15,7 @@ from tenas.errors import TenasError
 from tenas.files import sha256, write_csv, write_json
 from tenas.layout import CHECKPOINT
 from tenas.locks import alone
+from tenas.machine import c_compiler
 from tenas.networks import Network, count_flops, count_parameters, initialise, seeded
 from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.retrain.data import Data, channel_constants, read_data
@@ -58,7 +58,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 def check_compiler() -> None:
     """Raise TenasError where there is no C compiler, which ``torch.compile`` builds its kernels and their driver with."""
-    if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))):
+    if c_compiler() is None:
         raise TenasError(
             "'compile' needs a C compiler, and there is none in PATH: install gcc (in a container too), or set compile: false."
         )

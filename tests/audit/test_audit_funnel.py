@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import ROOT
+from helpers.runs import copied
 
 from tenas.audit import audit
 from tenas.cli import main
@@ -62,8 +63,7 @@ def searched(tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(searched, tmp_path, monkeypatch) -> Path:
     """A copy of the finished search, as the working directory."""
-    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(copied(searched, tmp_path))
     return tmp_path
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import ROOT
+from helpers.runs import copied
 
 from tenas.audit import audit
 from tenas.cli import main
@@ -63,8 +64,7 @@ def studied(tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(studied, tmp_path, monkeypatch) -> Path:
     """A copy of the finished study, as the working directory."""
-    shutil.copytree(studied, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(copied(studied, tmp_path))
     return tmp_path
 
 

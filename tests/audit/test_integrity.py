@@ -3,13 +3,13 @@
 import json
 import os
 import random
-import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from helpers.runs import copied
 
 from tenas.audit import audit
 from tenas.cli import main
@@ -64,8 +64,7 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(run, tmp_path, monkeypatch) -> Path:
     """A copy of the run, as the working directory."""
-    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(copied(run, tmp_path))
     return tmp_path
 
 
