@@ -70,7 +70,7 @@ def test_a_run_is_audited_from_its_archive_alone(copy, tmp_path, monkeypatch, ca
     assert len([line for line in lines if note in line]) == 1
     assert not [line for line in lines if str(tmp_path / "ran") in line or "/tenas-" in line]
     # Without the drawing, images, labels, network and its two exports, and checkpoints; the table's file is the package's own.
-    checkpoints = list(RUN.rglob("checkpoint.pt"))
+    checkpoints = list((copy / RUN).rglob("checkpoint.pt"))
     assert int(lines[-1].split()[0]) == int(whole.split()[0]) - 6 - len(checkpoints)
     assert os.listdir(".") == []
 
