@@ -26,6 +26,7 @@ SCRIPTS = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__
 # Arguments for a short run, and what it prints.
 SHORT = {
     "ntk": (("--rounds", 1, "--least", 0.01, "--cases", "nas-bench-201,1,1,4"), r"\| nas-bench-201, C=1, n=4 +\|"),
+    "before_and_after": ((ROOT, "--rounds", 1, "--least", 0.01, "--cases", 1), r"\| nas-bench-201, C=3, n=72 +\|"),
     "search": (("--data", "images", "--preset", "tiny.yaml", "--trials", 1), r"\| 3 +\| 12 +\|.*\n\nThe usual way, .* Ratio: "),
     "operator_mix": (("builtin", "run"), r"\| run +\| 2 +\| 0\.50 +\| 0\.32 +\|"),
     "supernet": (("builtin", "pruned"), r"\| pruned +\| 2 +\| linear_regions +\| -?\d\.\d\d \(\d\.\d\d\) +\|"),
