@@ -20,6 +20,7 @@ KAPPA, REGIONS, RANK_SUM = "ntk_condition_number", "linear_regions", "rank_sum"
 RESAMPLES = 1000
 TOP = 10  # the best tenth of the cells is a subset of its own
 FEWEST = 10  # cells that a correlation needs
+MOST_IN_PAIRS = 1000  # cells up to which matrices of all pairs are faster than one sort per resample
 
 
 class Scores(NamedTuple):
@@ -52,6 +53,36 @@ def statistics(scores: np.ndarray, accuracies: np.ndarray, gains: np.ndarray) ->
     tau = kendalltau(scores, accuracies, method="asymptotic").statistic
     rho = np.corrcoef(rankdata(scores), rankdata(accuracies))[0, 1]
     return float(tau), float(rho), ndcg(scores, gains, places)
+
+
+def resampled(scores: np.ndarray, accuracies: np.ndarray, gains: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """``statistics`` of each of the ``samples`` (resamples, cells) of the cells, (resamples, 3)."""
+    found = np.full((len(samples), len(STATISTICS)), np.nan)
+    drawn_scores, drawn_accuracies = scores[samples], accuracies[samples]
+    top = max(1, samples.shape[1] // TOP)
+    found[:, 2] = [ndcg(*pair, top) for pair in zip(drawn_scores, gains[samples], strict=True)]
+    varied = (np.ptp(drawn_scores, axis=1) > 0) & (np.ptp(drawn_accuracies, axis=1) > 0)
+    found[varied, 0] = _taus(scores, accuracies, samples[varied])
+    ranks = zip(rankdata(drawn_scores[varied], axis=1), rankdata(drawn_accuracies[varied], axis=1), strict=True)
+    found[varied, 1] = [np.corrcoef(*pair)[0, 1] for pair in ranks]
+    return found
+
+
+def _taus(scores: np.ndarray, accuracies: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b of each sample of the cells.
+
+    Pairs of cells are compared once for all samples: in a sample, a pair counts as often as the product of how often each
+    of its cells was drawn, and a cell is tied with itself.
+    """
+    if len(scores) > MOST_IN_PAIRS:
+        return np.array([kendalltau(scores[s], accuracies[s], method="asymptotic").statistic for s in samples])
+    counts = np.zeros((len(samples), len(scores)))
+    np.add.at(counts, (np.arange(len(samples))[:, None], samples), 1)
+    by_score, by_accuracy = (np.sign(values[:, None] - values) for values in (scores, accuracies))
+    agreeing, apart, apart_in_accuracy = (
+        ((counts @ pairs) * counts).sum(axis=1) / 2 for pairs in (by_score * by_accuracy, abs(by_score), abs(by_accuracy))
+    )
+    return np.clip(agreeing / np.sqrt(apart) / np.sqrt(apart_in_accuracy), -1, 1)
 
 
 def oriented(
@@ -126,14 +157,13 @@ def correlations(
                 scores_of = all_places[chosen]
                 costs = _costs([scores[part] for part in aggregates.get(name, ((name,), ""))[0]])
                 found = statistics(scores_of, accuracy_of, gains)
-                again = [statistics(scores_of[s], accuracy_of[s], gains[s]) for s in samples]
-                resampled = np.array(again).reshape(resamples, len(STATISTICS))
+                again = resampled(scores_of, accuracy_of, gains, samples)
                 rows.append(
                     {"measure": name, "accuracy": accuracy, "subset": subset, "cells": len(chosen)}
                     | {
                         f"{statistic}{end}": value
                         for i, statistic in enumerate(STATISTICS)
-                        for end, value in zip(("", "_low", "_high"), (found[i], *_interval(resampled[:, i])), strict=True)
+                        for end, value in zip(("", "_low", "_high"), (found[i], *_interval(again[:, i])), strict=True)
                     }
                     | _of_draws([draw[name][chosen] for draw in single], accuracy_of, int(costs["repeats"]))
                     | costs
