@@ -1,10 +1,12 @@
-"""How well measures rank cells: rank correlations with accuracy, and their intervals. No torch."""
+"""How well measures rank cells: rank correlations with accuracy, and their intervals. No torch.
+
+SciPy's statistics take a second to be imported, and are when they are needed.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import kendalltau, rankdata
 
 from tenas.measures.catalogue import Measure
 from tenas.search.shortlist import aggregated, mean_score, places
@@ -47,6 +49,8 @@ def ndcg(scores: np.ndarray, gains: np.ndarray, places: int) -> float:
 
 def statistics(scores: np.ndarray, accuracies: np.ndarray, gains: np.ndarray) -> tuple[float, float, float]:
     """Kendall's tau-b, Spearman's rho and nDCG at the best tenth of ``scores`` (more is better); NaN where all are equal."""
+    from scipy.stats import kendalltau, rankdata
+
     places = max(1, len(scores) // TOP)
     if np.ptp(scores) == 0 or np.ptp(accuracies) == 0:
         return np.nan, np.nan, ndcg(scores, gains, places)
@@ -57,6 +61,8 @@ def statistics(scores: np.ndarray, accuracies: np.ndarray, gains: np.ndarray) ->
 
 def resampled(scores: np.ndarray, accuracies: np.ndarray, gains: np.ndarray, samples: np.ndarray) -> np.ndarray:
     """``statistics`` of each of the ``samples`` (resamples, cells) of the cells, (resamples, 3)."""
+    from scipy.stats import rankdata
+
     found = np.full((len(samples), len(STATISTICS)), np.nan)
     drawn_scores, drawn_accuracies = scores[samples], accuracies[samples]
     top = max(1, samples.shape[1] // TOP)
@@ -74,6 +80,8 @@ def _taus(scores: np.ndarray, accuracies: np.ndarray, samples: np.ndarray) -> np
     Pairs of cells are compared once for all samples: in a sample, a pair counts as often as the product of how often each
     of its cells was drawn, and a cell is tied with itself.
     """
+    from scipy.stats import kendalltau
+
     if len(scores) > MOST_IN_PAIRS:
         return np.array([kendalltau(scores[s], accuracies[s], method="asymptotic").statistic for s in samples])
     counts = np.zeros((len(samples), len(scores)))
@@ -82,7 +90,8 @@ def _taus(scores: np.ndarray, accuracies: np.ndarray, samples: np.ndarray) -> np
     agreeing, apart, apart_in_accuracy = (
         ((counts @ pairs) * counts).sum(axis=1) / 2 for pairs in (by_score * by_accuracy, abs(by_score), abs(by_accuracy))
     )
-    return np.clip(agreeing / np.sqrt(apart) / np.sqrt(apart_in_accuracy), -1, 1)
+    taus: np.ndarray = np.clip(agreeing / np.sqrt(apart) / np.sqrt(apart_in_accuracy), -1, 1)
+    return taus
 
 
 def oriented(
@@ -95,6 +104,8 @@ def oriented(
     ``together``: sets of measures, ranked by the sum of their log ranks and of their ranks. With both kappa and R, the sum of
     their ranks (TE-NAS, algorithm 1) is included, with its sign reversed.
     """
+    from scipy.stats import rankdata
+
     ranks = {}
     for name, (measure, values, _) in scores.items():
         weights = np.ones(values.shape[1]) if repeat is None else np.eye(values.shape[1])[repeat % values.shape[1]]
@@ -136,6 +147,8 @@ def correlations(
     deviation; NaN with one repeat. ``seconds``: mean cost of a cell over all repeats. ``worst``: number of cells with an infinite
     value.
     """
+    from scipy.stats import rankdata
+
     places = oriented(scores, together)
     draws = max(measured.values.shape[1] for measured in scores.values())
     single = [oriented(scores, together, repeat) for repeat in range(draws)] if draws > 1 else []
@@ -178,6 +191,8 @@ def _interval(values: np.ndarray) -> Sequence[float]:
 
 def _of_draws(draws: Sequence[np.ndarray], accuracies: np.ndarray, repeats: int) -> dict[str, float]:
     """Mean and standard deviation of Kendall's tau over the ``repeats`` of a measure; NaN for fewer than two."""
+    from scipy.stats import kendalltau
+
     taus = [kendalltau(places, accuracies, method="asymptotic").statistic for places in draws[:repeats]]
     known = [tau for tau in taus if np.isfinite(tau)]
     several = len(known) > 1

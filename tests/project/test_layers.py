@@ -95,7 +95,7 @@ STAGES = sorted(path.stem for path in (ROOT / "tenas/stages").glob("*.py") if pa
 )  # fmt: skip
 @pytest.mark.slow
 def test_modules_that_start_without_torch(module):
-    assert loaded(f"import tenas.{module}").isdisjoint({"torch", "torchvision", "pandas", "sklearn", "matplotlib"})
+    assert loaded(f"import tenas.{module}").isdisjoint({"torch", "torchvision", "pandas", "sklearn", "matplotlib", "scipy"})
 
 
 def test_every_stage_is_known_without_torch_or_numpy():
