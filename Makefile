@@ -9,7 +9,8 @@
 PYTHON ?= python3
 CORES ?= $(shell nproc)
 # A file's tests share what one of them has made; those that conftest puts first are begun first.
-PARALLEL := --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
+# Half as many workers again as cores: a third of the time, a test waits for a process that it has started, or for a clock.
+PARALLEL := --numprocesses $(shell expr $(CORES) + $(CORES) / 2) --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: search test coverage test-fast stress lint

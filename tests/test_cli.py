@@ -48,6 +48,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "tenas.cli", *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_whole_search_in_one_process(tmp_path, data, preset):
     done = run("search", "--data", data, "--preset", preset, "--seeds", 0, 1, "--threads", 2, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -65,6 +66,7 @@ def test_a_whole_search_in_one_process(tmp_path, data, preset):
             assert f"seed {seed}, round {number}, shard 1/1: {trials * 3} of {trials * 3} measurements" in done.stderr
 
 
+@pytest.mark.slow
 def test_stages_and_search_end_in_the_same_bytes(tmp_path, data, found):
     whole, staged = found, tmp_path / "staged"
     settings = tmp_path / "search.json"
@@ -95,6 +97,7 @@ def test_stages_and_search_end_in_the_same_bytes(tmp_path, data, found):
     assert len(rows) == 1 + 25 * 3
 
 
+@pytest.mark.slow
 def test_a_search_that_is_there_is_not_measured_again(found, data, capsys, tmp_path):
     """The same command again leaves every file as it is, and so does one whose last round has been removed."""
     folder = tmp_path / "run"
@@ -174,6 +177,7 @@ def test_scores_that_were_edited_are_not_pruned_by(capsys, tmp_path, found):
         (["--trainings", "some"], "'trainings' is 'some'; allowed: real, table, table:COLUMN, none"),
     ],
 )
+@pytest.mark.slow
 def test_a_search_that_cannot_be_is_refused_before_it_measures(capsys, tmp_path, data, given, message):
     extra = ["--set", "rounds=[{kind: cells, sample: 4, keep: 2}, {kind: training}]"] if "--trainings" in given else []
     assert message in refused(capsys, "search", "--data", data, *given, *extra, "--out", tmp_path / "run")
@@ -347,6 +351,7 @@ def test_images_are_prepared_by_options_as_by_an_entry(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_search_takes_images_and_says_where_it_has_prepared_them(tmp_path, preset):
     photos = save_folder(tmp_path / "photos")
     command = ["search", "--data", photos, "--preset", preset, "--set", "prune=3", "measures.linear_regions.repeats=3"]
@@ -396,6 +401,7 @@ def test_what_cannot_be_run_is_refused(tmp_path, capsys):
     assert "expected a YAML file (tenas new writes one), or a name of config, darts, nas-bench-201, study-darts" in message
 
 
+@pytest.mark.slow
 def test_values_of_an_option_given_twice_are_joined_and_the_default_is_not_among_them(tmp_path, data, preset):
     for seeds in (["--seeds", 1, "--seeds", 2], ["--seeds", 1, 2]):
         out = tmp_path / f"run{len(seeds)}"

@@ -134,6 +134,7 @@ SCORED = {"score kappa", "score regions"}
         ("settings/search.py", "\n", "\n# Another word.\n", set()),
     ],
 )
+@pytest.mark.slow
 def test_an_edit_changes_the_digests_of_what_runs_it(copy, file, old, new, changed):
     path, before = copy / "tenas" / file, digests(copy)
     text = path.read_text()

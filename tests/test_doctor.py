@@ -40,6 +40,7 @@ def test_what_this_machine_is(here):
     assert len(text.splitlines()) == len(findings)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path):
     """Two faults that are real here: no compiler in PATH, and a cache that is a file."""
     (tmp_path / "file").touch()

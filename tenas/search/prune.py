@@ -1,10 +1,12 @@
-"""Rank the trials of a round by their scores and prune the supernet (TE-NAS, algorithm 1)."""
+"""Rank the trials of a round by their scores and prune the supernet (TE-NAS, algorithm 1).
+
+SciPy's statistics take a second to be imported, and are when they are needed.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 from tenas.measures.catalogue import Measure, get_measure
 from tenas.scoring.subjects import Measurement, Trials
@@ -63,6 +65,8 @@ def mean_change(changes: np.ndarray, weights: np.ndarray, worst: float = -np.inf
 
 def ranks(means: np.ndarray, lower_is_better: bool, method: str) -> np.ndarray:
     """Rank along the last axis, 1 for the trial whose removal improves the measure most (or harms it least)."""
+    from scipy.stats import rankdata
+
     found: np.ndarray = rankdata(-means if lower_is_better else means, method=method, axis=-1)
     return found
 

@@ -1,11 +1,13 @@
-"""Rank discrete cells by their scores, aggregate the ranks of all measures, keep a shortlist."""
+"""Rank discrete cells by their scores, aggregate the ranks of all measures, keep a shortlist.
+
+SciPy's statistics take a second to be imported, and are when they are needed.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from tenas.errors import TenasError
 from tenas.files import read_json
@@ -43,6 +45,8 @@ def mean_score(measure: Measure, values: np.ndarray, weights: np.ndarray) -> np.
 
 def places(means: np.ndarray) -> np.ndarray:
     """Rank along the last axis, 1 for the best; ties share their mean rank."""
+    from scipy.stats import rankdata
+
     found: np.ndarray = rankdata(-means, method="average", axis=-1)
     return found
 

@@ -1,10 +1,12 @@
-"""How well measures rank cells: rank correlations with accuracy, and their intervals. No torch."""
+"""How well measures rank cells: rank correlations with accuracy, and their intervals. No torch.
+
+SciPy's statistics take a second to be imported, and are when they are needed.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import kendalltau, rankdata
 
 from tenas.measures.catalogue import Measure
 from tenas.search.shortlist import aggregated, mean_score, places
@@ -20,6 +22,7 @@ KAPPA, REGIONS, RANK_SUM = "ntk_condition_number", "linear_regions", "rank_sum"
 RESAMPLES = 1000
 TOP = 10  # the best tenth of the cells is a subset of its own
 FEWEST = 10  # cells that a correlation needs
+MOST_IN_PAIRS = 1000  # cells up to which matrices of all pairs are faster than one sort per resample
 
 
 class Scores(NamedTuple):
@@ -46,12 +49,49 @@ def ndcg(scores: np.ndarray, gains: np.ndarray, places: int) -> float:
 
 def statistics(scores: np.ndarray, accuracies: np.ndarray, gains: np.ndarray) -> tuple[float, float, float]:
     """Kendall's tau-b, Spearman's rho and nDCG at the best tenth of ``scores`` (more is better); NaN where all are equal."""
+    from scipy.stats import kendalltau, rankdata
+
     places = max(1, len(scores) // TOP)
     if np.ptp(scores) == 0 or np.ptp(accuracies) == 0:
         return np.nan, np.nan, ndcg(scores, gains, places)
     tau = kendalltau(scores, accuracies, method="asymptotic").statistic
     rho = np.corrcoef(rankdata(scores), rankdata(accuracies))[0, 1]
     return float(tau), float(rho), ndcg(scores, gains, places)
+
+
+def resampled(scores: np.ndarray, accuracies: np.ndarray, gains: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """``statistics`` of each of the ``samples`` (resamples, cells) of the cells, (resamples, 3)."""
+    from scipy.stats import rankdata
+
+    found = np.full((len(samples), len(STATISTICS)), np.nan)
+    drawn_scores, drawn_accuracies = scores[samples], accuracies[samples]
+    top = max(1, samples.shape[1] // TOP)
+    found[:, 2] = [ndcg(*pair, top) for pair in zip(drawn_scores, gains[samples], strict=True)]
+    varied = (np.ptp(drawn_scores, axis=1) > 0) & (np.ptp(drawn_accuracies, axis=1) > 0)
+    found[varied, 0] = _taus(scores, accuracies, samples[varied])
+    ranks = zip(rankdata(drawn_scores[varied], axis=1), rankdata(drawn_accuracies[varied], axis=1), strict=True)
+    found[varied, 1] = [np.corrcoef(*pair)[0, 1] for pair in ranks]
+    return found
+
+
+def _taus(scores: np.ndarray, accuracies: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b of each sample of the cells.
+
+    Pairs of cells are compared once for all samples: in a sample, a pair counts as often as the product of how often each
+    of its cells was drawn, and a cell is tied with itself.
+    """
+    from scipy.stats import kendalltau
+
+    if len(scores) > MOST_IN_PAIRS:
+        return np.array([kendalltau(scores[s], accuracies[s], method="asymptotic").statistic for s in samples])
+    counts = np.zeros((len(samples), len(scores)))
+    np.add.at(counts, (np.arange(len(samples))[:, None], samples), 1)
+    by_score, by_accuracy = (np.sign(values[:, None] - values) for values in (scores, accuracies))
+    agreeing, apart, apart_in_accuracy = (
+        ((counts @ pairs) * counts).sum(axis=1) / 2 for pairs in (by_score * by_accuracy, abs(by_score), abs(by_accuracy))
+    )
+    taus: np.ndarray = np.clip(agreeing / np.sqrt(apart) / np.sqrt(apart_in_accuracy), -1, 1)
+    return taus
 
 
 def oriented(
@@ -64,6 +104,8 @@ def oriented(
     ``together``: sets of measures, ranked by the sum of their log ranks and of their ranks. With both kappa and R, the sum of
     their ranks (TE-NAS, algorithm 1) is included, with its sign reversed.
     """
+    from scipy.stats import rankdata
+
     ranks = {}
     for name, (measure, values, _) in scores.items():
         weights = np.ones(values.shape[1]) if repeat is None else np.eye(values.shape[1])[repeat % values.shape[1]]
@@ -105,6 +147,8 @@ def correlations(
     deviation; NaN with one repeat. ``seconds``: mean cost of a cell over all repeats. ``worst``: number of cells with an infinite
     value.
     """
+    from scipy.stats import rankdata
+
     places = oriented(scores, together)
     draws = max(measured.values.shape[1] for measured in scores.values())
     single = [oriented(scores, together, repeat) for repeat in range(draws)] if draws > 1 else []
@@ -126,14 +170,13 @@ def correlations(
                 scores_of = all_places[chosen]
                 costs = _costs([scores[part] for part in aggregates.get(name, ((name,), ""))[0]])
                 found = statistics(scores_of, accuracy_of, gains)
-                again = [statistics(scores_of[s], accuracy_of[s], gains[s]) for s in samples]
-                resampled = np.array(again).reshape(resamples, len(STATISTICS))
+                again = resampled(scores_of, accuracy_of, gains, samples)
                 rows.append(
                     {"measure": name, "accuracy": accuracy, "subset": subset, "cells": len(chosen)}
                     | {
                         f"{statistic}{end}": value
                         for i, statistic in enumerate(STATISTICS)
-                        for end, value in zip(("", "_low", "_high"), (found[i], *_interval(resampled[:, i])), strict=True)
+                        for end, value in zip(("", "_low", "_high"), (found[i], *_interval(again[:, i])), strict=True)
                     }
                     | _of_draws([draw[name][chosen] for draw in single], accuracy_of, int(costs["repeats"]))
                     | costs
@@ -148,6 +191,8 @@ def _interval(values: np.ndarray) -> Sequence[float]:
 
 def _of_draws(draws: Sequence[np.ndarray], accuracies: np.ndarray, repeats: int) -> dict[str, float]:
     """Mean and standard deviation of Kendall's tau over the ``repeats`` of a measure; NaN for fewer than two."""
+    from scipy.stats import kendalltau
+
     taus = [kendalltau(places, accuracies, method="asymptotic").statistic for places in draws[:repeats]]
     known = [tau for tau in taus if np.isfinite(tau)]
     several = len(known) > 1

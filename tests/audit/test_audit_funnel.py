@@ -119,6 +119,7 @@ FILES = [
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
+@pytest.mark.slow
 def test_a_turned_digit_is_found_and_named(copy, path):
     """Wherever in the file it is; but the digest of the code in a decision, which another version would have changed too."""
     path = Path(path)
@@ -211,6 +212,7 @@ def odd_values(value: object) -> list[object]:
      SEED / "genotype.json", Path("data/digits/card.json")],
     ids=str,
 )  # fmt: skip
+@pytest.mark.slow
 def test_values_of_another_type_are_faults_and_no_traceback(copy, path):
     value = read_json(path, "file")
     for number, key in enumerate(value):
@@ -261,6 +263,7 @@ def measure_again(shards: int) -> None:
     assert before == [(here / name).read_bytes() for name in ("cells.csv", "shortlist.json")]
 
 
+@pytest.mark.slow
 def test_a_round_in_shards_is_clean_and_its_rows_are_found(copy):
     measure_again(3)
     assert clean() == []
@@ -358,6 +361,7 @@ def test_a_list_of_cells_that_is_gone_is_a_note(looked_up):
     assert notes == ["mine.csv, the list that found/seed0/round1/sample.csv was made from, is not here: it was not looked at."]
 
 
+@pytest.mark.slow
 def test_limits_by_a_table_are_looked_up_again(copy):
     archs = [genotype.arch for genotype in get_space("nas-bench-201").genotypes()]
     lines = [f"{arch},50,{1 + place % 97}" for place, arch in enumerate(archs)]

@@ -148,6 +148,7 @@ def test_a_study_without_settings_is_a_sentence(copy, capsys):
     assert "study/study.json is no study's settings: study/study.json: the key 'dataset' is missing in the top level." in error
 
 
+@pytest.mark.slow
 def test_a_reader_who_goes_away_is_no_fault(copy):
     """As ``| true`` and ``| head`` do: no traceback, and the exit status is that of the audit."""
 

@@ -47,6 +47,7 @@ def test_the_published_optima_are_found(accuracy, best, row):
     assert optimum["accuracies"][accuracy]["regret"] == 0
 
 
+@pytest.mark.slow
 def test_ranks_are_those_of_a_sort():
     table = read_index("builtin")
     chosen = np.random.default_rng(0).choice(len(table), 8, replace=False)

@@ -273,6 +273,7 @@ print("torch" in sys.modules, int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from Linux's /proc")
+@pytest.mark.slow
 def test_the_folder_is_read_without_torch_in_memory_that_does_not_grow(tmp_path):
     peaks = []
     for count in (20, 100):

@@ -158,6 +158,7 @@ def test_what_cannot_be_searched_gets_a_sentence(shuffled):
             search_table(table, **{"datasets": ["cifar10"], "budgets": [1], "searches": 1} | settings)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_same_bytes_again(tmp_path, shuffled, capsys):
     index = tmp_path / "index.csv"
     shuffled.to_csv(index, index=False)

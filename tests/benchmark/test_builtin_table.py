@@ -98,6 +98,7 @@ def test_the_official_records_are_in_the_table(table):
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_the_table_is_its_source_to_the_last_printed_digit(tmp_path):
     """And the script makes it again; byte by byte where pyarrow is the one that wrote it."""
     spec = spec_from_file_location("make_table", ROOT / "scripts" / "make_table.py")
@@ -126,6 +127,7 @@ def test_the_known_optima_and_extremes(table):
     assert table["flops_cifar10"].max() == 220_119_690
 
 
+@pytest.mark.slow
 def test_parameters_and_flops_are_those_of_built_networks(table):
     for row in table.iloc[np.random.default_rng(4).choice(len(table), 20, replace=False)].itertuples():
         for dataset, classes, side in (("cifar10", 10, 32), ("cifar100", 100, 32), ("imagenet16", 120, 16)):
@@ -234,6 +236,7 @@ def zipped(data: bytes, names: tuple[str, ...] = ("table.csv",)) -> bytes:
     ("suffix", "pack"),
     [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zip", zipped), (".zst", zstd)],
 )
+@pytest.mark.slow
 def test_a_table_is_read_in_every_packing_and_refused_when_it_is_cut(table, tmp_path, suffix, pack):
     text = table.to_csv(index=False).encode()
     packed = pack(text)
@@ -247,6 +250,7 @@ def test_a_table_is_read_in_every_packing_and_refused_when_it_is_cut(table, tmp_
         refused(path, "cannot be read: ")
 
 
+@pytest.mark.slow
 def test_rows_that_were_cut_or_zeroed_are_refused(table, tmp_path):
     path = tmp_path / "index.csv"
     lines = table.to_csv(index=False).splitlines(keepends=True)

@@ -92,12 +92,14 @@ def test_no_search_begins_with_an_edited_card(tmp_path, capsys):
     assert "card.json is not the one that was written" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_card_as_it_was_written_passes_the_audit(tmp_path):
     prepare_arrays(pixels(), np.arange(40) % 4, None, tmp_path / "data")
     assert search(tmp_path, tmp_path / "data") == 0
     assert main(["audit", str(tmp_path / "run")]) == 0
 
 
+@pytest.mark.slow
 def test_a_card_without_a_seal_is_checked_by_the_audit(tmp_path, capsys):
     prepare_arrays(pixels(), np.arange(40) % 4, None, tmp_path / "data")
     card = read_json(tmp_path / "data/card.json", "card")

@@ -355,6 +355,7 @@ def test_the_grammar_is_large():
 
 
 @pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.slow
 def test_every_operator_alone(name):
     kernels_agree(chain(OPERATORS[name]))
 

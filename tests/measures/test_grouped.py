@@ -85,6 +85,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_the_kernels_are_those_of_one_by_one(name, dtype):
     networks, batches, whole = drawn(*NETWORKS[name], dtype, n=6)
     found = ntk_grams(whole, torch.cat(batches, 1), R)

@@ -66,6 +66,7 @@ def check(seen: Launches, preset: str) -> None:
 
 
 @pytest.mark.usefixtures("fake")
+@pytest.mark.slow
 def test_a_group_of_a_round_of_trials_launches_little_more_than_one_kernel():
     trials = first_round()
     masks = [trials.masked(subject) for subject in range(6)]
@@ -78,6 +79,7 @@ def test_a_group_of_a_round_of_trials_launches_little_more_than_one_kernel():
 
 
 @pytest.mark.usefixtures("fake")
+@pytest.mark.slow
 def test_the_repeats_of_a_cell_launch_little_more_than_one_kernel():
     network = Network(NAS.parse(CELL), channels=3, cells=5, classes=10)
     with Launches("cuda") as seen:

@@ -98,6 +98,7 @@ def test_darts_is_exact(mask, channels, n, training, seed):
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_on_images_in_both_precisions():
     arrays = np.load(SHARED / "cifar10_train_10k.npz")
     pixels = next(arrays[key] for key in arrays.files if arrays[key].ndim == 4)[:12]
@@ -200,6 +201,7 @@ def test_drawn_networks_are_exact(steps, channels, n, training, seed):
     assert_exact(network, images, expected, tolerance=1e-9 if any("norm" in step for step in steps) else 1e-10)
 
 
+@pytest.mark.slow
 def test_resnet_with_in_place_operators():
     torch.manual_seed(0)
     network = double(resnet18(num_classes=3))

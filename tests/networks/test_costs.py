@@ -33,6 +33,7 @@ ONE_INPUT = CellSpace("one-input", OPERATORS, nodes=4, edges=[(1, 0), (2, 0), (2
     ],
     ids=lambda value: value.name if hasattr(value, "name") else "",
 )
+@pytest.mark.slow
 def test_sums_are_the_networks_own_counts(space, shape, side, count):
     """Built and run, not on the meta device: parameters counted, multiplications hooked, cell by cell."""
     sums = operator_costs(space, side=side, classes=7, **shape)

@@ -224,6 +224,7 @@ def sleeper(seconds: float) -> object:
     return lambda: time.sleep(seconds)
 
 
+@pytest.mark.slow
 def test_rates_are_of_all_processes_together():
     with Workers(2, 1) as workers:
         rate = workers.rate(sleeper, 0.02, least=0.2)

@@ -93,8 +93,9 @@ STAGES = sorted(path.stem for path in (ROOT / "tenas/stages").glob("*.py") if pa
      "search.prune", "search.limits", "search.sample", "search.shortlist", "search.finalists", "search.given", "search.made_by",
      "search.budget", "scoring.subjects", "scoring.table", "scoring.checkpoint", "scoring.shard", "scoring.workers"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_modules_that_start_without_torch(module):
-    assert loaded(f"import tenas.{module}").isdisjoint({"torch", "torchvision", "pandas", "sklearn", "matplotlib"})
+    assert loaded(f"import tenas.{module}").isdisjoint({"torch", "torchvision", "pandas", "sklearn", "matplotlib", "scipy"})
 
 
 def test_every_stage_is_known_without_torch_or_numpy():
@@ -109,6 +110,7 @@ def test_help_is_given_without_torch():
 
 
 @pytest.mark.parametrize("module", ["scoring.score", "retrain", "measures.ntk", "networks"])
+@pytest.mark.slow
 def test_only_loading_a_data_set_imports_torchvision(module):
     assert "torch" in (names := loaded(f"import tenas.{module}"))
     assert "torchvision" not in names

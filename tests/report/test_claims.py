@@ -241,6 +241,7 @@ def save_search(folder: Path, preset: str, found: list[str], ranked: list[str] |
     write_csv(folder / "summary.csv", ["seed", "arch", "cifar10_test"], rows)
 
 
+@pytest.mark.slow
 def test_what_costs_as_much_stands_beside_the_runs_and_is_judged(tmp_path):
     table = read_index("builtin").set_index("arch")
     test = table["cifar10_test"]

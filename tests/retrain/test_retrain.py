@@ -245,6 +245,7 @@ def test_the_reported_accuracy_is_that_of_the_chosen_weights(trained):
     assert metrics["test_accuracy"] == pytest.approx(100 * right / len(splits.test.labels))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(trained, tmp_path):
     out, metrics = trained
     again = train_tiny(tmp_path / "again")
@@ -560,6 +561,7 @@ def test_without_validation_images_all_train_and_the_last_epoch_is_taken(tmp_pat
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.slow
 def test_lower_precision_learns_the_same(trained, tmp_path, precision):
     metrics = train_tiny(tmp_path, precision=precision)
     losses, expected = ([float(row["train_loss"]) for row in rows_of(out)] for out in (tmp_path, trained[0]))
@@ -726,6 +728,7 @@ def stopped(out: Path, step: int, name: str = "SIGTERM", **changes: object) -> s
 
 
 @pytest.mark.parametrize(("step", "name"), [(5, "SIGTERM"), (31, "SIGUSR1")])
+@pytest.mark.slow
 def test_a_training_that_is_told_to_stop_goes_on_within_its_epoch(trained, tmp_path, step, name):
     """18 steps an epoch: in the first one, and in the second with its momentum and statistics."""
     result = stopped(tmp_path / "retrain", step, name)
@@ -743,6 +746,7 @@ def test_a_training_that_is_told_to_stop_goes_on_within_its_epoch(trained, tmp_p
     assert_equal_trainings(tmp_path / "retrain", trained[0])
 
 
+@pytest.mark.slow
 def test_a_training_that_is_told_to_stop_at_the_end_of_an_epoch(trained, tmp_path):
     result = stopped(tmp_path / "retrain", 18)
     assert result.returncode == 75

@@ -214,6 +214,7 @@ def test_a_second_kill_loses_no_more_than_the_first(inputs, undisturbed, tmp_pat
     ],
     ids=["cut off", "begun", "zeros", "turned", "headless", "empty"],
 )
+@pytest.mark.slow
 def test_a_torn_file_counts_up_to_the_damage(inputs, undisturbed, left, tmp_path, damage, lost):
     (tmp_path / PARTIAL).write_bytes(damage(left))
     assert main(command(inputs, tmp_path)) == 0
@@ -221,6 +222,7 @@ def test_a_torn_file_counts_up_to_the_damage(inputs, undisturbed, left, tmp_path
     assert record(tmp_path)["resumed"] == (0 if lost is None else left.count(b"\n") - 1 - lost)
 
 
+@pytest.mark.slow
 def test_measurements_of_something_else_are_not_used(inputs, left, tmp_path):
     """Another seed, shard, mask, settings or images: the shard is measured from its start."""
     others = tmp_path / "others"
@@ -278,6 +280,7 @@ def test_numbers_come_back_as_they_were(tmp_path):
     assert Checkpoint(tmp_path / "p", "another").values == {}
 
 
+@pytest.mark.slow
 def test_scores_have_their_own_record(inputs, undisturbed, tmp_path):
     """It holds their hash and its own, and scores of an earlier run don't outlive the record that they had."""
     made = record(undisturbed)

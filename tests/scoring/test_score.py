@@ -161,6 +161,7 @@ def of_cells(subjects: Cells, measurements=None, **more) -> dict[Measurement, fl
 
 
 @pytest.mark.parametrize("space", [NAS, chain_space(), kept_space()], ids=lambda space: space.name)
+@pytest.mark.slow
 def test_cells_depend_on_no_order_no_company_and_no_processes(space):
     subjects = cells_of(space, 6)
     everything = plan(CELL_MEASURES, subjects.ids)
@@ -307,6 +308,7 @@ EACH = {
 
 
 @pytest.mark.parametrize("space", [NAS, DARTS], ids=lambda space: space.name)
+@pytest.mark.slow
 def test_a_network_that_is_used_again_measures_as_a_new_one(space):
     """Every measure after every other, in both orders, as if each were taken alone."""
     subjects = cells_of(space, 2)

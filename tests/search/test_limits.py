@@ -91,6 +91,7 @@ def test_the_extremes_of_a_mask_are_those_of_its_cells(space, seed):
 @pytest.mark.parametrize("figures", ["one", "two", "table", "table and one"])
 @given(seed=SEEDS)
 @settings(max_examples=12, deadline=None)
+@pytest.mark.slow
 def test_what_is_reachable_is_what_some_cell_fits(space, figures, seed):
     """Against all cells that the mask spans, for limits near the smallest, where it is close."""
     generator = np.random.default_rng(seed)
@@ -312,6 +313,7 @@ def test_latencies_of_a_table_of_ones_own(tmp_path):
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_real_latencies_of_an_edge_gpu():
     """HW-NAS-Bench's edge GPU, at most 5 ms: random searches by pruning and samples of cells all fit, by the table itself."""
     table = SHARED / "nb201_hardware_cifar10.csv.gz"
@@ -357,6 +359,7 @@ def test_limits_of_the_command_line():
             given_limits([text])
 
 
+@pytest.mark.slow
 def test_limits_of_settings_are_kept_as_they_are_given():
     resolved = search_settings("darts", "released", limits={"parameters": 3.5e6})
     assert resolved["limits"] == {"parameters": 3.5e6}

@@ -80,6 +80,7 @@ def uneven_mask(space: Space):
 
 @pytest.mark.parametrize("space", [THREE, UNEVEN, kept_space(nodes=4, kept=1, operators=3, cell_types=["normal"])], **ids)
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "drawn"])
+@pytest.mark.slow
 def test_every_cell_is_as_likely_as_any_other(space, listed, monkeypatch):
     """Chi-square over all cells that the mask spans: of the first of a sample, and of single draws."""
     mask = space.full_mask() if space is THREE else uneven_mask(space)

@@ -135,6 +135,7 @@ def test_a_singular_kernel_in_any_repeat_is_the_worst_and_said():
 
 @given(seed=SEEDS, keep=st.integers(1, 12), each=st.integers(0, 6))
 @settings(max_examples=40, deadline=None)
+@pytest.mark.slow
 def test_the_best_of_each_measure_have_their_seats(seed, keep, each):
     """Seats of the first measure come first where there are too few; the rest goes to the best of all together."""
     entry, cells = round_of(keep, each, repeats=1), cells_of(NAS, 20, 2)

@@ -441,6 +441,7 @@ def test_flops_are_those_that_torch_counts_and_leave_the_network_as_it_is():
     assert flops == counter.get_total_flops() // 2 + 10  # it counts a multiply-accumulate as two, and no bias
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_benchmark():
     table = read_index("builtin")
     largest = table.loc[[table.flops_cifar10.idxmax()]]
@@ -545,6 +546,7 @@ def test_a_drawing_shows_each_operator_where_nothing_hides_it():
 
 
 @pytest.mark.parametrize(("run_name", "trials", "batch"), [("darts-cifar10", 332, 14), ("darts-imagenet", 444, 24)])
+@pytest.mark.slow
 def test_the_example_configuration_is_the_released_search(run_name, trials, batch):
     path = ROOT / "config" / "darts.yaml"
     settings = load_config(read_yaml(path, "configuration"))["runs"][run_name]["settings"]

@@ -112,6 +112,19 @@ def test_signs_say_that_more_is_better():
         assert row["worst"] == (row["measure"] != REGIONS)
 
 
+@pytest.mark.parametrize("most", [correlate.MOST_IN_PAIRS, 0], ids=["pairs", "sorts"])
+def test_statistics_of_resamples_are_those_of_each_alone(monkeypatch, most):
+    """With ties in scores and in accuracies, and with resamples in which all are tied."""
+    monkeypatch.setattr(correlate, "MOST_IN_PAIRS", most)
+    generator = np.random.default_rng(2)
+    scores, accuracies, gains = generator.integers(0, 8, 30) / 3, generator.integers(0, 12, 30) / 7, generator.random(30)
+    samples = np.concatenate([generator.integers(30, size=(50, 30)), np.full((1, 30), 4)])
+    found = correlate.resampled(scores, accuracies, gains, samples)
+    expected = [correlate.statistics(scores[s], accuracies[s], gains[s]) for s in samples]
+    assert np.array_equal(found, expected, equal_nan=True)
+    assert np.isnan(found[-1, :2]).all()
+
+
 def test_intervals_cover_what_they_should(monkeypatch):
     """Samples of a Gaussian with a known correlation: tau = 2/pi arcsin(rho); the interval holds it in about 95 % of them."""
     monkeypatch.setattr(correlate, "RESAMPLES", 200)
@@ -125,6 +138,7 @@ def test_intervals_cover_what_they_should(monkeypatch):
     assert covered >= 50
 
 
+@pytest.mark.slow
 def test_the_best_cells_are_a_subset_of_their_own():
     generator = np.random.default_rng(0)
     accuracy = np.arange(200.0)
@@ -143,6 +157,7 @@ def test_the_best_cells_are_a_subset_of_their_own():
     assert found["valid"]["kendall"] == pytest.approx(stats.kendalltau(noise[valid], accuracy[valid]).statistic)
 
 
+@pytest.mark.slow
 def test_several_measures_together_by_ranks_and_by_log_ranks():
     generator = np.random.default_rng(6)
     naswot, snip, accuracy = generator.random((3, 50))
