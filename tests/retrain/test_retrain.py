@@ -614,7 +614,7 @@ def test_a_loss_that_is_not_finite_is_said_in_a_sentence(tmp_path):
         ({"validation": 0.001}, r"none to choose the epoch with"),
         ({"validation": 1}, r"'validation'"),
         ({"batch": 2}, r"'batch' 2 with 1 process\(es\) leaves fewer than 2 of 1151 images per process"),
-        ({"resized_crop": 0.5}, r"either by 'resized_crop' or by 'crop_padding'"),
+        ({"resized_crop": 0.5}, r"only one of 'resized_crop' and 'crop_padding'"),
         ({"colour_jitter": {"hue": 0.7}}, r"'colour_jitter.hue'"),
         ({"precision": "fp8"}, r"allowed: fp32, bf16, fp16"),
         ({"auxiliary": 0.4}, r"no auxiliary head"),
