@@ -1,4 +1,4 @@
-"""What networks of all kinds are made of: an edge with the operators that it is built with, sums, concatenations."""
+"""Parts of networks of all kinds: edges with their operators, sums, concatenations."""
 
 from collections.abc import Iterable, Sequence
 
@@ -41,7 +41,7 @@ class Residual(nn.Module):
 class Concatenate(nn.Module):
     """Features of several origins as channels of one tensor: (n, c_i, h, w) each to (n, sum of c_i, h, w).
 
-    ``replicas``: of how many networks side by side the channels are (tenas.networks.grouped); they are joined network by network.
+    ``replicas``: number of networks side by side in the channels (tenas.networks.grouped); concatenated network by network.
     """
 
     def __init__(self, replicas: int = 1) -> None:

@@ -731,7 +731,7 @@ def test_a_training_that_is_told_to_stop_goes_on_within_its_epoch(trained, tmp_p
     result = stopped(tmp_path / "retrain", step, name)
     assert result.returncode == 75, result.stdout + result.stderr
     where = f"after step {(step - 1) % 18 + 1} of 18 in epoch {(step - 1) // 18 + 1}"
-    assert f"The training was told to stop, {where}: the same command goes on there" in result.stdout
+    assert f"The training was asked to stop, {where}: the same command resumes there" in result.stdout
     assert result.stdout.split()[-1] == str(step)
     assert sorted(path.name for path in (tmp_path / "retrain").iterdir()) == ["checkpoint.pt"]
     state = torch.load(tmp_path / "retrain/checkpoint.pt", weights_only=True)
@@ -746,7 +746,7 @@ def test_a_training_that_is_told_to_stop_goes_on_within_its_epoch(trained, tmp_p
 def test_a_training_that_is_told_to_stop_at_the_end_of_an_epoch(trained, tmp_path):
     result = stopped(tmp_path / "retrain", 18)
     assert result.returncode == 75
-    assert "told to stop, after epoch 1: " in result.stdout
+    assert "asked to stop, after epoch 1: " in result.stdout
     train_tiny(tmp_path / "retrain")
     assert_equal_trainings(tmp_path / "retrain", trained[0])
 
