@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tenas.errors import TenasError
-from tenas.files import sha256, write_csv, write_json
+from tenas.files import clear_leftovers, sha256, write_csv, write_json
 from tenas.layout import CHECKPOINT
 from tenas.locks import alone
 from tenas.machine import c_compiler
@@ -106,12 +106,11 @@ def _as_writer(out: Path, processes: Processes) -> AbstractContextManager[object
 
 
 def _remove_stale(out: Path, results: Iterable[str]) -> None:
-    """Remove ``results`` of an earlier training, which must not stand beside an unfinished one, and half-written files."""
+    """Remove ``results`` of an earlier training, which must not be next to an unfinished one, and leftovers of killed writers."""
     for name in results:
         (out / name).unlink(missing_ok=True)
-    for path in map(Path, (CHECKPOINT, *results)):
-        for left in out.glob(f".{path.stem}.*{path.suffix}"):
-            left.unlink(missing_ok=True)
+    for name in (CHECKPOINT, *results):
+        clear_leftovers(out / name)
 
 
 def _digest(request: Request, keys: Mapping[str, Any], side: int, images: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from tenas.settings.base import Model
 from tenas.settings.claims import Claim, Claims, Correlation
 from tenas.settings.config import Config, Dataset, Run, TableSearch, Threads
 from tenas.settings.retrain import ColourJitter, Retraining
-from tenas.settings.search import (
+from tenas.settings.rounds import (
     MOST_AS_TRAINED,
     CellsRound,
     EdgesRound,

@@ -362,11 +362,11 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(trained, tmp_path, capsys
 )
 def test_a_damaged_checkpoint_is_not_resumed(trained, tmp_path, capsys, damage):
     (tmp_path / "checkpoint.pt").write_bytes(damage((trained[0] / "checkpoint.pt").read_bytes()))
-    (tmp_path / ".checkpoint.abc123.pt").write_bytes(b"left by a killed training")
+    (tmp_path / ".checkpoint.abcd1234.pt").write_bytes(b"left by a killed training")
     train_tiny(tmp_path)
     assert "cannot be read" in capsys.readouterr().err
     assert (tmp_path / "history.csv").read_bytes() == (trained[0] / "history.csv").read_bytes()
-    assert not (tmp_path / ".checkpoint.abc123.pt").exists()
+    assert not (tmp_path / ".checkpoint.abcd1234.pt").exists()
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from tenas.data import prepare
 from tenas.errors import TenasError
 from tenas.measures import linear_regions
 from tenas.networks import Network, Supernet, SupernetCells, count_flops, count_parameters, initialise
-from tenas.networks.darts import FactorisedReduce, drop_path
+from tenas.networks.darts import FactorisedReduce
+from tenas.networks.edge import drop_path
 from tenas.report.drawing import draw
 from tenas.scoring.subjects import Measurement, Trials
 from tenas.search.prune import rank_round
