@@ -1,6 +1,6 @@
 # make search      the search on the embedded default data, its retraining, and a report
 # make test        the whole test suite
-# make coverage    the same, with the lines and branches that it covers: half as long again
+# make coverage    the same, with the lines and branches that it covers; takes half as long again
 # make test-fast   the tests that aren't marked slow, in a few minutes
 # make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining: hours (scripts/stress --help)
 # make lint        style, types and spelling of the code and of the workflow
@@ -8,8 +8,8 @@
 
 PYTHON ?= python3
 CORES ?= $(shell nproc)
-# A file's tests share what one of them has made; those that conftest puts first are begun first.
-# Half as many workers again as cores: a third of the time, a test waits for a process that it has started, or for a clock.
+# Tests of a file share fixtures, so they run in one process; those that conftest puts first start first. Half as many workers again as
+# cores: a third of the time, a test waits for a process that it has started, or for a clock.
 PARALLEL := --numprocesses $(shell expr $(CORES) + $(CORES) / 2) --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 

@@ -1,6 +1,6 @@
-"""Put the workflow, its configurations and its profiles into the built package, as ``tenas/project``.
+"""Include the workflow, its configurations and its profiles in the built package, as ``tenas/project``.
 
-In the repository they lie around the package, where the Snakemake catalog and a reader look for them; ``tenas.code.PROJECT`` is
+In the repository they are next to the package, where the Snakemake catalog and readers expect them; ``tenas.code.PROJECT`` is
 the folder that has them, in either case. All else is declared in pyproject.toml.
 """
 
@@ -14,7 +14,7 @@ PROJECT = ("Snakefile", "workflow", "config", "profiles")
 
 
 class BuildWithProject(build_py):
-    """Build the package, then copy the project's files into it; an editable install reads them where they are."""
+    """Build the package and copy the project's files into it; an editable install reads them in the repository."""
 
     def run(self) -> None:
         super().run()

@@ -1,7 +1,7 @@
-/* A library for LD_PRELOAD: the n-th operation on a file below a folder fails, as on a bad or a full disk. Used by scripts/stress.
+/* Library for LD_PRELOAD: the n-th operation on a file below a folder fails, as on a bad or a full disk. Used by scripts/stress.
 
-   FAULT_FOLDER: the folder. FAULT_AT: n, from 1, of each process. FAULT_ERRNO: what the operation fails with; 0 for a write of half
-   of the bytes, which is no error and has to be gone on with. FAULT_STAYS=1: all later ones fail too. */
+   FAULT_FOLDER: the folder. FAULT_AT: n, from 1, of each process. FAULT_ERRNO: the error; 0 for a short write of half of the
+   bytes, which is no error: the caller has to write the rest. FAULT_STAYS=1: all later operations fail too. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

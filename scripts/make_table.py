@@ -33,7 +33,7 @@ SECONDS = tuple(f"{dataset}_train_seconds" for dataset in DATASETS)
 
 
 def make_table(source: Path, out: Path) -> None:
-    """Write the table of a CSV as Parquet: numbers as they are printed, cells in their official order."""
+    """Write the table of a CSV as Parquet: numbers as printed, cells in their official order."""
     given = pd.read_csv(source).rename(columns=column_of).sort_values("index")
     archs = [SPACE.parse(arch).arch for arch in given["arch"]]
     if list(given["index"]) != list(range(SPACE.listed_cells)) or len(set(archs)) != SPACE.listed_cells:
@@ -41,7 +41,7 @@ def make_table(source: Path, out: Path) -> None:
     columns = {"index": pa.array(given["index"], pa.int32()), "arch": pa.array(archs)}
     columns |= {name: pa.array(given[name], pa.float64()) for name in (*ACCURACIES, *SECONDS)}
     columns |= {name: pa.array(given[name], pa.int64()) for name in COSTS}
-    # What tenas benchmark import writes there, less what depends on the machine.
+    # As written by tenas benchmark import, without keys that depend on the machine.
     record = {"source": {"name": source.name, "sha256": sha256(source), "cells": SPACE.listed_cells}}
     table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(record)})
     with whole(out) as temporary:
@@ -50,7 +50,7 @@ def make_table(source: Path, out: Path) -> None:
             temporary,
             compression="zstd",
             compression_level=19,
-            # Accuracies are fractions of a few thousand images: they repeat.
+            # Accuracies are multiples of 1 / (a few thousand images): dictionary encoding pays.
             use_dictionary=[*ACCURACIES, *COSTS],
             write_page_checksum=True,
         )

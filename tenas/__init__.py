@@ -1,7 +1,6 @@
 """TE-NAS: neural architecture search without training, as a reproducible pipeline.
 
-What Python code may rely on is here: the names of ``__all__``. Each is imported with its first use, and torch with the first
-that needs it::
+The public API is ``__all__``. Each name is imported on first use, and torch by the first that needs it::
 
     import tenas
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Name -> the module that has it.
+# Name -> its module.
 _FROM = {
     "SearchResult": "tenas.api", "SearchRound": "tenas.api", "build": "tenas.api", "list_measures": "tenas.api",
     "list_presets": "tenas.api", "list_sources": "tenas.api", "list_spaces": "tenas.api", "measure": "tenas.api",
@@ -52,7 +51,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name == "search":
-        # The package of that name, which is the function too: importing one of its modules puts it here anyway.
+        # tenas.search is both package and function: importing any of its modules sets this attribute anyway.
         return import_module("tenas.search")
     if name in _FROM:
         return getattr(import_module(_FROM[name]), name)

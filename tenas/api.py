@@ -191,9 +191,9 @@ def search(
             ``if __name__ == "__main__":``.
         device: cpu, cuda, or auto: the CPU to measure, a GPU to train if there is one.
         progress: whether to show a bar, or lines if stderr is no terminal.
-        trainings: what a round of trainings does: real, table:COLUMN, none; by default what the preset says.
+        trainings: mode of the rounds of trainings: real, table:COLUMN, none; by default that of the preset.
         changes: changed keys of the preset, as in a run's ``search`` in a configuration.
-        table: table of the space, for trainings that are looked up; builtin comes with the project.
+        table: table of the space, for trainings that are looked up; builtin is the built-in one.
         out: folder to keep the files in; the same call then resumes an interrupted one.
 
     Raises:
@@ -216,15 +216,10 @@ def search(
     space = known(space)
     if threads > 1:
         _check_workers(space)
-    settings = search_settings(space, preset, changes, limits=limits, trainings=trainings)
-    if labels is None and trainings is None and _trains(settings):
-        warnings.warn(
-            "Without labels nothing can be trained: the rounds of trainings are left out, the best-ranked cells kept.",
-            stacklevel=2,
-        )
-        settings = search_settings(space, preset, changes, limits=limits, trainings="none")
     if labels is None:
-        _check_needs_no_labels(settings)
+        settings = _settings_without_labels(space, preset, changes, limits, trainings)
+    else:
+        settings = search_settings(space, preset, changes, limits=limits, trainings=trainings)
     scratch = nullcontext(out) if out is not None else scratch_folder()
     with scratch as name, Workers(threads) as workers:
         folder = Path(name)
@@ -251,6 +246,25 @@ def search(
 def _trains(settings: Mapping[str, Any]) -> bool:
     """Whether a search trains cells instead of looking trainings up."""
     return any(round["kind"] == "training" and round["column"] is None for round in settings["rounds"])
+
+
+def _settings_without_labels(
+    space: Space,
+    preset: str,
+    changes: Mapping[str, Any] | None,
+    limits: Mapping[str, Any] | None,
+    trainings: str | None,
+) -> dict[str, Any]:
+    """Resolve the settings of a search without labels; trainings of the preset are left out, with a warning."""
+    settings = search_settings(space, preset, changes, limits=limits, trainings=trainings)
+    if trainings is None and _trains(settings):
+        warnings.warn(
+            "Without labels nothing can be trained: the rounds of trainings are left out, the best-ranked cells kept.",
+            stacklevel=3,
+        )
+        settings = search_settings(space, preset, changes, limits=limits, trainings="none")
+    _check_needs_no_labels(settings)
+    return settings
 
 
 def _check_needs_no_labels(settings: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""The one place where what went wrong becomes what a user reads: a sentence on stderr, and an exit status.
+"""Turn exceptions into a sentence on stderr and an exit status: the boundary of every command.
 
-0: done. 2: something to put right. 75: the machine's own trouble, such as a full disk; the same command may work later.
-130: stopped by Ctrl-C. 141: nobody reads what it says. 1: a fault of the program, with the line that it is in.
+0: success. 2: an error that the user can fix. 75: a temporary failure of the machine, such as a full disk; the same command may
+succeed later. 130: stopped by Ctrl-C. 141: the reader of a pipe has closed it. 1: a fault of the program, with its line.
 """
 
 import errno
@@ -19,12 +19,12 @@ from tenas.errors import StoppedError, TenasError, lacks_memory, of_os
 from tenas.progress import one_line
 
 FAULT, REFUSED, LATER, STOPPED = 1, TenasError.status, StoppedError.status, 130
-# As a shell has it for a program that was ended by SIGPIPE.
+# The status that a shell gives a program ended by SIGPIPE.
 UNREAD = 141
 PACKAGE = Path(__file__).parent
-# Set to anything but 0 for what ``--debug`` is for: the traceback before the sentence.
+# Variable with the effect of ``--debug``, unless empty or 0: print the traceback before the sentence.
 DEBUG = "TENAS_DEBUG"
-# What passes by itself, or by making room: no other command is needed.
+# Errors that pass by themselves or after making room: the same command works again.
 PASSING = {
     getattr(errno, name)
     for name in (
@@ -36,7 +36,7 @@ PASSING = {
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what caused it, to the first."""
+    """An error, its cause, the cause of that, and so on."""
     found: BaseException | None = error
     while found is not None:
         yield found
@@ -45,17 +45,17 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _passes(error: BaseException) -> bool:
     if isinstance(error, OSError):
-        # The errors of urllib and socket (a name that is not found) have no number of the system's.
+        # Errors of urllib and socket (an unknown host) have no errno.
         network = type(error).__module__.partition(".")[0] in ("urllib", "socket", "http", "ssl") or isinstance(
             error, ConnectionError | TimeoutError
         )
-        # NumPy tells of a file that could not be written whole in words alone.
+        # NumPy reports an incomplete write without an errno.
         return network or error.errno in PASSING or (error.errno is None and str(error).endswith(" written"))
     return lacks_memory(error)
 
 
 def _place(error: BaseException) -> str:
-    """The last line of this package that an error came through, else the last one."""
+    """File and line of this package nearest to an error, or else of the error itself."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if PACKAGE in Path(frame.filename).parents and frame.filename != __file__] or frames
     if not own:
@@ -66,7 +66,7 @@ def _place(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> tuple[str, int]:
-    """The sentence about an error, and the exit status of the command that it ended."""
+    """Sentence and exit status for an error."""
     if isinstance(error, KeyboardInterrupt):
         return "Stopped. The same command goes on where this one was.", STOPPED
     if isinstance(error, TenasError):
@@ -79,7 +79,7 @@ def described(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         return of_os(error), LATER if _passes(error) else REFUSED
     if isinstance(error, ImportError):
-        return f"A package that is needed cannot be imported: {_line(error)}. Install it, or this package again.", REFUSED
+        return f"A required package cannot be imported: {_line(error)}. Install it, or reinstall this package.", REFUSED
     return (
         f"This is a fault of tenas ({type(error).__name__} in {_place(error)}: {_line(error)}). Please report it, with what "
         f"--debug or {DEBUG}=1 prints."
@@ -87,13 +87,13 @@ def described(error: BaseException) -> tuple[str, int]:
 
 
 def _line(error: BaseException) -> str:
-    """What an error says, on one line of some length."""
+    """Message of an error, on one line of limited length."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _streams() -> None:
-    """Streams that take every text: closed ones, and those whose encoding lacks letters, as in a file's name."""
+    """Make stdout and stderr accept any text: replace closed streams, and escape letters that the encoding lacks."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -111,7 +111,7 @@ def _unread() -> bool:
 
 
 def _away(stream: int) -> None:
-    """Let a stream lead nowhere: Python would write what is left in its buffer once more at its exit, and complain."""
+    """Redirect a stream to the null device: at exit Python would write the rest of its buffer, and fail again."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
@@ -122,7 +122,7 @@ def _tell(text: str) -> None:
 
 
 def bounded(run: Callable[[], int], *, debug: bool = False) -> int:
-    """Run a command to its exit status, with a sentence on stderr in the place of a traceback.
+    """Run a command and return its exit status; errors print a sentence on stderr instead of a traceback.
 
     ``debug``: print the traceback as well.
     """
@@ -135,13 +135,13 @@ def bounded(run: Callable[[], int], *, debug: bool = False) -> int:
         return status
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError) and _unread():
-            # Who reads has seen enough, as in `| head`; the command has not ended.
+            # The reader has closed the pipe, as in `| head`; the command is not finished.
             _away(1)
             _away(2)
             return UNREAD
         text, status = described(error)
         if status == STOPPED:
-            # A second Ctrl-C of an impatient user has nothing more to stop.
+            # Ignore further Ctrl-C while ending.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if debug:
             traceback.print_exc()
@@ -149,7 +149,7 @@ def bounded(run: Callable[[], int], *, debug: bool = False) -> int:
         return status
     finally:
         warnings.formatwarning = before
-        # Else Python tries once more at its exit, and complains.
+        # Otherwise Python writes again at exit, and fails.
         try:
             sys.stdout.flush()
         except OSError:

@@ -1,6 +1,6 @@
 """The command line: one subcommand for each stage, made from the stage's signature and docstring.
 
-What goes wrong ends in one sentence on stderr, and in an exit status: tenas/boundary.py.
+An error ends in one sentence on stderr, and in an exit status: tenas/boundary.py.
 """
 
 import argparse
@@ -18,18 +18,18 @@ from tenas import __version__, stages
 from tenas.boundary import bounded
 from tenas.progress import say, shown
 
-# Stages whose name begins with one of these are parts of a command: benchmark_query is ``tenas benchmark query``.
+# Prefixes of stages that are subcommands of one command: benchmark_query is ``tenas benchmark query``.
 GROUPS = {
     "benchmark": "import the table of a space, look cells up in it, search on it",
     "study": "measures of a sample of cells against their accuracy",
 }
-# Headings of the help and their commands. What stands under none is a stage that the workflow calls.
+# Headings of the help and their commands. All other stages are for the workflow.
 HEADINGS = {
     "find a network": ("search", "run", "new", "prepare", "workflow", "doctor"),
-    "look at what was found": ("show", "status", "audit", "archive"),
+    "inspect results": ("show", "status", "audit", "archive"),
     "tables of trained cells, studies of measures": ("benchmark", "study", "claims"),
 }
-STAGES = "stages, which the workflow calls"
+STAGES = "stages of the workflow"
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -95,7 +95,7 @@ def _options(annotation: Any) -> tuple[dict[str, Any], str]:
 
 class _Formatter(argparse.HelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Wrap paragraphs, but for those with indented lines, which are commands."""
+        """Wrap paragraphs, except those with indented lines, which are commands."""
         wrap = super()._fill_text
         return "\n\n".join(part if "\n  " in part else wrap(part, width, indent) for part in text.split("\n\n"))
 
@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tenas {__version__}")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error too, as TENAS_DEBUG=1 does")
     commands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", required=True, help="one of those below; tenas COMMAND --help explains it"
+        title="commands", metavar="COMMAND", required=True, help="one of the commands below; tenas COMMAND --help explains it"
     )
     groups = {}
     for module in sorted(info.name for info in iter_modules(stages.__path__)):
@@ -200,7 +200,7 @@ def _run(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand. Returns its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # Of the parser for its help alone: it may stand anywhere.
+    # Declared only for the help: the option may be given anywhere.
     return bounded(lambda: _run([text for text in given if text != "--debug"]), debug="--debug" in given)
 
 

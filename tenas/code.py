@@ -13,7 +13,7 @@ from pathlib import Path
 from tenas.references import source_file
 
 PACKAGE = Path(__file__).parent
-# The folder with Snakefile, workflow, configurations and profiles: in the package where it was built, else around it (setup.py).
+# Folder with Snakefile, workflow, configurations and profiles: within a built package, else its parent folder (setup.py).
 PROJECT = PACKAGE / "project" if (PACKAGE / "project").is_dir() else PACKAGE.parent
 # Modules that only read, write, check, report or find other modules: they change no result.
 NO_RESULT = frozenset(

@@ -16,14 +16,14 @@ from tenas.errors import TenasError
 from tenas.locks import Lock, lock_folder, take_one
 from tenas.machine import gpu_files, visible_devices
 
-# Megabytes that a driver keeps for itself on a GPU that nobody uses, and a desktop a few more.
+# Megabytes that the driver, or a desktop, uses on an idle GPU.
 IDLE_MB = 1024
 
 
 def choose_device(device: str) -> str:
     """Resolve ``auto`` to a GPU if there is one, else to the CPU.
 
-    Raises TenasError for ``cuda`` without a GPU that PyTorch can use. Says on stderr where ``auto`` leaves a GPU unused.
+    Raises TenasError for ``cuda`` without a GPU that PyTorch can use. Prints a message on stderr if ``auto`` leaves a GPU unused.
     """
     if device == "cpu":
         return device
@@ -41,14 +41,14 @@ def choose_device(device: str) -> str:
 def score_device(device: str) -> str:
     """Resolve the device of a stage that measures: ``auto`` is the CPU.
 
-    Measures at initialisation are of small networks and batches, one process a core: that is faster with the compiled kernels
-    than a GPU, which waits for thousands of launches each (docs/gpu.md). ``cuda`` is taken at its word.
+    Measures at initialisation use small networks and batches, one process per core: with the compiled kernels this is faster than
+    a GPU, which waits for thousands of launches per measurement (docs/gpu.md). An explicit ``cuda`` is respected.
     """
     return "cpu" if device == "auto" else choose_device(device)
 
 
 def cuda_trouble() -> str:
-    """Why PyTorch cannot use a GPU that is there, as a part of a sentence."""
+    """Reason why PyTorch cannot use an existing GPU, as part of a sentence."""
     if torch.version.cuda is None:
         return f"PyTorch {torch.__version__} is a build without CUDA"
     try:
@@ -74,18 +74,18 @@ def has_kernels(capability: tuple[int, int], architectures: Iterable[str]) -> bo
 
 
 def check_capability(number: int) -> None:
-    """Raise TenasError for a GPU that this PyTorch has no kernels for: its first operator would fail."""
+    """Raise TenasError for a GPU without kernels in this PyTorch: its first operator would fail."""
     capability, architectures = torch.cuda.get_device_capability(number), torch.cuda.get_arch_list()
     if not has_kernels(capability, architectures):
         raise TenasError(
             f"The GPU {torch.cuda.get_device_name(number)} has the compute capability {capability[0]}.{capability[1]}, for which "
-            f"PyTorch {torch.__version__} has no kernels (it has {', '.join(architectures)}): say 'device: cpu', or "
-            "install another."
+            f"PyTorch {torch.__version__} has no kernels (it has {', '.join(architectures)}): set 'device: cpu', or "
+            "install another build."
         )
 
 
 def _used_megabytes() -> dict[str, int]:
-    """Memory in use on each GPU, by UUID, as nvidia-smi says; empty where it isn't installed or says nothing."""
+    """Memory in use on each GPU, by UUID, from nvidia-smi; empty if it is not installed or fails."""
     if shutil.which("nvidia-smi") is None:
         return {}
     query = ["nvidia-smi", "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits"]
@@ -101,7 +101,7 @@ def _used_megabytes() -> dict[str, int]:
 def _own_gpu() -> tuple[int, Lock]:
     # By UUID: indices count the devices that a process sees, and two processes may see different ones.
     uuids = [str(torch.cuda.get_device_properties(number).uuid) for number in range(torch.cuda.device_count())]
-    # Those last that somebody else computes on, who knows nothing of our locks.
+    # Last the GPUs used by processes that do not take our locks.
     used = _used_megabytes()
     order = sorted(range(len(uuids)), key=lambda number: used.get(uuids[number], 0) > IDLE_MB)
     lock = take_one([f"gpu-{uuids[number]}" for number in order], lock_folder(), "GPU")
@@ -110,9 +110,9 @@ def _own_gpu() -> tuple[int, Lock]:
 
 @cache
 def _own_slice() -> Lock | None:
-    """One of several MIG slices that CUDA_VISIBLE_DEVICES lists, made the only one; None if it doesn't list several.
+    """Choose one of several MIG slices in CUDA_VISIBLE_DEVICES, and make it the only one; None if it does not list several.
 
-    CUDA shows a process the first alone, whoever is on it. To be called before torch looks for GPUs.
+    CUDA shows a process only the first slice, even if it is in use. Call this before torch looks for GPUs.
     """
     names = visible_devices() or []
     if len(names) < 2 or not all(name.startswith("MIG-") for name in names):

@@ -1,4 +1,4 @@
-"""What this machine is, which device each stage would use and why, and whether the NTK's kernels compute what they should."""
+"""Diagnose this machine: its resources, the device of each stage and why, and whether the NTK's kernels are correct."""
 
 import copy
 import os
@@ -35,17 +35,17 @@ from tenas.networks import Supernet, initialise
 from tenas.provenance import processor_model
 from tenas.spaces import get_space
 
-# Below this the batches of a retraining's workers may not fit: those of images of 224 pixels take 3 GB.
+# With less, the batches of a retraining's workers may not fit: those of images of 224 pixels take 3 GB.
 SHARED_BYTES = 2**30
-# Oldest driver of NVIDIA's for a major version of CUDA.
+# Oldest NVIDIA driver for each major version of CUDA.
 DRIVERS = {12: 525, 13: 580}
-# Largest difference of a kernel in float32 from that in float64, by its largest element.
+# Largest allowed difference of a kernel in float32 from that in float64, relative to its largest element.
 TOLERANCE = 1e-5
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "snakemake", "snakemake-executor-plugin-slurm", "dvc")
 
 
 class Finding(NamedTuple):
-    """A line of the report. ``wrong``: a sentence, where something is."""
+    """A line of the report. ``wrong``: a sentence if there is a problem."""
 
     what: str
     found: str
@@ -53,9 +53,9 @@ class Finding(NamedTuple):
 
 
 def examine(data: Path = Path("data"), *, root: Path = ROOT, shm: Path = SHARED_MEMORY) -> list[Finding]:
-    """Look at this machine, and compute a small kernel in each way. ``data``: folder of prepared data sets.
+    """Examine this machine, and compute a small kernel by each implementation. ``data``: folder of prepared data sets.
 
-    ``root``: where /proc, /sys and /dev are. ``shm``: where shared memory is.
+    ``root``: folder that contains /proc, /sys and /dev. ``shm``: folder of shared memory.
     """
     return [
         *_machine(root, shm),
@@ -69,7 +69,7 @@ def examine(data: Path = Path("data"), *, root: Path = ROOT, shm: Path = SHARED_
 
 
 def report(findings: list[Finding]) -> str:
-    """The findings as lines, what is wrong marked."""
+    """Format the findings, one per line; problems are marked."""
     width = max(len(finding.what) for finding in findings)
     return "\n".join(f"{'WRONG' if f.wrong else '':5} {f.what:{width}}  {f.found}" for f in findings)
 
@@ -80,7 +80,7 @@ def _machine(root: Path, shm: Path) -> list[Finding]:
     memory, shared = memory_limit(root), shared_memory(shm)
     small = shared is None or shared < SHARED_BYTES
     return [
-        Finding("processors", f"{left} to be used of {os.cpu_count()}" + (f", by a quota of {limits}" if limits else "")),
+        Finding("processors", f"{left} of {os.cpu_count()} usable" + (f", by a quota of {limits}" if limits else "")),
         Finding("kind", f"{processor_model()}, {torch.backends.cpu.get_cpu_capability()}"),
         Finding("memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB may be used"),
         Finding("threads of torch", f"{torch.get_num_threads()}; a measure takes one"),
@@ -96,7 +96,7 @@ def _machine(root: Path, shm: Path) -> list[Finding]:
 
 
 def driver_too_old(driver: str | None, cuda: str | None) -> bool:
-    """Whether PyTorch's version of CUDA needs a later driver; False where either isn't known."""
+    """Whether PyTorch's version of CUDA needs a newer driver; False if either version is unknown."""
     if driver is None or cuda is None:
         return False
     return int(driver.partition(".")[0]) < DRIVERS.get(int(cuda.partition(".")[0]), 0)
@@ -109,7 +109,7 @@ def _gpus(root: Path) -> list[Finding]:
         Finding(
             "driver",
             f"{driver or 'none'}; PyTorch {torch.__version__} was built for CUDA {torch.version.cuda or '(none)'}",
-            f"NVIDIA's driver {driver} is too old for CUDA {torch.version.cuda}: update it, or take a PyTorch for an older CUDA."
+            f"NVIDIA's driver {driver} is too old for CUDA {torch.version.cuda}: update it, or install PyTorch for an older CUDA."
             if driver_too_old(driver, torch.version.cuda)
             else "",
         ),
@@ -179,7 +179,7 @@ def _slurm() -> str:
 
 
 def _cannot_write(folder: Path) -> str:
-    """Why nothing can be written to a folder, which is made if it is missing; empty where something can."""
+    """Reason why a folder cannot be written (it is created if missing); empty if it can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -205,7 +205,7 @@ def _caches() -> list[Finding]:
     try:
         found.append(Finding("locks of GPUs", str(lock_folder())))
     except (OSError, TenasError) as error:
-        found.append(Finding("locks of GPUs", tempfile.gettempdir(), f"No lock can be had for a GPU: {str(error).rstrip('.')}."))
+        found.append(Finding("locks of GPUs", tempfile.gettempdir(), f"A GPU cannot be locked: {str(error).rstrip('.')}."))
     return found
 
 
@@ -221,14 +221,14 @@ def _files(data: Path) -> list[Finding]:
 
 
 def small_problem() -> tuple[nn.Module, Tensor]:
-    """A supernet of NAS-Bench-201 and a batch of noise: small enough for the plain loop, with every kind of operator."""
+    """A supernet of NAS-Bench-201 and a batch of noise: all kinds of operators, small enough for the plain loop."""
     network = Supernet(get_space("nas-bench-201"), channels=4, cells=1, classes=10)
     initialise(network, "kaiming_fan_in", 0)
     return network, torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def timed(compute: Callable[[], Tensor], *, least: float = 0.5) -> tuple[Tensor, float]:
-    """The last result of a computation that is repeated for ``least`` seconds, and how many a second there were. Warmed up."""
+    """Repeat a computation for ``least`` seconds after a warm-up. Returns its last result and the number of calls per second."""
     compute()
     start, count = time.perf_counter(), 0
     while True:
@@ -239,7 +239,7 @@ def timed(compute: Callable[[], Tensor], *, least: float = 0.5) -> tuple[Tensor,
 
 
 def difference(gram: Tensor, expected: Tensor) -> float:
-    """The largest difference of two kernels, by the largest element."""
+    """Largest difference of two kernels, relative to the largest element."""
     return ((gram - expected).abs().max() / expected.abs().max()).item()
 
 
@@ -247,7 +247,7 @@ def _kernels() -> list[Finding]:
     network, images = small_problem()
     expected = ntk_gram_by_loop(copy.deepcopy(network).double(), images.double())
     _, rate = timed(lambda: ntk_gram(network, images, implementation="loop"))
-    found = [Finding("plain loop on the CPU", f"{rate:.1f} kernels a second")]
+    found = [Finding("plain loop on the CPU", f"{rate:.1f} kernels per second")]
     found.append(_kernel("compiled kernels on the CPU", network, images, expected, "compiled"))
     if torch.cuda.is_available() and has_kernels(torch.cuda.get_device_capability(), torch.cuda.get_arch_list()):
         found.append(_kernel("GPU, against the CPU", network.to("cuda"), images.to("cuda"), expected, "batched"))
@@ -255,17 +255,17 @@ def _kernels() -> list[Finding]:
 
 
 def _kernel(what: str, network: nn.Module, images: Tensor, expected: Tensor, implementation: Implementation) -> Finding:
-    """A way to compute the kernel, held against ``expected`` in float64: difference, two runs, speed."""
+    """Compare an implementation of the kernel with ``expected`` in float64: difference, reproducibility, speed."""
     try:
         first, rate = timed(lambda: ntk_gram(network, images, implementation=implementation))
         second = ntk_gram(network, images, implementation=implementation)
     except (TenasError, RuntimeError) as error:
-        return Finding(what, "not to be had", f"The {what} cannot be used: {' '.join(str(error).split()).rstrip('.')}.")
+        return Finding(what, "unusable", f"The {what} cannot be used: {' '.join(str(error).split()).rstrip('.')}.")
     off, equal = difference(first, expected), torch.equal(first, second)
     wrong = []
     if not off <= TOLERANCE:
         wrong.append(f"The {what}: the NTK differs from that of the plain loop in float64 by {off:.1e} of its largest element.")
     if not equal:
         wrong.append(f"The {what}: two runs of the same NTK differ.")
-    text = f"{rate:.1f} kernels a second; {off:.0e} from the loop in float64; two runs {'equal' if equal else 'differ'}"
+    text = f"{rate:.1f} kernels per second; {off:.0e} from the loop in float64; two runs {'equal' if equal else 'differ'}"
     return Finding(what, text, " ".join(wrong))

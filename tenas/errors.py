@@ -12,7 +12,7 @@ class TenasError(Exception):
 
 
 class StoppedError(TenasError):
-    """What was asked to stop has kept what it had, and goes on with the same command. EX_TEMPFAIL of sysexits.h."""
+    """A stage stopped on request, with its progress saved: the same command resumes. EX_TEMPFAIL of sysexits.h."""
 
     status = 75
 
@@ -22,7 +22,7 @@ def one_of(what: str, name: object, allowed: Iterable[str]) -> TenasError:
     return TenasError(f"Unknown {what} {name!r}; known: {', '.join(map(str, allowed))}.")
 
 
-# What to do about what the system says, where its own words do not say it.
+# Advice for errors of the operating system whose own text has none.
 ADVICE = {
     errno.ENOSPC: "Make room there, and run the same command again.",
     errno.EDQUOT: "Make room in your quota, and run the same command again.",
@@ -35,7 +35,7 @@ ADVICE = {
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.EMFILE: "Close other programs, or raise `ulimit -n`, and run the same command again.",
 }
-# What libraries say when the system refuses them memory, or room for threads and shared objects.
+# Messages of libraries when the system refuses memory, threads or shared objects.
 NO_MEMORY = (
     "failed to map segment",
     "allocate memory",
@@ -47,7 +47,7 @@ NO_MEMORY = (
 
 
 def of_os(error: OSError, path: str | os.PathLike[str] | None = None, what: str = "cannot be read or written") -> str:
-    """The sentence about an error of the operating system. ``path``: where; by default what the error names itself."""
+    """Sentence for an error of the operating system. ``path``: of the file; by default the one that the error names."""
     named = path if path is not None else error.filename
     reason = (error.strerror or " ".join(str(error).split()) or type(error).__name__).rstrip(".")
     advice = f" {ADVICE[error.errno]}" if error.errno in ADVICE else ""
@@ -57,7 +57,7 @@ def of_os(error: OSError, path: str | os.PathLike[str] | None = None, what: str 
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether memory is what an error is about: of Python, of the system, of torch on a processor or a GPU."""
+    """Whether an error means that memory ran out: of Python, the system, or torch on a CPU or GPU."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     said = str(error).lower()

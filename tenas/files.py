@@ -24,7 +24,7 @@ from tenas.locks import lock_folder
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; rename it to ``path`` at the end of the block, remove it after an error.
 
-    The temporary name keeps the suffix of ``path``, for writers that depend on it. What killed writers of ``path`` have left is
+    The temporary name keeps the suffix of ``path``, for writers that depend on it. Leftovers of killed writers of ``path`` are
     removed.
     """
     path = Path(path)
@@ -36,7 +36,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with _writing(path, str(temporary)):
             yield temporary
-            # mkstemp makes files private to their owner; results may be shared by a group. Some file systems know no modes.
+            # mkstemp makes files private to their owner; results may be shared by a group. Some file systems have no modes.
             umask = os.umask(0)
             os.umask(umask)
             with suppress(OSError):
@@ -53,18 +53,18 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _held(path: Path) -> tuple[int, Path]:
-    """A new temporary file next to ``path``, with a lock that says it is being written for as long as the descriptor is open."""
+    """Create a temporary file next to ``path``, locked as long as the returned descriptor is open."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-        with suppress(OSError):  # a file system without locks, on which nothing is cleared either
+        with suppress(OSError):  # a file system without locks, where leftovers are not removed either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
-        os.close(handle)  # another process took it for a leftover before it was locked
+        os.close(handle)  # another process removed it as a leftover before it was locked
 
 
 def clear_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove what killed writers of ``path`` have left next to it: temporary files that no process holds."""
+    """Remove leftovers of killed writers of ``path``: its temporary files that no process has locked."""
     path = Path(path)
     temporary = re.compile(rf"{re.escape(f'.{path.stem}.')}[a-z0-9_]{{8}}{re.escape(path.suffix)}")
     for name in os.listdir(path.parent):
@@ -76,7 +76,7 @@ def clear_leftovers(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Make a temporary folder for the duration of the block. Those that killed processes of this user have left are removed."""
+    """Make a temporary folder for the duration of the block. Leftovers of killed processes of this user are removed."""
     parent, prefix = lock_folder(), "scratch-"
     for left in parent.glob(f"{prefix}*"):
         with suppress(OSError):
@@ -94,18 +94,18 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def _held_folder(parent: Path, prefix: str) -> tuple[Path, int]:
-    """A new temporary folder, and the descriptor by which it is locked, as ``_held`` has them of a file."""
+    """Create a temporary folder, locked as long as the returned descriptor is open; like ``_held`` for a file."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         with suppress(FileNotFoundError):
             handle = _locked(folder, fcntl.LOCK_EX)
             if folder.exists():
                 return folder, handle
-            os.close(handle)  # another process took it for a leftover before it was locked
+            os.close(handle)  # another process removed it as a leftover before it was locked
 
 
 def _locked(folder: Path, how: int) -> int:
-    """A descriptor of a folder, by which it is locked until that is closed."""
+    """Lock a folder until the returned descriptor is closed."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, how)
@@ -117,7 +117,7 @@ def _locked(folder: Path, how: int) -> int:
 
 @contextmanager
 def _writing(path: Path, name: str | None = None) -> Iterator[None]:
-    """Turn errors of the system about a file that is written into sentences that name it. ``name``: its temporary one."""
+    """Turn errors of the system on writing a file into sentences with its name. ``name``: the temporary one."""
     try:
         yield
     except OSError as error:
@@ -127,14 +127,14 @@ def _writing(path: Path, name: str | None = None) -> Iterator[None]:
 
 
 def _check_place(path: Path) -> None:
-    """Raise OSError where a file of that name would take the place of a folder or a device, which renaming does to some."""
+    """Raise OSError if a file would replace a folder or a device, which renaming does in some cases."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if (path.exists() and not path.is_file()) or path.parent.resolve() in DEVICES:
         raise OSError(errno.EINVAL, "It is a device, not a file", str(path))
 
 
-# Folders whose names are not of files, whatever they lead to.
+# Paths that end like a folder.
 DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 
 
@@ -145,7 +145,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def json_text(value: object) -> str:
-    """The text of a JSON file, as every stage writes it."""
+    """Format a value as the text of a JSON file, in the form of all stages."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -229,21 +229,21 @@ def sha256_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# Last line of a sealed file, with the hash of what stands before it. What reads zip archives, as torch.load, passes over it.
+# Last line of a sealed file, with the hash of all before it. Readers of zip archives, such as torch.load, ignore it.
 SEAL = b"\nsha256 "
-# Last record of a zip archive without a comment, and its length.
+# Signature of the last record of a zip archive, and its length without a comment.
 ZIP_END, ZIP_END_LENGTH = b"PK\5\6", 22
 
 
 def sealed_bytes(content: bytes) -> bytes:
-    """Append the hash of a file's content, for ``is_intact``."""
+    """Append the hash of a file's content, which ``is_intact`` checks."""
     return content + SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 def is_intact(path: str | os.PathLike[str]) -> bool:
-    """Whether a sealed file is as it was written; of a zip archive without a seal, whether its checksums are right.
+    """Whether a sealed file is unchanged; for a zip archive without a seal, whether its checksums are correct.
 
-    Checkpoints and networks of earlier versions have none.
+    Checkpoints and networks of earlier versions have no seal.
     """
     found = Path(path).read_bytes()
     end = len(found) - len(sealed_bytes(b""))

@@ -1,6 +1,6 @@
-"""Exclusive resources, each guarded by a lock file, which the OS releases when the process ends: GPUs, and what is being written.
+"""Exclusive resources, each guarded by a lock file, which the OS releases when the process ends: GPUs, and outputs being written.
 
-Locks are flock's. Between machines they hold where the file system passes them on (docs/reliability.md).
+Locks are by flock. They hold between machines if the file system supports that (docs/reliability.md).
 """
 
 import fcntl
@@ -22,7 +22,7 @@ _held: set[IO[str]] = set()
 
 
 def _let_go() -> None:
-    """Close the locks in a forked process, a worker of a data loader: it may live for some seconds longer than its parent."""
+    """Close the locks in a forked process, such as a worker of a data loader, which may outlive its parent by seconds."""
     while _held:
         _held.pop().close()
 
@@ -31,7 +31,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 class Lock(NamedTuple):
-    """Held until the process ends or closes ``file``. ``number``: of the name that was free, from 0."""
+    """A lock held until the process ends or closes ``file``. ``number``: 0-based index of its name among those offered."""
 
     number: int
     file: IO[str]
@@ -75,9 +75,9 @@ def take_one(names: Sequence[str], folder: Path, what: str) -> Lock:
 def alone(folder: Path, part: str = "") -> Iterator[bool]:
     """Be the only process that writes in a folder, or a ``part`` of it, for the duration of the block; wait for another one.
 
-    Yields whether there was one to wait for: it may have written what was to be written. The lock is a hidden file in the folder
-    that names its owner; one that a killed process has left is nobody's. On a file system without locks there is none, which is
-    said.
+    Yields whether another process was waited for, which may have written the same output. The lock is a hidden file in the folder
+    that names its owner; the file of a killed process is not locked. On a file system without locks a message says that there is
+    none.
     """
     path, waited = folder / f".{part}.lock" if part else folder / ".lock", False
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
@@ -94,30 +94,30 @@ def alone(folder: Path, part: str = "") -> Iterator[bool]:
         yield waited
     finally:
         _held.discard(file)
-        # While it is held: whoever has opened it finds that it is no longer the file of that name.
+        # Before the lock is released: processes that have opened the file detect that it was removed.
         path.unlink(missing_ok=True)
         file.close()
-        # What was refused leaves no empty folder.
+        # A refused command leaves no empty folder.
         with suppress(OSError):
             for parent in made:
                 parent.rmdir()
 
 
 def _try(path: Path) -> IO[str] | None:
-    """Take the lock that is a file; None if another process has it."""
+    """Take the lock of a file; None if another process holds it."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = path.open("a+", encoding="utf-8")
         except FileNotFoundError:
-            continue  # who had it has removed the folder, which was empty
+            continue  # its holder has removed the empty folder
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             return None
         except OSError as error:
-            print(f"tenas: {path.parent} has no locks ({error.strerror}): let no two processes write there.", file=sys.stderr)
+            print(f"tenas: {path.parent} has no locks ({error.strerror}): do not let two processes write there.", file=sys.stderr)
             return file
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):

@@ -1,4 +1,4 @@
-"""What this machine gives a process: processors, memory, shared memory, GPUs. From files alone, in milliseconds; no torch."""
+"""Resources of this machine for a process: processors, memory, shared memory, GPUs. Reads files only; no torch."""
 
 import os
 import re
@@ -7,24 +7,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path("/")
-# Through which worker processes hand batches on.
+# Worker processes pass batches through it.
 SHARED_MEMORY = Path("/dev/shm")
-# Values of CUDA_VISIBLE_DEVICES and NVIDIA_VISIBLE_DEVICES by which no GPU is seen.
+# Values of CUDA_VISIBLE_DEVICES and NVIDIA_VISIBLE_DEVICES that hide all GPUs.
 NO_DEVICES = ("", "-1", "none", "void", "nodevfiles")
 
 
 def processors(root: Path = ROOT) -> int:
-    """How many processors this process may use: by its affinity, and by the quota of its control groups (v1 and v2), rounded up.
+    """Number of processors for this process: by its affinity, and by the quota of its control groups (v1 and v2), rounded up.
 
-    A container with a quota of one processor sees all of its host's, and would be throttled with a thread for each. ``root``:
-    where /proc and /sys are.
+    A container with a quota of one processor sees all of its host's, and would be throttled with one thread for each. ``root``:
+    folder that contains /proc and /sys.
     """
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([seen, *(max(1, -(-quota // period)) for quota, period in quotas(root))])
 
 
 def memory_limit(root: Path = ROOT) -> int | None:
-    """Bytes of memory that this process may use: of the machine, or the least limit of its control groups; None if unknown."""
+    """Memory for this process in bytes: that of the machine, or the smallest limit of its control groups; None if unknown."""
     found = re.search(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
     limits = [int(found[1]) * 1024] if found else []
     for folder in _groups(root, "memory"):
@@ -34,7 +34,7 @@ def memory_limit(root: Path = ROOT) -> int | None:
 
 
 def shared_memory(folder: Path = SHARED_MEMORY) -> int | None:
-    """Size in bytes of shared memory; None where there is none."""
+    """Size of shared memory in bytes; None if there is none."""
     try:
         found = os.statvfs(folder)
     except OSError:
@@ -43,13 +43,13 @@ def shared_memory(folder: Path = SHARED_MEMORY) -> int | None:
 
 
 def c_compiler() -> str | None:
-    """The C compiler that ``torch.compile`` would use, of the variable CC or the usual names; None if PATH has none."""
+    """The C compiler that ``torch.compile`` would use, from the variable CC or the usual names; None if PATH has none."""
     names = (os.environ.get("CC"), "cc", "gcc", "clang")
     return next(filter(None, map(shutil.which, filter(None, names))), None)
 
 
 def gpu_files(root: Path = ROOT) -> list[str]:
-    """What tells of NVIDIA's GPUs without asking them: their device files, or on WSL the driver's library."""
+    """Evidence of NVIDIA's GPUs without initialising them: device files, or on WSL the driver's library."""
     files = sorted((root / "dev").glob("nvidia[0-9]*"))
     if not files and (root / "dev/dxg").exists():
         files = sorted((root / "usr/lib/wsl/lib").glob("libcuda.so.1"))
@@ -57,7 +57,7 @@ def gpu_files(root: Path = ROOT) -> list[str]:
 
 
 def visible_devices(environ: Mapping[str, str] = os.environ) -> list[str] | None:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, up to the first that is none, as CUDA reads it; None where it isn't set."""
+    """GPUs named by CUDA_VISIBLE_DEVICES, up to the first invalid name, as CUDA reads it; None if it is not set."""
     text = environ.get("CUDA_VISIBLE_DEVICES")
     if text is None:
         return None
@@ -70,13 +70,13 @@ def visible_devices(environ: Mapping[str, str] = os.environ) -> list[str] | None
 
 
 def has_gpu(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether a process would see a GPU: as CUDA_VISIBLE_DEVICES says or, where that isn't set, the device files."""
+    """Whether a process would see a GPU: by CUDA_VISIBLE_DEVICES or, if that is not set, by the device files."""
     visible = visible_devices(environ)
     return bool(gpu_files(root)) if visible is None else bool(visible)
 
 
 def driver_version(root: Path = ROOT) -> str | None:
-    """Version of NVIDIA's driver; None where none is loaded."""
+    """Version of NVIDIA's driver; None if none is loaded."""
     found = re.search(r"\b(\d{3,}\.[\d.]+)", _text(root / "proc/driver/nvidia/version"))
     return found[1] if found else None
 
@@ -89,9 +89,9 @@ def _text(path: Path) -> str:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of this process's control group and of those above it: each may have a limit of its own. v1 and v2.
+    """Folders of this process's control group and its parents, each of which may have its own limit. v1 and v2.
 
-    In a container the path of /proc/self/cgroup may be the host's, which is not there; the mount's own folder has the limits.
+    In a container /proc/self/cgroup may have the host's path, which does not exist there; the root of the mount has the limits.
     """
     base = root / "sys/fs/cgroup"
     for line in _text(root / "proc/self/cgroup").splitlines() or ["0::/"]:
@@ -109,7 +109,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def quotas(root: Path) -> Iterator[tuple[int, int]]:
-    """(microseconds of processor time, in a period of so many) of each control group that has such a limit."""
+    """(microseconds of processor time, microseconds of the period) of each control group with a quota."""
     for folder in _groups(root, "cpu"):
         quota, _, period = _text(folder / "cpu.max").strip().partition(" ")
         if not quota:

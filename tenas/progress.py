@@ -59,11 +59,11 @@ def _print(text: str, stream: TextIO) -> None:
     try:
         print(text, file=stream, flush=True)
     except BrokenPipeError:
-        # Nobody reads any more, which is no reason to stop. Python would write the rest of the buffer once more at its exit.
+        # The reader is gone, which is no reason to stop. At exit Python would write the rest of the buffer again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-    """A warning as it reaches stderr: Python's own form names a file and quotes its code."""
+    """Format a warning for stderr: Python's own form names a file and quotes its code."""
     named = "" if category.__module__.partition(".")[0] == "tenas" or category is UserWarning else f"{category.__name__}: "
     return f"tenas: warning: {named}{' '.join(str(message).split())}\n"

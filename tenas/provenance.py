@@ -64,7 +64,7 @@ def processor(device: str = "cpu", precision: str = "") -> dict[str, str]:
 
 
 def kind_of_device(machine: Mapping[str, Any]) -> str:
-    """What the values of a record depend on beyond their last bits: the CPU, or which GPU in which precision.
+    """Kind of device on which values depend beyond their last bits: the CPU, or a GPU with its precision.
 
     ``machine``: of the record; early ones name less of a GPU. The driver is left out: a cluster gets a new one at any time.
     """
@@ -79,7 +79,7 @@ def check_one_kind(machines: Mapping[str, object], what: str) -> None:
     """Raise TenasError for results that are to be compared and come from different kinds of devices.
 
     Paired values of a CPU and a GPU, or of two GPUs, differ by more than what is measured. ``machines``: the entries of records,
-    by the name of the result; those without are passed over. ``what``: what is compared, in the plural.
+    by the name of the result; those without a machine are skipped. ``what``: what is compared, in the plural.
     """
     found: dict[str, str] = {}
     for name, machine in machines.items():

@@ -175,7 +175,7 @@ def test_a_space_that_no_file_holds(tmp_path):
     assert found.genotype.arch.count("~") == 3
     with pytest.raises(tenas.TenasError, match=r"put it into a file and name it path/to/file\.py:object, or use one thread"):
         search(own_space(), threads=2)
-    with pytest.raises(tenas.TenasError, match="the name of a space of the package"):
+    with pytest.raises(tenas.TenasError, match="the name of a built-in space"):
         search(own_space("darts"))
     with pytest.raises(tenas.TenasError, match="Unknown space 'never-made'"):
         search("never-made")

@@ -381,7 +381,7 @@ def test_a_configuration_for_ones_own_images(tmp_path, monkeypatch, capsys):
     assert "the first one has 48 x 48" in text
     run = load_config(yaml.safe_load(text))["runs"]["pets"]
     assert (run["retrain"], run["settings"]["rounds"][-1]["kind"]) == ("digits", "training")
-    assert "pets.yaml is there already" in refused(capsys, "new", "pets", "--images", "my photos")
+    assert "pets.yaml already exists" in refused(capsys, "new", "pets", "--images", "my photos")
     assert "has the name 'a/b'" in refused(capsys, "new", "a/b", "--images", "my photos", "--out", "c.yaml")
     # What has no labels is searched on and not trained on.
     images = np.random.default_rng(0).integers(0, 256, (40, 24, 20, 3), dtype=np.uint8)

@@ -30,13 +30,13 @@ def here(tmp_path_factory) -> tuple[list, str]:
 def test_what_this_machine_is(here):
     findings, text = here
     found = {finding.what: finding.found for finding in findings}
-    assert found["processors"].endswith(f" to be used of {os.cpu_count()}") or "quota" in found["processors"]
+    assert found["processors"].endswith(f" of {os.cpu_count()} usable") or "quota" in found["processors"]
     assert found["score, study score"].startswith("cpu: ")
     assert ("cuda" if torch.cuda.is_available() else "cpu") in found["training, retrain"]
     assert found["data"].endswith(": digits")
     assert "snakemake 9" in found["packages"]
     assert "two runs equal" in found["compiled kernels on the CPU"]
-    assert "kernels a second" in found["plain loop on the CPU"]
+    assert "kernels per second" in found["plain loop on the CPU"]
     assert len(text.splitlines()) == len(findings)
 
 

@@ -143,7 +143,7 @@ def test_a_skeleton_of_ones_own():
         ({"skip": skip, "conv": lambda i, o, s: nn.Conv2d(7, o, 1)}, {}, r"'conv' of own, .* cannot read .* of \(2, 4, 8, 8\)"),
         ({"skip": skip, "pair": lambda i, o, s: nn.LSTM(8, 8)}, {}, "'pair' of own, .* cannot read"),
         ({"skip": skip, "text": lambda i, o, s: "conv"}, {}, "'text' of own gave a str, not a module"),
-        ({"skip": skip, "none": lambda i, o, s: None}, None, "'none' of own gives nothing, and a chain would end there"),
+        ({"skip": skip, "none": lambda i, o, s: None}, None, "'none' of own adds nothing, which would cut the chain"),
     ],
 )  # fmt: skip
 def test_an_operator_of_another_shape_is_refused_with_a_sentence(operators, space, message):
@@ -164,7 +164,7 @@ def test_an_operator_of_another_shape_is_refused_with_a_sentence(operators, spac
         (lambda o: CellSpace("a", o, inputs=2, nodes=3, cell_types=("n", "n")), "cell types n, n; 1 or 2"),
         (lambda o: CellSpace("a", o, edges_of_a_node=0), "at least one edge, not 0"),
         (lambda o: CellSpace("a", o, choices={(1, 0): ("pool",)}), "edge 1<-0: Unknown operator of a 'pool'"),
-        (lambda o: CellSpace("a", o, choices={(1, 0): ()}), "has no operator to choose"),
+        (lambda o: CellSpace("a", o, choices={(1, 0): ()}), "needs at least one operator to choose from"),
         (lambda o: CellSpace("a", o, choices={(0, 1): ("skip",)}), "no edge 0<-1"),
         (lambda o: ChainSpace("a", o, []), "needs layers"),
         (lambda o: ChainSpace("a", o, [Layer(1, 3)]), "width 1 and the stride 3"),

@@ -69,7 +69,7 @@ def images_folder(run: Path) -> Path:
                 folder = Path(name).parent
                 if (folder / layout.CARD).is_file() and (folder / layout.IMAGES).is_file():
                     return folder
-                raise TenasError(f"The images of {run} are not in {folder}, where its records have them: pack it where it ran.")
+                raise TenasError(f"The images of {run} are not in {folder}, the folder in its records: pack it where it ran.")
     raise TenasError(f"There is nothing to pack in {run}: no record of scores there names any images.")
 
 
@@ -192,7 +192,7 @@ def _members(path: str | PathLike[str], archive: tarfile.TarFile, files: Mapping
         if len(content) != entry.size:
             raise TenasError(f"The archive {path} is cut off at {entry.name}.")
         if hashlib.sha256(content).hexdigest() != files[entry.name]:
-            raise TenasError(f"The archive {path} has something else for {entry.name} than its list has the SHA-256 of.")
+            raise TenasError(f"The archive {path} has a {entry.name} that differs from the SHA-256 in its list.")
         yield entry.name, content
     if missing:
         raise TenasError(f"The archive {path} lacks {min(missing)}, which its list has.")

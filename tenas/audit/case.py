@@ -53,7 +53,7 @@ class Case:
         """Report which settings are the odd ones: those of single records, or the run's own."""
         if not self._same and len(self._others) == 1:
             ((_, paths),) = self._others.items()
-            self.ledger.fault(self.settings_file, f"has other settings than {listed(paths)} say they were made with")
+            self.ledger.fault(self.settings_file, f"has other settings than those recorded in {listed(paths)}")
         else:
             for path in (path for paths in self._others.values() for path in paths):
                 self.ledger.fault(path, f"was made with other settings than {self.settings_file} has")
@@ -128,7 +128,7 @@ class Case:
             if place is not None and (Path(name).name in places or place.exists()):
                 self.ledger.recorded(place, digest, path)
             elif Path(name).name not in places:
-                self.ledger.note(f"{name}, which {path} was made from, is not here: its hash was not looked at.")
+                self.ledger.note(f"{name}, which {path} was made from, is not here: its hash was not checked.")
 
     def result(self, path: Path, what: str, arch: str | None, kind: str, code: str) -> dict[str, Any]:
         """Check a sealed record of a result of a genotype, and the files next to it whose hashes it has.
@@ -187,7 +187,7 @@ class Case:
             if (place := input_path(str(name))).exists():
                 self.ledger.recorded(place, digest, card_file)
             else:
-                self.ledger.note(f"{name}, which the images were drawn from, is not here: its hash was not looked at.")
+                self.ledger.note(f"{name}, which the images were drawn from, is not here: its hash was not checked.")
         self.trail.append(f"images {self.data}: {card.get('images')} of {card.get('source')}, SHA-256 {card.get('sha256')}")
 
     def _card(self, path: Path, card: Mapping[str, Any]) -> None:

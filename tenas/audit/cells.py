@@ -46,7 +46,7 @@ def _sample(step: Step) -> Cells | None:
     except TenasError as error:
         ledger.fault(path, f"cannot be drawn again: {error}")
     except FileNotFoundError:
-        ledger.note(f"{step.entry['sample']}, the list that {path} was made from, is not here: it was not looked at.")
+        ledger.note(f"{step.entry['sample']}, the list that {path} was made from, is not here: it was not checked.")
     if drawn is not None:
         rows = [{"cell": cell.number, "arch": cell.arch} for cell in drawn.cells]
         ledger.table(

@@ -118,7 +118,7 @@ class Ledger:
     def code(self, path: Path, kind: str, digest: object, present: str) -> None:
         """Note the code that made a file. Another version than the present one is no fault."""
         if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-            self.fault(path, "does not say by which code it was made")
+            self.fault(path, "does not record the code that made it")
         elif digest != present:
             self.codes[kind, digest] += 1
 

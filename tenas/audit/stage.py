@@ -17,8 +17,8 @@ from tenas.errors import TenasError
 class Audit(NamedTuple):
     """Result of an audit.
 
-    ``trail``: lines for a reader, decision by decision. ``faults``: file -> what is wrong with it. ``notes``: what is no fault,
-    but worth knowing. ``files``: number of files read.
+    ``trail``: lines for a reader, decision by decision. ``faults``: file -> what is wrong with it. ``notes``: facts worth knowing
+    that are no faults. ``files``: number of files read.
     """
 
     trail: list[str]
@@ -87,8 +87,8 @@ def _of_archive(path: Path, archive: Archive, data: Path | None, table: Path | N
         if ledger.by_list:
             names = ", ".join(sorted({place.name for place in ledger.by_list}))
             notes.append(
-                f"{len(ledger.by_list)} files of the run {name} are not in the archive ({names}): records were held against "
-                "the hashes that these had when it was packed."
+                f"{len(ledger.by_list)} files of the run {name} are not in the archive ({names}): records were compared "
+                "with the hashes recorded when it was packed."
             )
     return Audit(trail, list(dict.fromkeys(notes)), faults, files)
 

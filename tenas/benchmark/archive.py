@@ -1,7 +1,7 @@
 """Convert the official files of NAS-Bench-201, in either of their forms, to one small Parquet file.
 
 Both forms hold the same records, one per (cell, epochs, data set, seed), as the package nas-bench-201 defines them. They are
-pickles, which can run any code when they are opened. So only what the format needs is built here (``PLAIN``).
+pickles, which can run any code when they are opened. So only the types of the format can be built (``PLAIN``).
 """
 
 import bz2
@@ -67,17 +67,17 @@ KINDS = ("f8", "f4", "i8", "i4", "b1")
 
 
 class _Kind:
-    """What stands for ``numpy.dtype`` in a pickle: NumPy's own would build any type, objects among them, and crash on some."""
+    """Replacement of ``numpy.dtype`` in pickles: NumPy's own builds any type, including objects, and crashes on some."""
 
     def __init__(self, name: object = "", *rest: object) -> None:
         if name not in KINDS:
-            raise pickle.UnpicklingError(f"it has a NumPy type {name!r}, which is none of plain numbers")
+            raise pickle.UnpicklingError(f"it has a NumPy type {name!r}, which is no type of plain numbers")
         self.name, self.order = str(name), "<"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        # (version, byte order, ...); the rest is of types with parts.
+        # (version, byte order, ...); the rest is for types with fields.
         if len(state) < 5 or state[1] not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
-            raise pickle.UnpicklingError("it has a NumPy type that is none of plain numbers")
+            raise pickle.UnpicklingError("it has a NumPy type that is no type of plain numbers")
         self.order = state[1]
 
 
@@ -110,11 +110,11 @@ PLAIN: dict[str, Callable[..., object]] = {
     "numpy._core.multiarray.scalar": _scalar,
     "numpy.dtype": _Kind,
 }
-FULL = "a full archive has the trained weights too: take the one whose name ends in -simple"
+FULL = "a full archive also has the trained weights: use the one whose name ends in -simple"
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds only plain data: dictionaries, lists, sets, texts, numbers."""
+    """Unpickler that builds only plain data: dictionaries, lists, sets, texts, numbers."""
 
     def find_class(self, module: str, name: str) -> object:
         found = PLAIN.get(f"{module}.{name}")
@@ -124,13 +124,13 @@ class _PlainUnpickler(pickle.Unpickler):
         return found
 
 
-# Variables with which torch opens every file as its user's own, whatever it was asked, or refuses to choose.
+# Variables that override torch.load's weights_only, or make it fail.
 FORCED = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
 
 
 @contextmanager
 def _nothing_forced() -> Iterator[None]:
-    """Leave those variables out of the environment in the block."""
+    """Remove these variables from the environment within the block."""
     before = {name: os.environ.pop(name) for name in FORCED if name in os.environ}
     try:
         yield
@@ -149,7 +149,7 @@ def _folder(path: Path) -> Archive:
                 found = _PlainUnpickler(file).load()
         except FileNotFoundError as error:
             raise TenasError(f"The archive {path} is incomplete: it has no {name}.") from error
-        # On bytes that are not a pickle, an unpickler raises almost anything.
+        # On bytes that are not a pickle, an unpickler raises almost any exception.
         except Exception as error:
             raise TenasError(f"The archive's file {path / name} cannot be read: {' '.join(str(error).split())}.") from error
         if not isinstance(found, dict):
@@ -179,7 +179,7 @@ def _pth(path: Path) -> Archive:
         raise TenasError(f"The file {path} is damaged: its MD5 {md5} doesn't end in {PTH_MD5}, as its name says.")
     digest = sha256(path)
     try:
-        # The package calls torch.load with its defaults, which are weights_only=True where nothing else is forced.
+        # The package calls torch.load with its defaults: weights_only=True, unless a variable overrides it.
         plain: list[Callable[..., object] | tuple[Callable[..., object], str]] = [(value, name) for name, value in PLAIN.items()]
         with _nothing_forced(), torch.serialization.safe_globals(plain):
             api = NASBench201API(path, verbose=False)
@@ -202,7 +202,7 @@ def _pth(path: Path) -> Archive:
 def _checked(archs: object, path: Path) -> tuple[str, ...]:
     """The texts of an archive's cells, checked: each is valid, and none is repeated."""
     if not isinstance(archs, list | tuple) or not archs or not all(isinstance(arch, str) for arch in archs):
-        raise TenasError(f"The archive {path} doesn't list its cells: it is of another form.")
+        raise TenasError(f"The archive {path} does not list its cells: it has another format.")
     space = get_space("nas-bench-201")
     if len({space.parse(arch).arch for arch in archs}) < len(archs):
         raise TenasError(f"The archive {path} lists a cell twice.")
@@ -217,7 +217,7 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
     """
     path = Path(path)
     if any(name in path.name for name in ("NATS-sss", "-full")):
-        raise TenasError(f"{path} is not the archive that is read, NATS-tss-v1_0-3ffb9-simple: {FULL}.")
+        raise TenasError(f"{path} is not the supported archive, NATS-tss-v1_0-3ffb9-simple: {FULL}.")
     if path.is_dir():
         return _folder(path)
     if path.suffix == ".pth" and path.is_file():
@@ -225,8 +225,8 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
     if path.is_file() and path.suffix in (".tar", ".zip", ".tgz", ".gz"):
         raise TenasError(f"{path} is packed: unpack it, and name the folder with meta{SUFFIX}.")
     raise TenasError(
-        f"{path} is neither a folder with meta{SUFFIX}, as NATS-tss-v1_0-3ffb9-simple, nor a .pth file that is there, "
-        f"as {PTH_NAME}."
+        f"{path} is neither a folder with meta{SUFFIX}, as NATS-tss-v1_0-3ffb9-simple, nor an existing "
+        f".pth file, such as {PTH_NAME}."
     )
 
 
@@ -267,7 +267,7 @@ def _values(states: dict[int, dict[str, Any]]) -> dict[str, float]:
 def gather(archive: Archive, progress: Callable[[int], object] = lambda cells: None) -> dict[str, "np.ndarray"]:
     """All cells of an archive as columns, NaN for missing values; ``progress`` is called with 1 after each cell.
 
-    Raises TenasError if a record is of another cell than its position says, or of another form.
+    Raises TenasError if a record is of another cell than that of its position, or has another format.
     """
     import numpy as np
 

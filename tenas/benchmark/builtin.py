@@ -23,7 +23,7 @@ def builtin_table(space: str | Space = SPACE) -> Path:
     """The file of the space's shipped table. Raises TenasError for a space without one."""
     name = get_space(space).name
     if name not in CHECKSUMS:
-        raise TenasError(f"No benchmark table of the space {name} comes with the project, only of {', '.join(CHECKSUMS)}.")
+        raise TenasError(f"There is no built-in table of the space {name}, only of {', '.join(CHECKSUMS)}.")
     return FOLDER / f"{name}.parquet"
 
 

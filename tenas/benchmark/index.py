@@ -176,7 +176,7 @@ def read_column(index: str | os.PathLike[str], column: str, space: str | Space =
         archs = [numbered[number] for number in table["index"]]
     else:
         numbers = " or official numbers in a column 'index'" if has_builtin(space) else ""
-        raise TenasError(f"The table {path} doesn't say which cells it is of: it needs their texts in a column 'arch'{numbers}.")
+        raise TenasError(f"The table {path} does not name its cells: it needs their texts in a column 'arch'{numbers}.")
     if len(set(archs)) < len(archs):
         raise TenasError(f"The table {path} lists a cell twice.")
     values = table[name]

@@ -69,7 +69,7 @@ def load(path: str | os.PathLike[str], what: str, checksum: str | None = None) -
         )
     try:
         return _parquet(data) if data.startswith(PARQUET) or path.suffix == ".parquet" else (_csv(_unpacked(data)), {})
-    # On damaged bytes, these libraries raise almost anything.
+    # On damaged bytes, these libraries raise almost any exception.
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise TenasError(f"The {what} {path} cannot be read: {reason}.") from error

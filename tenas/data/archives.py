@@ -1,4 +1,4 @@
-"""A user's .npz file: each array's header is checked before memory is taken for the array."""
+"""Read a user's .npz file; each array's header is checked before memory is allocated."""
 
 import hashlib
 import stat
@@ -15,13 +15,13 @@ from tenas.data.arrays import MOST_CLASSES, as_labels, check_pixels
 from tenas.data.parts import Arrays, Loaded, hold_out
 from tenas.errors import TenasError
 
-# An array that unpacks to more than this, by more than that factor, holds no images: zlib's most is 1,032.
+# An array that unpacks to more than this, by more than that factor, holds no images; zlib's maximum is 1,032.
 LARGE, FACTOR = 2**26, 250
 READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 
 
 class Header(NamedTuple):
-    """What the head of an array's file says. ``offset``: of its first value, in bytes."""
+    """Header of an array's file. ``offset``: of the first value, in bytes."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -30,7 +30,7 @@ class Header(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of the array's file, in Python's integers: a shape may claim more than 64 bits hold."""
+        """Size of the array's file in bytes, as a Python integer: a shape may claim more than 64 bits hold."""
         count = self.dtype.itemsize
         for length in self.shape:
             count *= length
@@ -38,14 +38,14 @@ class Header(NamedTuple):
 
 
 def read_header(file: IO[bytes]) -> Header:
-    """The head of the .npy file that is read next. Raises ValueError for what is none."""
+    """Read the header of a .npy file from a stream. Raises ValueError for an invalid one."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return Header(*read(file), file.tell())
 
 
 class Archive:
-    """The arrays of an .npz file that are asked for. Raises TenasError for whatever is no valid file, before memory is taken."""
+    """The arrays of an open .npz file. Raises TenasError for an invalid file, before memory is allocated."""
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path = path
@@ -56,10 +56,10 @@ class Archive:
         names = [info.filename for info in self._zip.infolist()]
         self.names = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
         if len(set(names)) < len(names):
-            raise TenasError(f"The file {path} has two arrays of one name.")
+            raise TenasError(f"The file {path} has two arrays with one name.")
 
     def header(self, name: str) -> Header:
-        """Shape and dtype of an array, in accordance with the size of its file."""
+        """Shape and dtype of an array, checked against the size of its file."""
         if name not in self.names:
             raise TenasError(f"The file {self.path} has no array {name!r}; it has {', '.join(self.names) or 'none'}.")
         info = self._zip.getinfo(f"{name}.npy")
@@ -67,7 +67,7 @@ class Archive:
             raise TenasError(f"{name!r} in {self.path} is encrypted: save the arrays without a password.")
         if info.compress_type not in READABLE:
             raise TenasError(
-                f"{name!r} in {self.path} is compressed by a method that Python does not know (number {info.compress_type}): "
+                f"{name!r} in {self.path} is compressed by a method unknown to Python (number {info.compress_type}): "
                 "write the file with numpy.savez or numpy.savez_compressed."
             )
         with self._zip.open(info) as file:
@@ -81,7 +81,7 @@ class Archive:
             )
         if header.size > max(LARGE, FACTOR * info.compress_size):
             raise TenasError(
-                f"{name!r} in {self.path} would unpack from {info.compress_size:,} to {header.size:,} bytes, as no images do."
+                f"{name!r} in {self.path} would unpack from {info.compress_size:,} to {header.size:,} bytes, unlike any images."
             )
         return header
 
@@ -93,7 +93,7 @@ class Archive:
 
 
 def load_npz(path: Path) -> Loaded:
-    """A user's file: ``images`` uint8 (n, h, w, 3) and ``labels`` (n,) integers from 0.
+    """Load a user's file: ``images`` uint8 (n, h, w, 3) and ``labels`` (n,) integers from 0.
 
     The number of classes is the length of ``class_names``, if the file has it, else the largest label + 1. A file with
     ``class_names`` needs no labels, as most searches use none; then all images are for the search and none for testing.
@@ -111,7 +111,7 @@ def load_npz(path: Path) -> Loaded:
 
 
 def npz_size(path: Path) -> tuple[int, int]:
-    """Height and width of the images in a file, from the array's header. Raises TenasError as ``load_npz``."""
+    """Height and width of the images in a file, from the array's header. Raises TenasError like ``load_npz``."""
     with _opened(path) as (_, archive):
         shape = check_pixels(archive.header("images"), f"'images' in {path}").shape
     return shape[1], shape[2]
@@ -119,7 +119,7 @@ def npz_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BufferedReader, Archive]]:
-    """The file, open once for all that is read of it, as it may be replaced meanwhile, and the archive in it."""
+    """Open a file once for all reads, as it may be replaced meanwhile; yield it and its archive."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
@@ -136,14 +136,14 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, Archive]]:
     except MemoryError as error:
         raise TenasError(f"The arrays of {path} do not fit in memory.") from error
     except Exception as error:
-        # On damaged files zipfile, its decompressors and NumPy raise almost anything.
+        # On damaged files zipfile, its decompressors and NumPy raise almost any exception.
         raise TenasError(
             f"The file {path} is not a valid .npz file: {str(error).rstrip('.') or type(error).__name__}."
         ) from error
 
 
 def _arrays(archive: Archive) -> tuple[Mapping[str, np.ndarray], Sequence[str] | None]:
-    """The arrays ``images`` and, where there, ``labels``; the names of the classes, where there."""
+    """Read the arrays ``images`` and, if present, ``labels``, and the names of the classes, if present."""
     needed = {"images"} if "class_names" in archive.names else {"images", "labels"}
     for name in ("images", "labels", "class_names"):
         if name in archive.names or name in needed:

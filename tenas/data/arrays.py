@@ -8,8 +8,8 @@ from tenas.data.parts import UNLABELLED
 from tenas.errors import TenasError
 
 SMALLEST = 8
-CLASSES = 10  # without labels; only the width of the classifier depends on it
-MOST_CLASSES = 100_000  # ImageNet-21k has 21,841; a classifier for more would rather be made of a faulty label
+CLASSES = 10  # default without labels; determines only the width of the classifier
+MOST_CLASSES = 100_000  # ImageNet-21k has 21,841 classes; a larger number is more likely a faulty label
 
 
 class _Shaped(Protocol):
@@ -24,7 +24,7 @@ Pixels = TypeVar("Pixels", bound=_Shaped)
 
 
 def check_pixels(images: Pixels, what: str) -> Pixels:
-    """``images``, an array or its header, if it is uint8 (n, h, w, 3). Raises TenasError otherwise, with the way out."""
+    """Check that ``images``, an array or its header, is uint8 (n, h, w, 3). Raises TenasError otherwise, with advice."""
     shape = images.shape
     if images.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and 0 not in shape:
         return images
@@ -41,7 +41,7 @@ def check_pixels(images: Pixels, what: str) -> Pixels:
 
 
 def check_classes(classes: object, least: int = 1) -> int:
-    """A number of classes. Raises TenasError for what is none, and for more than MOST_CLASSES."""
+    """Check a number of classes. Raises TenasError for an invalid one, and for more than MOST_CLASSES."""
     if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or not least <= classes <= MOST_CLASSES:
         raise TenasError(
             f"There must be at least {least} classes and at most {MOST_CLASSES:,}, as a whole number, not {classes!r}."
@@ -65,7 +65,7 @@ def check_labels(labels: np.ndarray, count: int, classes: int | None, what: str,
 
 
 def label_warnings(labels: np.ndarray, classes: int) -> list[str]:
-    """Sentences on labels with which results mean little. ``labels``: of all images, UNLABELLED ones too."""
+    """Warnings about labels with which results mean little. ``labels``: of all images, including UNLABELLED ones."""
     found = np.unique(labels[labels != UNLABELLED])
     if classes == 1 or len(found) == 1:
         return ["All images are of one class: losses, accuracies and trainings on them mean little."]

@@ -1,4 +1,4 @@
-"""Texts that stand for a data set: what a user names in place of an entry of a configuration's ``datasets``. No torch."""
+"""Resolve a text that names a data set, in place of an entry of a configuration's ``datasets``. No torch."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tenas.references import is_reference
 
 
 def entry_of(data: str, **keys: object) -> dict[str, Any]:
-    """The entry of a configuration's ``datasets`` that ``data`` stands for, with those of ``keys`` that are not None.
+    """The entry of a configuration's ``datasets`` that ``data`` names, with those of ``keys`` that are not None.
 
     ``data``: an .npz file, a folder of images, the name of a source, a reference to one, or an entry as JSON. Raises TenasError
     for anything else.

@@ -20,9 +20,9 @@ ROLES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
     "testing": "test",
 }  # fmt: skip
-# Besides names that begin with a dot: what systems and programs leave in folders.
+# Leftovers of systems and programs in folders, besides names that begin with a dot.
 CLUTTER = frozenset({"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"})
-NAMED = 5  # of the things passed over, in a warning
+NAMED = 5  # skipped items listed in a warning
 
 
 def _is_clutter(name: str) -> bool:
@@ -30,7 +30,7 @@ def _is_clutter(name: str) -> bool:
 
 
 def _printable(text: str) -> str:
-    """A text that can be written: a name may hold bytes that are no UTF-8, which Python keeps as surrogates."""
+    """Make a name printable: it may contain bytes that are not UTF-8, which Python keeps as surrogates."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -42,15 +42,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_prepared(folder: Path) -> bool:
-    """Whether a folder was written by ``prepare``, whose preview is no image of a class."""
+    """Whether a folder was written by ``prepare``: its preview is no image of a class."""
     # Not Path.is_file, which raises an error for a folder without permission.
     return os.path.isfile(folder / "card.json") and os.path.isfile(folder / "images.npy")
 
 
 class Walk:
-    """A walk through a folder of images: the one place that decides what is data. ``warnings``: sentences on what is not.
+    """A walk through a folder of images: decides which files are data. ``warnings``: sentences about the others.
 
-    Hidden files and folders are no data, nor is what systems leave behind, nor what is no image by its suffix; all is counted.
+    Hidden files and folders, leftovers of systems, and files without an image suffix are no data; they are counted.
     """
 
     def __init__(self, top: Path) -> None:
@@ -65,18 +65,18 @@ class Walk:
         if self._hidden:
             names = [*dict.fromkeys(self._hidden)]
             found.append(
-                f"Hidden and system files and folders in {self.top} are passed over: {len(self._hidden)} ({_listed(names)})."
+                f"Hidden and system files and folders in {self.top} are skipped: {len(self._hidden)} ({_listed(names)})."
             )
         if self._other:
             kinds = [f"{count} {suffix}" for suffix, count in sorted(self._other.items())]
             found.append(
-                f"Files in {self.top} that are no image by their suffix are passed over: {self._other.total()} "
-                f"({_listed(kinds)}); read are {' '.join(sorted(SUFFIXES))}."
+                f"Files in {self.top} without an image suffix are skipped: {self._other.total()} "
+                f"({_listed(kinds)}); suffixes read: {' '.join(sorted(SUFFIXES))}."
             )
         return [_printable(text) for text in found]
 
     def folders(self, folder: Path) -> list[str]:
-        """The folders in a folder, sorted by name. Images beside them belong to no class."""
+        """The folders in a folder, sorted by name. Images next to them belong to no class."""
         entries = self._entries(folder)
         loose = sum(is_image(entry.name) and not _is_folder(entry) for entry in entries)
         if loose:
@@ -93,7 +93,7 @@ class Walk:
         except OSError as error:
             raise TenasError(f"The image folder {folder} cannot be read: {error.strerror}.") from error
         if (here := (status.st_dev, status.st_ino)) in above:
-            raise TenasError(f"The folder {folder} is a link to a folder that it lies in.")
+            raise TenasError(f"The folder {folder} is a link to a folder that contains it.")
         for entry in self._entries(folder):
             path = folder / entry.name
             if _is_folder(entry):
@@ -139,7 +139,7 @@ def _check_file(path: Path) -> None:
 
 
 class _Holds(NamedTuple):
-    """Whether a folder holds images: itself, in its folders."""
+    """Whether a folder contains images, directly or in its folders."""
 
     itself: bool
     in_folders: bool
@@ -174,8 +174,8 @@ def _role(name: str) -> str | None:
 def find_parts(path: Path, folders: Sequence[str], walk: Walk) -> Mapping[str, Path]:
     """The folders of the parts ``train``, ``val`` and ``test``; empty if all folders are classes.
 
-    A class may be called train: what counts is whether there are class folders in it, and what lies next to it. Raises TenasError
-    where both readings are possible, or none is.
+    A class may be called train: the folders in it, and next to it, decide. Raises TenasError if both readings are possible, or
+    neither.
     """
     roles = {name: ROLES[name.casefold()] for name in folders if name.casefold() in ROLES}
     if not roles:
@@ -251,7 +251,7 @@ def _list_images(folder: Path, classes: Sequence[str], walk: Walk) -> Files:
 
 
 def _load(path: Path, order: Sequence[str]) -> Loaded:
-    """Load a folder whose test part is the first of the parts ``order`` that is there."""
+    """Load a folder; its test part is the first existing one of the parts ``order``."""
     walk = Walk(path)
     folders = walk.folders(path)
     parts = find_parts(path, folders, walk)
@@ -264,7 +264,7 @@ def _load(path: Path, order: Sequence[str]) -> Loaded:
     forms = _by_form(top, classes)
     alike = [names for names in _grouped(classes) if len(names) > 1]
     if alike:
-        walk.remarks.append(f"Class folders in {top} differ in case alone, and are classes of their own: {_listed(alike[0])}.")
+        walk.remarks.append(f"Class folders in {top} differ in case only and are separate classes: {_listed(alike[0])}.")
     names = [_printable(name) for name in classes]
     train = _list_images(top, classes, walk)
     test = _test_part(parts, order, walk) if parts else None

@@ -111,7 +111,7 @@ class Files:
         """SHA-256 over names, sizes and labels: reading 150 GB of pixels at the start of a training would cost too much."""
         digest = hashlib.sha256(self.labels.data)
         for path in self.paths:
-            # Not encode: a name may be no UTF-8.
+            # Not encode: a name may not be UTF-8.
             digest.update(os.fsencode(f"{path.parent.name}/{path.name} {path.stat().st_size}\n"))
         return digest.hexdigest()
 
@@ -168,7 +168,7 @@ def hold_out(part: Part) -> tuple[Part, Part | None]:
 
 
 def shared(sample: Part, test: Part) -> int:
-    """How many images of ``sample`` are in ``test`` too: of equal pixels in memory, of equal bytes in files."""
+    """Number of images of ``sample`` that are also in ``test``: with equal pixels in memory, with equal bytes in files."""
     if isinstance(sample, Arrays) and isinstance(test, Arrays):
         known = {hashlib.sha256(image.tobytes()).digest() for image in test.images}
         same_shape = sample.images.shape[1:] == test.images.shape[1:]

@@ -16,7 +16,7 @@ SUFFIXES = frozenset(
     {".apng", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
      ".webp"}
 )  # fmt: skip
-# What a file of any suffix is opened as. Not every format that Pillow knows: for EPS it would run another program.
+# Formats that are tried for every file, whatever its suffix. Not all of Pillow's: for EPS it would run another program.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 ORIENTATION = 0x0112  # EXIF's tag
 
@@ -30,7 +30,7 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
     """A PIL image of any mode in RGB, black to white as 0 to 255; an alpha channel is left out.
 
     Of 16 bits the upper eight are kept, for grey images as Pillow does for coloured ones. Floats are taken from 0 to 1.
-    Raises ValueError for pixels without a known white: 32-bit integers, other floats.
+    Raises ValueError if the value of white is unknown: 32-bit integers, other floats.
     """
     from PIL import Image
 
@@ -41,7 +41,7 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
             raise ValueError("its floats are not all from 0 to 1")
         return Image.fromarray(np.rint(values * 255).astype(np.uint8)).convert("RGB")
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
-        raise ValueError("its pixels are signed or 32-bit integers, of which none is known to be white")
+        raise ValueError("its pixels are signed or 32-bit integers, for which the value of white is not known")
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
@@ -64,7 +64,7 @@ def fit(image: "Image.Image", side: int, middle: float = 1.0) -> np.ndarray:
 def decode(path: Path, side: int | None = None, middle: float = 1.0) -> np.ndarray:
     """Read an image file as uint8 (side, side, 3), the middle square as in ``fit``; without ``side`` the whole, (h, w, 3).
 
-    Of several frames or pages the first. Raises TenasError if the file is damaged or not an image.
+    Reads the first of several frames or pages. Raises TenasError if the file is damaged or not an image.
     """
     from PIL import Image
 
@@ -76,12 +76,12 @@ def decode(path: Path, side: int | None = None, middle: float = 1.0) -> np.ndarr
             image.draft("RGB", (int(2 * side / middle),) * 2)
             return fit(image, side, middle)
     except Exception as error:
-        # On damaged files the decoders raise almost anything: struct.error, IndexError, MemoryError for a size that is none.
+        # On damaged files the decoders raise almost any exception: struct.error, IndexError, MemoryError for an invalid size.
         raise TenasError(f"The image {path} cannot be read: {str(error).rstrip('.') or type(error).__name__}.") from error
 
 
 def remarks(paths: Iterable[Path]) -> list[str]:
-    """What ``decode`` leaves out of image files, as sentences: alpha channels, further frames, turns. Reads headers alone."""
+    """Warnings about what ``decode`` ignores in image files: alpha channels, further frames, orientation. Reads headers only."""
     from PIL import Image
 
     total = alpha = frames = turned = 0
@@ -89,7 +89,7 @@ def remarks(paths: Iterable[Path]) -> list[str]:
         with Image.open(path, formats=FORMATS) as image:
             total += 1
             alpha += image.has_transparency_data
-            # A phone's JPEG with a preview is MPO.
+            # The JPEG of a phone, with a preview, is MPO.
             frames += image.format != "MPO" and getattr(image, "is_animated", False)
             turned += image.getexif().get(ORIENTATION, 1) not in (0, 1)
     said = (

@@ -1,4 +1,4 @@
-"""The small file that a search reads: a sample of a data set, its card, and a preview."""
+"""Prepare and read the small file for searches: a sample of a data set, its card, and a preview."""
 
 import hashlib
 import os
@@ -25,11 +25,11 @@ GRID = 8
 
 
 class DataWarning(UserWarning):
-    """Something in a data set is left out, or makes results mean little. It is in the card too, under ``warnings``."""
+    """A part of a data set is left out, or makes results mean little. The card has the message too, under ``warnings``."""
 
 
 def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry with defaults, checked: calls from Python do not go through the configuration's models."""
+    """Check an entry and fill in defaults: calls from Python do not use the configuration's models."""
     entry = {"path": None, "images": MOST_IMAGES, "side": None, "seed": 0, **dataset}
     unknown = entry.keys() - {"source", "path", "images", "side", "seed"}
     if unknown:
@@ -38,7 +38,7 @@ def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
         raise TenasError("A data set needs the key 'source': the name of a source, or path/to/file.py:object.")
     path = entry["path"]
     if path is not None and not (isinstance(path, str) and path and "\0" not in path and _is_text(path)):
-        raise TenasError(f"The data set's 'path' is {path!r}; it must be a path, of characters that UTF-8 has.")
+        raise TenasError(f"The data set's 'path' is {path!r}; it must be a path that can be encoded in UTF-8.")
     for key, least, most in (("images", 2, MOST_IMAGES), ("side", 8, None), ("seed", 0, None)):
         value = entry[key]
         if key == "side" and value is None:
@@ -50,7 +50,7 @@ def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_text(path: str) -> bool:
-    """Whether a path can be written to the records: one from the command line may hold bytes that are no UTF-8."""
+    """Whether records can contain a path: one from the command line may have bytes that are not UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -76,7 +76,7 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     mean = [float(h @ values) / count / 255 for h in histogram]
     square = [float(h @ values**2) / count / 255**2 for h in histogram]
     std = [max(s - m * m, 0.0) ** 0.5 for s, m in zip(square, mean, strict=True)]
-    # Of a constant channel the difference is rounding, mostly not 0.
+    # For a constant channel the difference is a rounding error, mostly not 0.
     return mean, [0.0 if np.count_nonzero(h) == 1 else s for s, h in zip(std, histogram, strict=True)]
 
 
@@ -89,7 +89,7 @@ def preview(images: np.ndarray, path: Path) -> None:
     shown = images[: GRID * GRID]
     grid.reshape(-1, side, side, 3)[: len(shown)] = shown
     picture = Image.fromarray(grid.swapaxes(1, 2).reshape(GRID * side, GRID * side, 3))
-    # Enlarged to about 512 pixels, or nothing could be seen on them.
+    # Enlarged to about 512 pixels, to be recognisable.
     scale = max(1, 512 // (GRID * side))
     with whole(path) as temporary:
         picture.resize((GRID * side * scale,) * 2, Image.Resampling.NEAREST).save(temporary)
@@ -143,7 +143,7 @@ def prepare_arrays(images: object, labels: object | None, classes: int | None, o
     order = np.random.default_rng(0).permutation(len(pixels))[:MOST_IMAGES]
     sample = Arrays(pixels, numbers).take(order).sized(min(pixels.shape[1:3]))
     entry = {"source": "arrays", "sha256": sample.digest(), "classes": classes}
-    with suppress(TenasError, KeyError, TypeError):  # of a folder that is empty, or damaged
+    with suppress(TenasError, KeyError, TypeError):  # an empty or damaged folder
         _, card = read_images(out / "images.npy")
         if card["provenance"]["settings"] == entry:
             return card
@@ -168,12 +168,12 @@ def _write(
     said: Sequence[str],
     stopwatch: Stopwatch,
 ) -> dict[str, Any]:
-    """Write a sample. ``said``: warnings, for the log and the card."""
+    """Write a sample. ``said``: warnings for the log and the card."""
     if len(images) < 2:
         raise TenasError(f"The data set has {len(images)} different image(s) to train on; a search needs at least two.")
     mean, std = channel_statistics(images)
     if 0 in std:
-        said = [*said, "A channel of the images is constant: measures that see images cannot be taken."]
+        said = [*said, "A channel of the images is constant: measures of images cannot be taken."]
     for text in said:
         warnings.warn(text, DataWarning, stacklevel=3)
     with alone(out):
@@ -203,7 +203,7 @@ def _write(
 
 
 def in_words(card: Mapping[str, Any], folder: str | os.PathLike[str]) -> str:
-    """What a prepared data set is, and what was done to its images, for the log. ``card``: of ``prepare``."""
+    """Describe a prepared data set and the changes to its images, for the log. ``card``: of ``prepare``."""
     names, side, original = card["class_names"], card["side"], card["original_side"]
     listed = f" ({', '.join(names if len(names) <= 10 else [*names[:9], '...'])})" if names else ""
     lines = [
@@ -219,7 +219,7 @@ def in_words(card: Mapping[str, Any], folder: str | os.PathLike[str]) -> str:
 
 
 class Prepared(NamedTuple):
-    """A prepared data set as it was read. ``hashes``: path -> SHA-256 of the content, of each file read."""
+    """A prepared data set. ``hashes``: path -> SHA-256 of the content read, for each file."""
 
     images: np.ndarray
     card: dict[str, Any]
@@ -228,7 +228,7 @@ class Prepared(NamedTuple):
 
 
 def read_card(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
-    """A data card and its SHA-256. Raises TenasError for one that is missing, damaged or was edited."""
+    """Read a data card; also returns its SHA-256. Raises TenasError if it is missing, damaged or edited."""
     try:
         digest = sha256(path)
     except OSError as error:
@@ -246,7 +246,7 @@ def read_card(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
 
 
 def _is_sound(card: Mapping[str, Any]) -> bool:
-    """Whether the numbers of a card are some that a data set can have."""
+    """Whether the numbers of a card are valid."""
     try:
         check_classes(card["classes"])
     except TenasError:
@@ -262,7 +262,7 @@ def _are_lists(card: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _opened(path: Path, what: str) -> Iterator[tuple[IO[bytes], str]]:
-    """A file and its SHA-256: open once for both, as it may be replaced meanwhile."""
+    """Open a file and compute its SHA-256, by one open call, as it may be replaced meanwhile."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -281,10 +281,10 @@ def _read_labels(path: Path, card: Mapping[str, Any]) -> tuple[np.ndarray, str]:
 
 
 def read_prepared(path: str | os.PathLike[str], *, labels: bool = False) -> Prepared:
-    """The prepared images, memory-mapped read-only, their card, and with ``labels`` their labels, -1 where there are none.
+    """Read prepared images, memory-mapped read-only, their card, and with ``labels`` their labels, -1 for unlabelled images.
 
-    The images stay those that were hashed when another file takes their place. Raises TenasError if a file is missing or damaged,
-    or if images or labels are not the ones of the card.
+    The images stay those that were hashed even if the file is replaced. Raises TenasError if a file is missing or damaged, or if
+    images or labels are not those of the card.
     """
     path = Path(path)
     card, card_digest = read_card(path.parent / "card.json")
@@ -303,9 +303,9 @@ def read_prepared(path: str | os.PathLike[str], *, labels: bool = False) -> Prep
 
 
 def read_labels(images: str | os.PathLike[str]) -> np.ndarray:
-    """Labels of prepared images, from the file next to them: int64 (n,), from 0.
+    """Read the labels of prepared images from the file next to them: int64 (n,), from 0.
 
-    Raises TenasError if the file is missing or is not the one of the card, or if the images have no labels.
+    Raises TenasError if the file is missing or is not that of the card, or if the images have no labels.
     """
     path = Path(images).with_name("labels.npy")
     labels, _ = _read_labels(path, read_card(path.with_name("card.json"))[0])
@@ -320,10 +320,10 @@ def labelled(labels: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_images(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    """The prepared images, memory-mapped read-only, and their card, from the file next to them.
+    """Read prepared images, memory-mapped read-only, and their card, from the file next to them.
 
     Returns uint8 (n, side, side, 3) and the card (keys ``classes``, ``side``, ``mean``, ``std``, ``sha256``, ...).
-    Raises TenasError if either is missing or damaged, or if the images are not the ones of the card.
+    Raises TenasError if either is missing or damaged, or if the images are not those of the card.
     """
     found = read_prepared(path)
     return found.images, found.card

@@ -19,7 +19,7 @@ WIDEST = 32  # images of a source without a side of its own
 
 
 def load_prepared(path: Path) -> Loaded:
-    """A folder written by ``prepare``: all of its images are for training, as the test part was left out of the sample."""
+    """A folder written by ``prepare``: all of its images are for training, as the sample has no test images."""
     from tenas.data.prepared import read_prepared
 
     found = read_prepared(path / "images.npy", labels=True)
@@ -41,7 +41,7 @@ def _prepared_size(path: Path) -> tuple[int, int]:
 
 
 class Source(NamedTuple):
-    """Where images come from: ``load`` takes the path of the data set's entry, or None, and returns what is there.
+    """A source of images: ``load`` takes the path of the data set's entry, or None, and returns its images.
 
     ``side``: of the images if the data set's entry has none; None: that of the images, at most 32. ``classes``: if they are known
     before anything is loaded. ``size``: gives height and width of the images at a path without reading them, for a plan.
@@ -94,7 +94,7 @@ def known_side(dataset: Mapping[str, Any]) -> int | None:
     source, path = check_source(dataset), dataset.get("path")
     side: int | None = dataset.get("side") or source.side
     if side is None and source.size is not None and path is not None:
-        # A file that is absent or faulty is the preparation's to tell about; another stage may yet make it.
+        # A missing or faulty file is reported when it is prepared; another stage may still make it.
         with suppress(TenasError):
             return min(WIDEST, *source.size(Path(path)))
     return side
@@ -103,8 +103,8 @@ def known_side(dataset: Mapping[str, Any]) -> int | None:
 def load(dataset: Mapping[str, Any]) -> tuple[Loaded, int]:
     """Load the data set of an entry of the configuration's ``datasets``; return it and the side of its images.
 
-    Raises TenasError for an unknown source, a missing or superfluous path, whatever the source refuses, and images or labels of
-    another form than a part's.
+    Raises TenasError for an unknown source, a missing or superfluous path, anything that the source refuses, and invalid
+    images or labels.
     """
     source = check_source(dataset)
     name, path = dataset["source"], dataset.get("path")
@@ -130,7 +130,7 @@ def load(dataset: Mapping[str, Any]) -> tuple[Loaded, int]:
 
 
 def _check_part(part: Part, classes: int, what: str) -> None:
-    """Raise TenasError for what is no part, has no images, or another number of labels, or labels that no class has."""
+    """Raise TenasError for a part of the wrong type, without images, or with a wrong number of labels or labels out of range."""
     if not isinstance(part, Arrays | Files):
         raise TenasError(f"The images {what} are a {type(part).__name__}, not tenas.data.Arrays or Files.")
     for array in (part.labels, *([part.images] if isinstance(part, Arrays) else [])):

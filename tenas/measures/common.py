@@ -1,4 +1,4 @@
-"""What several measures share: surroundings, checks of batches and networks, losses, weights, gradients, hooks, an observer."""
+"""Shared parts of measures: surroundings, checks of batches and networks, losses, weights, gradients, hooks, an observer."""
 
 import functools
 import gc
@@ -29,7 +29,7 @@ def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Conc
 
     It runs on one thread, on a GPU in whole float32 (``full_precision``), outside of ``torch.inference_mode`` and ``no_grad``,
     with an empty cache of autocast: weights that an earlier pass of the same block has cast are cast again. Raises TenasError
-    for a network that cannot be measured in any way.
+    for a network that no measure supports.
     """
 
     @functools.wraps(function)
@@ -82,7 +82,7 @@ def scripted(network: nn.Module) -> str | None:
 
 
 def check_eager(network: nn.Module) -> None:
-    """Raise TenasError for a network of which not every module and operator can be seen: TorchScript."""
+    """Raise TenasError for a network with modules or operators that cannot be observed: TorchScript."""
     if name := scripted(network):
         raise TenasError(f"TorchScript hides its operators: measure {name} unscripted.")
 

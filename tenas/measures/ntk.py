@@ -16,40 +16,40 @@ from tenas.measures.ntk_tape import UntraceableError, check_traceable, is_known
 from tenas.measures.threads import full_precision, one_thread
 
 Implementation = Literal["auto", "compiled", "batched", "loop"]
-"""How ``ntk_gram`` computes a kernel. All give the same matrix to rounding; of one of them, equal inputs give equal bits.
+"""Implementation of ``ntk_gram``. All give the same matrix to rounding; each gives equal bits for equal inputs.
 
-``auto``: compiled where it can be, else batched, else the loop, with a PlainLoopWarning. Right for all networks that autograd is
-right for, and what every measure uses. On a CPU its forward pass runs some operators with compiled kernels even if the reverse
-pass is batched.
+``auto``: compiled if possible, else batched, else the loop, with a PlainLoopWarning. Correct for all networks for which autograd
+is correct; every measure uses it. On a CPU, some operators of the forward pass run with compiled kernels even if the reverse pass
+is batched.
 
-``compiled``: kernels that numba compiles, 8 cotangents in a vector (``kernel/README.md``). Fast for small convolutional networks
-on a CPU, 6 to 20 times as fast as the loop. Operators without a compiled rule, and only they, go through plain torch. Never falls
-back as a whole: on a GPU, without numba, in half precision, for a network without convolutions, of more than 2 million weights or
-with values of more than 8 MB, and for what a tape cannot replay (see batched), it raises a TenasError that says so.
+``compiled``: kernels compiled by numba, 8 cotangents per vector (``kernel/README.md``). Fast for small convolutional networks on
+a CPU, 6 to 20 times as fast as the loop. Only operators without a compiled rule go through plain torch. No fallback: raises
+TenasError on a GPU, without numba, in half precision, for a network without convolutions, with more than 2 million weights or
+values of more than 8 MB, and for passes that a tape cannot replay (see batched).
 
-``batched``: one reverse pass in plain torch with many cotangents folded into the batch. Fast on a GPU, and for networks that are
-too large for the compiled kernels. An operator without a rule goes through autograd, by vmap or, where torch has no batching
-for it, one cotangent after the other. Carries as many cotangents as the memory holds, or ``chunk``; when a GPU's memory runs out,
-half as many. Raises a TenasError for what a tape cannot replay: gradients that are functions of their own, hooks, writes into
-views, random operators without a rule.
+``batched``: one reverse pass in plain torch with many cotangents folded into the batch. Fast on a GPU, and for networks too large
+for the compiled kernels. An operator without a rule goes through autograd, by vmap or, if torch cannot batch it, one cotangent
+after the other. Carries as many cotangents as fit in memory, or ``chunk``; half as many when a GPU's memory runs out. Raises
+TenasError for passes that a tape cannot replay: custom gradient functions, hooks, writes into views, random operators without a
+rule.
 
-``loop``: one backward pass of autograd for each sample, the definition. Slowest, n passes over the whole batch; right for
-everything that autograd is right for, and what the others are held against. It has nothing to fall back on.
+``loop``: one backward pass of autograd per sample, the definition. Slowest, n passes over the whole batch; correct whenever
+autograd is, and the reference for the others.
 """
 
 
 class PlainLoopWarning(UserWarning):
-    """A kernel is computed the plain way, which is right for all networks and many times slower."""
+    """A kernel is computed by the plain loop, which is correct for all networks but many times slower."""
 
 
 class LeftOutWarning(UserWarning):
-    """A layer has no part in a kernel, because none of its parameters is named weight."""
+    """A layer does not contribute to a kernel, as none of its parameters is named weight."""
 
 
 def ntk_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters that the kernel is taken over: those named ``weight``, of convolutions, batch norm and linear layers alike.
+    """Parameters of the kernel: those named ``weight``, of convolutions, batch normalisations and linear layers.
 
-    No biases: the choice of TE-NAS's released code, which the published figures come from. No frozen weights.
+    No biases, as in TE-NAS's released code, the source of the published figures. No frozen weights.
     """
     return list(_weights(network))
 
@@ -71,26 +71,26 @@ def ntk_gram(
 
     The gradient is taken with respect to every parameter named ``weight``. The whole batch goes through the network at
     once, in the mode that the network is in: in training mode batch normalisation couples the samples, and J_i sees it.
-    The network is left as it was, running statistics included.
+    The network is not modified, including its running statistics.
 
-    The n reverse passes are one pass with n cotangents side by side (``docs/performance.md``). All of it on one thread, whatever
-    torch has: the kernel's bits follow from the kind of processor alone (``one_thread``).
+    The n reverse passes are one pass with n cotangents side by side (``docs/performance.md``). Runs on one thread, whatever
+    torch's setting: the kernel's bits depend only on the kind of processor (``one_thread``).
 
     Args:
         network: any module that maps (n, ...) to logits (n, classes) or (n,), on the device of ``images``.
         images: (n, ...), a batch.
-        chunk: how many cotangents torch's operators carry at once, at most; by default what the memory or the cache holds.
-            Of the batched implementation, which it chooses where that is left open.
-        implementation: how, see ``Implementation``.
-        compiled: what ``implementation`` was called before, deprecated: True is "auto", False is "batched", or the loop where a
-            network cannot be replayed.
+        chunk: most cotangents per pass; by default as many as fit in memory or cache. Selects the batched implementation if
+            ``implementation`` is not given.
+        implementation: see ``Implementation``.
+        compiled: former name of ``implementation``, deprecated: True is "auto", False is "batched", or the loop for a network
+            that cannot be replayed.
 
     Returns:
         (n, n) float64, symmetric, on the CPU. Gradients have the dtype of the network; their products are summed in float64.
 
     Raises:
-        TenasError: for an empty batch, a network whose output doesn't have a row a sample, or one without weights; where an
-            implementation was asked for that doesn't take the network.
+        TenasError: for an empty batch, a network whose output does not have one row per sample, or one without weights; for a
+            network that the requested implementation does not support.
 
     Source: TE-NAS (Chen, Gong, Wang, ICLR 2021), section 3.1.1; the sum over logits follows its released code.
     """
@@ -111,7 +111,7 @@ def _gram(
     *,
     may_loop: bool = True,
 ) -> Tensor:
-    """``ntk_gram``, for whoever is ``measuring`` already. ``may_loop``: fall back on the plain loop."""
+    """``ntk_gram`` for callers that are already ``measuring``. ``may_loop``: whether to fall back on the plain loop."""
     state = ntk_reuse.state_of(network, images) if chunk is None and implementation in ("auto", "compiled") else None
     if state is not None and (recording := ntk_reuse.SHELF.take(network, state)) is not None:
         rows = recording.run(images)
@@ -154,7 +154,7 @@ def _gram(
             warnings.warn(
                 f"The kernel of this network takes one backward pass per sample, {len(images)} instead of one: {error}.",
                 PlainLoopWarning,
-                stacklevel=4,  # of whoever called ntk_gram: measuring lies between
+                stacklevel=4,  # of the caller of ntk_gram: measuring lies between
             )
             return ntk_gram_by_loop(network, images)
         raise TenasError(f"The pass cannot be replayed, which only 'auto' and 'loop' can do without: {error}.") from error
@@ -162,9 +162,9 @@ def _gram(
 
 @full_precision()
 def ntk_gram_by_loop(network: nn.Module, images: Tensor) -> Tensor:
-    """``ntk_gram`` the plain way: one backward pass a sample. The reference that the fast way is held against.
+    """``ntk_gram`` by the plain loop: one backward pass per sample. The reference for the fast implementations.
 
-    On as many threads as torch has, hence with bits that follow from their number.
+    Runs on torch's number of threads, on which its bits depend.
     """
     parameters = checked_parameters(network, images)
     with undisturbed(network), torch.enable_grad():
@@ -179,7 +179,7 @@ def ntk_gram_by_loop(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _gradient(value: Tensor, parameters: list[nn.Parameter], *, keep: bool) -> Tensor:
-    """The gradient of a number, all parameters in a row; of a complex one its real and imaginary parts. ``keep`` the graph."""
+    """Gradient of a number, all parameters in one row; of a complex number its real and imaginary parts. ``keep``: the graph."""
     try:
         gradients = torch.autograd.grad(value, parameters, retain_graph=keep, allow_unused=True)
     except RuntimeError as error:
@@ -191,21 +191,21 @@ def _gradient(value: Tensor, parameters: list[nn.Parameter], *, keep: bool) -> T
 
 
 def _agrees(rows: Tensor, sums: Tensor, parameters: list[nn.Parameter]) -> bool:
-    """Whether a random combination of the rows is the gradient of that combination of the sums, by autograd, to rounding.
+    """Whether a random combination of the rows equals autograd's gradient of that combination of the sums, to rounding.
 
-    One backward pass, a sample's share of the plain loop. It finds whatever a tape overlooks in a network that is not known.
+    Costs one backward pass. Detects gradients that a tape misses in a network of unknown modules.
     """
     weights = torch.randn(len(sums), generator=torch.Generator().manual_seed(0)).to(sums)
     expected = _gradient((sums * weights).sum(), parameters, keep=False).double()
     found = weights.double() @ rows.double()
     scale = expected.norm() + found.norm()
     rounding = max(torch.finfo(dtype).eps for dtype in (rows.dtype, sums.dtype))
-    # Where the network overflows neither is a number, and the kernel says so.
+    # If the network overflows, both are NaN, which the kernel shows.
     return not bool((found - expected).norm() > rounding**0.5 * scale)
 
 
 def checked_parameters(network: nn.Module, images: Tensor) -> list[nn.Parameter]:
-    """``ntk_parameters``, after the batch and the network have been looked at."""
+    """``ntk_parameters``, after checks of the batch and the network."""
     if len(images) == 0:
         raise TenasError("The kernel of an empty batch is not defined.")
     if computed := computed_weights(network):
@@ -222,7 +222,7 @@ def checked_parameters(network: nn.Module, images: Tensor) -> list[nn.Parameter]
 
 
 def logit_sums(logits: Tensor, images: Tensor) -> Tensor:
-    """The sum of each sample's logits, (n,). Raises TenasError when there isn't a row of logits for each sample."""
+    """Sum of each sample's logits, (n,). Raises TenasError unless there is one row of logits per sample."""
     if not isinstance(logits, Tensor) or logits.ndim not in (1, 2) or len(logits) != len(images):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise TenasError(f"The network must map {len(images)} samples to as many rows of logits; it gave {shape}.")
@@ -231,9 +231,9 @@ def logit_sums(logits: Tensor, images: Tensor) -> Tensor:
 
 @one_thread()
 def condition_number(gram: Tensor, *, dtype: torch.dtype = torch.float64) -> float:
-    """lambda_max / lambda_min of a symmetric positive semidefinite matrix (n, n), in float64; never negative, never NaN.
+    """Condition number lambda_max / lambda_min of a symmetric positive semidefinite (n, n), in float64; not negative, not NaN.
 
-    ``inf`` when the matrix is singular to rounding or holds a value that isn't finite. Sources of singular kernels:
+    ``inf`` if the matrix is singular to rounding or has a value that is not finite. Sources of singular kernels:
     duplicate images, disconnected cells, dead paths. 1.0 for a single sample.
 
     ``dtype`` is that of the gradients behind the matrix. They give its singular values' square roots to about
@@ -264,5 +264,5 @@ def ntk_condition_number(network: nn.Module, images: Tensor) -> float:
 
 
 def gradient_dtype(network: nn.Module) -> torch.dtype:
-    """The dtype that the network's gradients have: that of its weights."""
+    """Dtype of the network's gradients: that of its weights."""
     return next((p.dtype for p in _weights(network)), torch.float64)

@@ -1,4 +1,4 @@
-"""The reverse pass that carries many cotangents at once: from a network and a batch to the kernel of its gradients."""
+"""Reverse pass with many cotangents at once: from a network and a batch to the kernel of its gradients."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
 CACHE_BYTES = 8 * 2**20
 # A chunk holds about this many cotangents of the size of the largest at its peak: those of a cell's nodes and temporaries.
 LIVE_COTANGENTS = 8
-# Of a GPU's memory, what a chunk takes at its peak: a constant, and not what is free, because the size of the folded batch
-# decides which kernels cuDNN takes, and with them the last bits.
+# Peak memory of a chunk on a GPU: a constant, not the free memory, as the size of the folded batch determines cuDNN's choice of
+# kernels, and with it the last bits.
 GPU_BYTES = 2 * 2**30
 # Columns of the gradients that are multiplied at once, in float64.
 COLUMNS = 2**18
-# The compiled kernels keep a gradient and its sums for a vector of cotangents: 160 bytes a parameter and more.
+# The compiled kernels keep a gradient and its sums for a vector of cotangents: 160 bytes per parameter and more.
 KERNEL_PARAMETERS = 2**21
-# The largest value that the compiled kernels take, in bytes; they keep some arrays of 8 and more times its size.
+# Largest value for the compiled kernels, in bytes; they keep some arrays of 8 and more times its size.
 KERNEL_BYTES = 2**23
 
 
 class SmallerChunkWarning(UserWarning):
-    """A kernel took fewer cotangents at a time than its shapes allow, for want of memory."""
+    """A kernel took fewer cotangents at a time than planned by its shapes, as memory ran out."""
 
 
 @contextmanager
 def recorded(
     network: nn.Module, images: Tensor, parameters: list[nn.Parameter], *, compiled: bool = True
 ) -> Iterator[tuple[Tape, Value]]:
-    """Run the network once: the tape, and the value of the logits on it.
+    """Run the network once. Returns the tape, and the value of the logits on it.
 
-    ``compiled``: run operators for which torch is slow with compiled kernels, where numba is installed.
+    ``compiled``: whether to run operators for which torch is slow with compiled kernels, if numba is installed.
     """
-    # Not on a GPU, where it would only be loaded for nothing.
+    # Not on a GPU, which does not use it.
     kernels = _kernels() if compiled and images.device.type == "cpu" else None
     tape = Tape(parameters, None if kernels is None else kernels.FORWARD)
     try:
@@ -58,9 +58,9 @@ def recorded(
 
 
 def compiled_jacobian(tape: Tape, logits: Value, keep: Callable[[Plan], bool] = lambda plan: False) -> Tensor:
-    """The gradients of all samples' sums of logits, a row each: (n, parameters). Only of what is not ``unsuited``.
+    """Gradients of all samples' sums of logits: (n, parameters). Only for a tape that is not ``unsuited``.
 
-    ``keep``: whether the plan is kept to be run again, by whom it was given to; else it is closed.
+    ``keep``: receives the plan to run it again, and returns whether it was kept; otherwise the plan is closed.
     """
     kernels = _kernels()
     assert kernels is not None
@@ -77,7 +77,7 @@ def compiled_jacobian(tape: Tape, logits: Value, keep: Callable[[Plan], bool] = 
 
 
 def batched_jacobian(tape: Tape, logits: Value, *, chunk: int | None = None) -> Tensor:
-    """The same in plain torch, ``chunk`` cotangents at a time.
+    """``compiled_jacobian`` in plain torch, for any tape, ``chunk`` cotangents at a time.
 
     When a GPU's memory runs out, half as many are tried again, with a SmallerChunkWarning.
     """
@@ -95,11 +95,11 @@ def batched_jacobian(tape: Tape, logits: Value, *, chunk: int | None = None) -> 
         else:
             start = stop
             continue
-        # Out of the handler: its traceback holds the cotangents, which are to be free by now.
+        # Outside of the handler, whose traceback would keep the cotangents alive.
         chunk //= 2
         torch.cuda.empty_cache()
         warnings.warn(
-            f"The device's memory ran out: {chunk} cotangents at a time instead of {2 * chunk}; the last bits may be others.",
+            f"The device's memory ran out: {chunk} cotangents at a time instead of {2 * chunk}; the last bits may differ.",
             SmallerChunkWarning,
             stacklevel=2,
         )
@@ -108,19 +108,19 @@ def batched_jacobian(tape: Tape, logits: Value, *, chunk: int | None = None) -> 
 
 @functools.cache
 def _kernels() -> ModuleType | None:
-    """The compiled kernels; None where numba isn't installed or cannot work (RuntimeError, without a folder to cache in)."""
+    """The module of the compiled kernels; None if numba is not installed or has no folder for its cache (RuntimeError)."""
     try:
         from tenas.measures import kernel
     except ImportError:
         return None
     except RuntimeError as error:
-        warnings.warn(f"The compiled kernels cannot be used, the NTK takes several times as long: {error}.", stacklevel=2)
+        warnings.warn(f"The compiled kernels cannot be used, so the NTK takes several times as long: {error}.", stacklevel=2)
         return None
     return kernel
 
 
 def unsuited(tape: Tape, logits: Value) -> str | None:
-    """Why the compiled kernels don't take this network; None where they do: convolutions on a CPU, not too large."""
+    """Reason why the compiled kernels do not support this network; None if they do: convolutions on a CPU, not too large."""
     dtypes = {logits.tensor.dtype, *(parameter.tensor.dtype for parameter in tape.parameters)}
     if logits.tensor.device.type != "cpu":
         return f"the network is on {logits.tensor.device.type}, not on a CPU"
@@ -137,7 +137,7 @@ def unsuited(tape: Tape, logits: Value) -> str | None:
 
 
 def choose_chunk(tape: Tape, n: int) -> int:
-    """How many cotangents to carry at once: from the size of the largest value that has one, and from nothing else."""
+    """Number of cotangents to carry at once: a function of the size of the largest value with a cotangent only."""
     values = [output for step in tape.records for output in step.outputs if output is not None and output.active]
     size = max(value.tensor.numel() * value.tensor.element_size() for value in values)
     device = values[0].tensor.device

@@ -1,4 +1,4 @@
-"""Condition numbers of the kernels of many networks at once, which lie side by side in one (tenas.networks.grouped)."""
+"""Condition numbers of the kernels of many networks side by side in one (tenas.networks.grouped)."""
 
 from collections.abc import Sequence
 
@@ -17,16 +17,16 @@ from tenas.measures.sizes import fitting, sizes
 def ntk_grams(network: nn.Module, images: Tensor, count: int) -> Tensor:
     """``ntk_gram`` of ``count`` networks side by side: their kernels, to rounding.
 
-    One forward and one reverse pass for all: cotangent i starts at sample i's logits of every network, and as nothing of a
-    network reaches another, a weight's gradient is that of its own network alone.
+    One forward and one reverse pass for all: cotangent i starts at sample i's logits of every network; as networks do not mix,
+    the gradient of a weight is that of its own network.
 
     Args:
         network: of ``grouped``, from (n, count * c, h, w) to logits (n, count * classes).
-        images: a batch for each network, side by side.
-        count: of networks.
+        images: one batch per network, side by side.
+        count: number of networks.
 
     Returns:
-        (count, n, n) float64, symmetric, on the CPU: the only time that the device is waited for.
+        (count, n, n) float64, symmetric, on the CPU; the only synchronisation with the device.
 
     Raises:
         TenasError: for an empty batch, a network without weights, or one whose output has no rows of logits.
@@ -53,7 +53,7 @@ def values(network: nn.Module, inputs: tuple[Tensor, ...], count: int) -> Sequen
 
 
 def together(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """How many networks like this one go side by side on a GPU: what fits into a constant budget, by the shapes of one."""
+    """Number of networks like this one side by side on a GPU: those that fit in a constant budget, by the shapes of one."""
     (images,) = inputs
     n, found = len(images), sizes(network, images.shape)
     # The values of the forward pass, n cotangents of some of them, and each weight's gradients: parts, whole, in float64.

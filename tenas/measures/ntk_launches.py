@@ -1,7 +1,7 @@
 """Reverse rules of few launches and few passes over memory, for GPUs: the same as those of ``ntk_rules``, to rounding.
 
-On a GPU a small operator costs its launch, and a large one the bytes that it reads and writes. On a CPU the rules of
-``ntk_rules`` stay, whose bits are published.
+On a GPU, the cost of a small operator is its launch, that of a large one the bytes that it reads and writes. On a CPU the rules
+of ``ntk_rules`` are used, as published results depend on their bits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def convolution(record: Record, cotangents: list[Tensor | None]) -> Contribution
     m, n, height, width = *g.shape[:2], *g.shape[3:]
     if x.active:
         folded = g.flatten(0, 1)
-        # Of the input itself only the shape is read, but it has to be a tensor: any of the right size, or memory as it is.
+        # Only the shape of the input is read, but a tensor is needed: any of the right size, or uninitialised memory.
         like = folded if folded.shape[1:] == x.shape[1:] else folded.new_empty(m * n, *x.shape[1:])
         yield x, rules.transposed_convolution(record, g, like)
     if weight.active:
@@ -45,7 +45,7 @@ def convolution(record: Record, cotangents: list[Tensor | None]) -> Contribution
 def patches(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Tensor:
-    """What each output of a convolution reads: x (n, c, h, w) to (groups, n * outputs, c / groups * kernel).
+    """Unfold the inputs of each output of a convolution: x (n, c, h, w) to (groups, n * outputs, c / groups * kernel).
 
     A view of the padded image, written out at once; ``unfold`` launches once for each image.
     """

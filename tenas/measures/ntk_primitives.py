@@ -1,8 +1,8 @@
-"""The operators that the reverse pass knows: for each the rule in plain torch, and the compiled ones where there are any.
+"""Operators with reverse rules: for each the rule in plain torch, and the compiled rules if any.
 
-An operator that isn't here goes through autograd (``ntk_rules.by_autograd``). Compiled rules and forward operators are
-functions of ``kernel.rules`` and ``kernel.forward``, named as text: they are imported where numba is. Without a compiled
-rule, or where it doesn't take the arguments, an operator goes through the rule in plain torch.
+Other operators go through autograd (``ntk_rules.by_autograd``). Compiled rules and forward operators are functions of
+``kernel.rules`` and ``kernel.forward``, given as text, as they are imported only if numba is installed. Without a compiled rule,
+or if it does not support the arguments, an operator goes through the rule in plain torch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Rule = Callable[[Record, list[Tensor | None]], Contributions]
 
 
 class Primitive(NamedTuple):
-    """How an operator is run backwards, ``torch`` or ``compiled``, and forwards where torch is slow.
+    """Implementations of an operator: reverse rules ``torch`` and ``compiled``, and ``forward`` if torch is slow.
 
-    ``gpu``: backwards in fewer launches and passes over memory, in plain torch too.
+    ``gpu``: reverse rule with fewer launches and passes over memory, also in plain torch.
     """
 
     torch: Rule
@@ -55,6 +55,6 @@ PRIMITIVES: dict[object, Primitive] = {op: primitive for primitive, ops in _ROWS
 
 
 def reverse(record: Record, cotangents: list[Tensor | None], *, gpu: bool = False) -> Contributions:
-    """The rule in plain torch of the record's operator, applied; ``gpu``: the one of few launches, where there is one."""
+    """Apply the rule in plain torch of a record's operator; ``gpu``: the one with few launches, if any."""
     primitive = PRIMITIVES.get(record.op, Primitive(rules.by_autograd))
     return (primitive.gpu if gpu and primitive.gpu else primitive.torch)(record, cotangents)

@@ -1,9 +1,9 @@
-"""The kernel of a network once more: its recorded pass and its plan are kept, and run with other weights and other images.
+"""Reuse the recorded pass of a network and its plan, for kernels with other weights and other images.
 
-A measure of many draws calls for the same operators again and again, and for small batches recording and planning take longer
-than the arithmetic. What is kept is found again only by all that the operators of the forward pass can depend on: the class and
-the attributes of every module, which tensors they hold, dtypes, shapes, modes, the shape of the batch; not what tensors hold.
-Only for networks of this package's modules and of torch's that they are made of: what others read is not known.
+A measure with many draws runs the same operators again and again, and for small batches recording and planning take longer than
+the arithmetic. The key of a recording is everything on which the operators of the forward pass can depend: class and attributes
+of every module, identity, dtype and shape of its tensors, modes, the shape of the batch; not the values of tensors. Only for
+networks of this package's modules and of the modules of torch in them: other modules may read anything.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from tenas.measures.ntk_tape import Record, Tape, Value, aten, is_known_kind, su
 if TYPE_CHECKING:
     from tenas.measures.kernel.plan import Plan
 
-# Bytes of recordings that are kept, about.
+# Most bytes of kept recordings, roughly.
 KEPT_BYTES = 2**27
-# Bytes of a record on the tape and of what a plan makes of it besides arrays, about.
+# Bytes of a record on the tape and its part of a plan, without arrays, roughly.
 RECORD_BYTES = 2**13
 
-# Attributes that are compared as they are.
+# Types of attributes that are compared by value.
 PLAIN = frozenset({int, float, bool, str, type(None), tuple})
-# Attributes of a module that hold tensors or modules. All its other dictionaries are of hooks.
+# Attributes of a module that contain tensors or modules. All its other dictionaries contain hooks.
 HELD = ("_parameters", "_buffers", "_modules")
 _RELEASED = torch.empty(0)
 
 
 def state_of(network: nn.Module, images: Tensor) -> Hashable | None:
-    """All that the operators of the forward pass follow from; None where it isn't known, or where something watches the pass."""
+    """Everything on which the operators of the forward pass depend; None if it is unknown, or if the pass is observed."""
     if type(images) is not Tensor or not images.is_cpu or images.requires_grad or torch.is_autocast_enabled("cpu"):
         return None
     if _has_any_global_hook() or _get_current_function_mode_stack() or _get_current_dispatch_mode_stack():
@@ -56,7 +56,7 @@ def state_of(network: nn.Module, images: Tensor) -> Hashable | None:
 
 
 class State:
-    """Thousands of parts, whose hash is computed once. Raises TypeError where a part can't be compared."""
+    """A key of thousands of parts, hashed once. Raises TypeError for a part that cannot be compared."""
 
     def __init__(self, parts: list[Any]) -> None:
         self.parts = tuple(parts)
@@ -70,7 +70,7 @@ class State:
 
 
 def _add_state(module: nn.Module, parts: list[Any]) -> bool:
-    """Add a module's state without its children's; False where it isn't known."""
+    """Add the state of a module, without that of its children; False if it is unknown."""
     attributes, kind = vars(module), module.__class__
     key = kind, *attributes
     layout = LAYOUTS.get(key)
@@ -90,9 +90,9 @@ def _add_state(module: nn.Module, parts: list[Any]) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """What modules of a class with the same attributes have where: plain ones, dictionaries of hooks, others.
+    """Names of the attributes of a class of modules by kind: plain values, dictionaries of hooks, others.
 
-    A module whose attributes are of other classes than those that the layout was made from has no state that is known.
+    The state of a module is unknown if its attributes have other classes than those of the layout.
     """
 
     plain: Callable[[dict[str, Any]], tuple[Any, ...]]
@@ -104,7 +104,7 @@ class Layout:
         left = [name for name in attributes if name not in HELD]
         plain = [name for name in left if type(attributes[name]) in PLAIN]
         hooks = [name for name in left if isinstance(attributes[name], dict)]
-        # Two at least of each, in every module of torch: an itemgetter of one gives no tuple.
+        # Every module of torch has at least two of each: an itemgetter of one name returns no tuple.
         return cls(itemgetter(*plain), itemgetter(*hooks), [name for name in left if name not in (*plain, *hooks)])
 
 
@@ -115,7 +115,7 @@ def _add_held(held: dict[str, Any], parts: list[Any]) -> bool:
         if isinstance(value, Tensor):
             if not value.is_cpu or value._backward_hooks or value.is_inference():
                 return False
-            # By id: what a recording uses of them it keeps alive. Tensors cannot be compared.
+            # By id: a recording keeps the tensors that it uses alive. Tensors cannot be compared.
             parts += (id(value), value.__class__, value.dtype, value.shape, value.requires_grad)
         else:
             parts.append(value)
@@ -135,7 +135,7 @@ def _add(value: Any, parts: list[Any]) -> bool:
 
 
 class Step:
-    """An operator of a recorded pass, to be run on what its inputs hold at present."""
+    """An operator of a recorded pass, to be run on the present values of its inputs."""
 
     __slots__ = ("args", "faster", "kwargs", "nested", "op", "outputs", "plain")
 
@@ -143,7 +143,7 @@ class Step:
         self.op, self.faster = record.op, faster
         args = record.args
         if record.op is aten.native_batch_norm.default and args[5]:
-            args = (*args[:3], None, None, *args[5:])  # the network's running statistics stay as they are
+            args = (*args[:3], None, None, *args[5:])  # the network's running statistics are not updated
         self.args, self.kwargs = list(args), record.kwargs
         self.plain = [(index, arg) for index, arg in enumerate(args) if isinstance(arg, Value)]
         self.nested = [
@@ -170,7 +170,7 @@ class Step:
 
 
 class Recording:
-    """A forward pass that can be run again, and its plan. Its values are those of the present run; between runs it has none."""
+    """A forward pass that can be run again, and its plan. It has values only during a run."""
 
     def __init__(self, tape: Tape, plan: Plan, images: Tensor, steps: list[Step], leaves: list[Value]) -> None:
         self.tape, self.plan, self.steps = tape, plan, steps
@@ -180,7 +180,7 @@ class Recording:
         self.nbytes = plan.nbytes + RECORD_BYTES * len(steps)
 
     def run(self, images: Tensor) -> Tensor:
-        """The gradients of all samples' sums of logits, a row each: (n, parameters)."""
+        """Gradients of all samples' sums of logits: (n, parameters)."""
         for value in self.images:
             value.tensor = images
         for value in (*self.weights, *self.images):
@@ -196,7 +196,7 @@ class Recording:
                 self.release()
 
     def release(self) -> None:
-        """Let go of the values of a run."""
+        """Release the values of a run."""
         self.plan.release()
         for record in self.tape.records:
             record.cache.pop("norm", None)
@@ -209,9 +209,9 @@ class Recording:
 
 
 def recording_of(tape: Tape, plan: Plan, network: nn.Module, images: Tensor) -> Recording | None:
-    """The tape and its plan as a recording; None where something in them isn't the same in each run.
+    """Make a recording of the tape and its plan; None if a part of them is not the same in each run.
 
-    That is what changes tensors in place, what is drawn, and tensors that neither the network has nor the pass has made.
+    Such parts are in-place changes, random numbers, and tensors that belong neither to the network nor to the pass.
     """
     buffers = {id(buffer) for buffer in network.buffers()}
     own = {*buffers, *map(id, network.parameters()), id(images)}
@@ -242,14 +242,14 @@ def recording_of(tape: Tape, plan: Plan, network: nn.Module, images: Tensor) -> 
 
 
 def _repeats(record: Record) -> bool:
-    """Whether the operator gives the same for the same arguments, and changes none of them."""
+    """Whether the operator is pure: same result for the same arguments, none of which it changes."""
     schema, name = record.op._schema, name_of(record.op)
     drawn = torch.Tag.nondeterministic_seeded in record.op.tags or "empty" in name
     return not (drawn or schema.is_mutable or any(isinstance(arg, Value) for arg in record.kwargs.values()))
 
 
 def keep(network: nn.Module, state: Hashable | None, images: Tensor, tape: Tape, plan: Plan) -> bool:
-    """Keep a pass that has been recorded and its plan for the network's next kernel; False where they cannot be run again."""
+    """Keep a recorded pass and its plan for the next kernel of the network; False if they cannot be run again."""
     recording = None if state is None else recording_of(tape, plan, network, images)
     if recording is None:
         return False
@@ -260,7 +260,7 @@ def keep(network: nn.Module, state: Hashable | None, images: Tensor, tape: Tape,
 
 
 class Shelf:
-    """Recordings that are not in use, by network and state. Whoever takes one has it alone, and gives it back."""
+    """Recordings that are not in use, by network and state. A caller takes one exclusively, and returns it."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -272,11 +272,11 @@ class Shelf:
             return self._held.get(network, OrderedDict()).pop(state, None)
 
     def give(self, network: nn.Module, state: Hashable, recording: Recording) -> None:
-        """Keep a recording; those that were given longest ago leave when there are too many."""
+        """Keep a recording; drop the least recently used ones if there are too many."""
         with self._lock:
             held = self._held.pop(network, OrderedDict())
             held[state] = recording
-            self._held[network] = held  # last, as the one in use
+            self._held[network] = held  # last, as the most recently used
             size = sum(r.nbytes for recordings in self._held.values() for r in recordings.values())
             for other in list(self._held):
                 recordings = self._held[other]

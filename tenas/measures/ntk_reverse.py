@@ -1,4 +1,4 @@
-"""One reverse pass over a tape with a chunk of cotangents, in plain torch, and how gradients are laid out."""
+"""One reverse pass over a tape with a chunk of cotangents, in plain torch, and the layout of gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tenas.measures.ntk_tape import Record, Tape, Value
 
 
 def sweep(tape: Tape, logits: Value, rows: Tensor, start: int, stop: int) -> None:
-    """One reverse pass with the cotangents of samples start to stop; fills their rows."""
+    """Run one reverse pass with the cotangents of samples start to stop; fill their rows."""
     cotangents = carried(tape, logits, start, stop, gpu=logits.tensor.is_cuda)
     for columns, parameter in parameter_columns(tape):
         gradient = cotangents.get(parameter)
@@ -23,9 +23,10 @@ def sweep(tape: Tape, logits: Value, rows: Tensor, start: int, stop: int) -> Non
 
 
 def carried(tape: Tape, logits: Value, start: int, stop: int, *, gpu: bool) -> dict[Value, Tensor]:
-    """The cotangents, of samples start to stop, of what has no record on the tape: of the parameters.
+    """Cotangents of samples start to stop for all values without a record on the tape: the parameters.
 
-    ``gpu``: by the rules of few launches. (stop - start, *parameter) but for the dimensions of one parameter, which may be split.
+    ``gpu``: by the rules with few launches. Shapes are (stop - start, *parameter), except that a dimension of a parameter may be
+    split.
     """
     cotangents = {logits: seed(logits.tensor, start, stop)}
     for step in reversed(tape.records):
@@ -34,7 +35,7 @@ def carried(tape: Tape, logits: Value, start: int, stop: int, *, gpu: bool) -> d
 
 
 def reverse_record(step: Record, cotangents: dict[Value, Tensor], *, gpu: bool = False) -> None:
-    """Take the cotangents of the record's outputs away, add those of its inputs."""
+    """Replace the cotangents of a record's outputs by those of its inputs."""
     outputs = [None if output is None else cotangents.pop(output, None) for output in step.outputs]
     if all(g is None for g in outputs):
         return
@@ -43,7 +44,7 @@ def reverse_record(step: Record, cotangents: dict[Value, Tensor], *, gpu: bool =
 
 
 def seed(logits: Tensor, start: int, stop: int) -> Tensor:
-    """The cotangents of the sums of samples start to stop: (stop - start, *logits), one on the sample's own row."""
+    """Cotangents of the sums of samples start to stop: (stop - start, *logits), ones in the sample's own row."""
     g = logits.new_zeros(stop - start, *logits.shape)
     index = torch.arange(stop - start, device=logits.device)
     g[index, index + start] = 1
@@ -51,7 +52,7 @@ def seed(logits: Tensor, start: int, stop: int) -> Tensor:
 
 
 def parameter_columns(tape: Tape) -> Iterator[tuple[slice, Value]]:
-    """Which columns of the gradients belong to which parameter."""
+    """Columns of the gradients by parameter."""
     end = 0
     for parameter in tape.parameters:
         start, end = end, end + parameter.tensor.numel()

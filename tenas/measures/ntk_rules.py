@@ -30,14 +30,14 @@ RELUS = {aten.relu.default, aten.relu_.default}
 
 
 def _only(cotangents: list[Tensor | None]) -> Tensor:
-    """The cotangent of an operator's only output; of the first, of an operator whose others have none."""
+    """Cotangent of an operator's only output, or of its first output if the others have none."""
     g = cotangents[0]
     assert g is not None
     return g
 
 
 class BatchNorm:
-    """A batch normalisation on the tape, whichever of torch's operators it is: value z to value y.
+    """A batch normalisation on the tape, by any of torch's operators: value z to value y.
 
     ``xhat = (z - mean) * inverse_deviation``, statistics of the batch when ``coupled``, else constants.
     """
@@ -57,7 +57,7 @@ class BatchNorm:
         self.count = self.z.tensor.numel() // self.z.shape[1]
 
     def gain(self) -> Tensor:
-        """The factor from xhat's deviation to y's: weight / deviation, (C,)."""
+        """Factor from z to y: weight / deviation, (C,)."""
         return self.inverse_deviation if self.weight is None else self.weight.data * self.inverse_deviation
 
 
@@ -146,7 +146,7 @@ def add(record: Record, cotangents: list[Tensor | None]) -> Contributions:
 
 
 def scale(record: Record, cotangents: list[Tensor | None]) -> Contributions:
-    """mul and div by what no weight reaches. With both factors active, autograd."""
+    """mul and div by a value that does not depend on weights. With both factors active, autograd."""
     first, second = record.args[:2]
     if (isinstance(second, Value) and second.active) or record.kwargs:
         yield from by_autograd(record, cotangents)
@@ -214,7 +214,7 @@ def cat(record: Record, cotangents: list[Tensor | None]) -> Contributions:
     parts = record.args[0]
     dim = record.args[1] if len(record.args) > 1 else 0
     g = _only(cotangents)
-    if any(part.tensor.ndim != g.ndim - 1 for part in parts):  # cat skips a legacy empty tensor of one dimension
+    if any(part.tensor.ndim != g.ndim - 1 for part in parts):  # cat skips legacy empty tensors with one dimension
         yield from by_autograd(record, cotangents)
         return
     dim %= g.ndim - 1
@@ -253,7 +253,7 @@ def _pair(setting: Sequence[int]) -> tuple[int, int]:
 
 
 def max_pool_by_offset(record: Record, indices: Tensor, g: Tensor) -> Tensor:
-    """The same sum, offset by offset within the windows: in an order of its own, where ``scatter_add_`` on a GPU has none.
+    """The same sum, offset by offset within the windows: in a fixed order, unlike ``scatter_add_`` on a GPU.
 
     Overlapping windows add to the same pixel; those of one offset never do, so that each of the at most 9 sums is a plain one.
     """
@@ -266,7 +266,7 @@ def max_pool_by_offset(record: Record, indices: Tensor, g: Tensor) -> Tensor:
         torch.arange(size, device=g.device) * step - before
         for size, step, before in zip(indices.shape[-2:], stride, padding, strict=True)
     ]
-    # With its padding, and with what windows reach beyond it where their number was rounded up.
+    # With its padding, and the part of windows beyond it if their number was rounded up.
     sides = [
         max(size + before, (count - 1) * step + (taps - 1) * gap + 1)
         for size, before, count, step, taps, gap in zip(
@@ -286,14 +286,14 @@ def max_pool_by_offset(record: Record, indices: Tensor, g: Tensor) -> Tensor:
 
 
 def of_the_device(error: RuntimeError) -> bool:
-    """Whether a GPU or one of its libraries has failed: nothing that vmap lacks, and nothing to try again one by one."""
+    """Whether a GPU or one of its libraries has failed, in which case trying one by one is pointless."""
     return isinstance(error, torch.AcceleratorError) or any(
         name in str(error) for name in ("CUDA error", "_STATUS_", "cuDNN error")
     )
 
 
 def by_autograd(record: Record, cotangents: list[Tensor | None]) -> Contributions:
-    """Any operator: run it again under autograd and let torch carry the chunk, by vmap or, failing that, one by one."""
+    """Rule for any operator: run it again under autograd, with the chunk by vmap or, if that fails, one by one."""
     if torch.Tag.nondeterministic_seeded in record.op.tags:
         raise UntraceableError(f"{record.op} draws random numbers")
     leaves: dict[Value, Tensor] = {}
@@ -307,7 +307,7 @@ def by_autograd(record: Record, cotangents: list[Tensor | None]) -> Contribution
 
     with torch.enable_grad():
         args = substitute(record.args, leaf)
-        if record.op._schema.is_mutable:  # a leaf that requires a gradient may not be written to
+        if record.op._schema.is_mutable:  # leaves that require gradients must not be written to
             args = substitute(record.args, lambda value: leaf(value).clone())
         outputs = record.op(*args, **{key: substitute(arg, leaf) for key, arg in record.kwargs.items()})
     outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)

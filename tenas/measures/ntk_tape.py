@@ -1,4 +1,4 @@
-"""A tape of one forward pass: which operator made which value from which, for a reverse pass of our own."""
+"""Record one forward pass on a tape of operators and values, for reverse passes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ REVERSED_FROM_RESULT = {aten.relu_.default, aten.add_.Tensor, aten.sub_.Tensor, 
 
 
 class UntraceableError(Exception):
-    """The pass holds something that the tape cannot replay backwards: the caller takes autograd instead."""
+    """The tape cannot replay a part of the pass backwards: the caller uses autograd instead."""
 
 
-# Modules whose operators the tape is known to follow, besides those of this package.
+# Modules whose operators the tape supports, besides those of this package.
 KNOWN = (
     nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.ReLU,
     nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d,
@@ -31,7 +31,7 @@ KNOWN = (
 
 
 def is_known(network: nn.Module) -> bool:
-    """Whether a network is made of this package's modules, and of torch's that they are made of, and of nothing else."""
+    """Whether a network consists of this package's modules, and the modules of torch in them, only."""
     return all(is_known_kind(kind) for kind in {type(module) for module in network.modules()})
 
 
@@ -41,7 +41,7 @@ def is_known_kind(kind: type[nn.Module]) -> bool:
 
 
 def check_traceable(network: nn.Module) -> None:
-    """Raise UntraceableError for modules whose operators cannot be seen one by one."""
+    """Raise UntraceableError for modules whose single operators cannot be observed."""
     if name := scripted(network):
         raise UntraceableError(f"{name} is TorchScript")
     for name, module in network.named_modules():
@@ -50,16 +50,16 @@ def check_traceable(network: nn.Module) -> None:
 
 
 class Value:
-    """A tensor at one point of the pass. A tensor that is changed in place is a new value from then on.
+    """A tensor at one point of the pass. An in-place change makes a new value.
 
-    ``active``: depends on a weight, hence has a cotangent. ``uses``: the records that read it.
+    ``active``: whether it depends on a weight, hence has a cotangent. ``uses``: the records that read it.
     """
 
     __slots__ = ("active", "producer", "tensor", "uses", "version")
 
     def __init__(self, tensor: Tensor, active: bool, producer: Record | None = None) -> None:
         self.tensor = tensor
-        self.version = -1  # until the tape has settled it
+        self.version = -1  # until the tape has determined it
         self.active = active
         self.producer = producer
         self.uses: list[Record] = []
@@ -70,14 +70,14 @@ class Value:
 
     @property
     def data(self) -> Tensor:
-        """The tensor, when it still holds what it held at this point of the pass."""
+        """The tensor, if it still has its values of this point of the pass. Raises UntraceableError otherwise."""
         if self.tensor._version != self.version:
             raise UntraceableError("a tensor that a reverse rule reads was changed in place")
         return self.tensor.detach()
 
 
 class Record:
-    """One operator of the pass: ``op(*args, **kwargs)``, with a Value in the place of each tensor; ``inputs`` are these."""
+    """One operator of the pass: ``op(*args, **kwargs)``, with Values in place of tensors; ``inputs``: these Values."""
 
     __slots__ = ("args", "cache", "inputs", "kwargs", "op", "outputs")
 
@@ -98,7 +98,7 @@ class Record:
 
 
 def substitute(arg: Any, leaf: Any) -> Any:
-    """``arg`` with ``leaf(value)`` in the place of each Value."""
+    """Replace each Value in ``arg`` by ``leaf(value)``."""
     if isinstance(arg, Value):
         return leaf(arg)
     if isinstance(arg, tuple | list):
@@ -107,12 +107,12 @@ def substitute(arg: Any, leaf: Any) -> Any:
 
 
 class Tape(TorchDispatchMode):
-    """Records a forward pass. ``records`` are the operators that a weight reaches, in the order they ran; ``every`` are all.
+    """Record of a forward pass. ``records``: operators that depend on a weight, in order; ``every``: all operators.
 
-    The pass runs with autograd on, so that what is cut from the graph by ``no_grad`` or ``detach`` is cut here as well,
-    and that gradients which are not the operators' own (custom functions, hooks) can be told.
+    The pass runs with autograd on, so that ``no_grad`` and ``detach`` cut the graph here as well, and gradients other than the
+    operators' own (custom functions, hooks) are detected.
 
-    ``faster`` has other ways to run some operators; they give None for arguments that they are not for.
+    ``faster``: alternative implementations of some operators, which return None for arguments that they do not support.
     """
 
     def __init__(self, parameters: list[nn.Parameter], faster: dict[Any, Callable[..., Tensor | None]] | None = None) -> None:
@@ -139,7 +139,7 @@ class Tape(TorchDispatchMode):
         return self._values.get(id(tensor)) or self._enter(tensor, active=False)
 
     def keep(self) -> None:
-        """Outlive the block that it was recorded in, until ``close``."""
+        """Keep the tape beyond the block in which it was recorded, until ``close``."""
         self.kept = True
         self.every.clear()
         self._values.clear()
@@ -147,7 +147,7 @@ class Tape(TorchDispatchMode):
         self._unindexed.clear()
 
     def close(self) -> None:
-        """Break the cycles of values and records, so that their memory is free at once and not when it is collected."""
+        """Break the cycles of values and records, to free their memory at once and not at the next garbage collection."""
         for record in (*self.records, *self.every):
             record.args, record.kwargs, record.inputs, record.outputs, record.cache = (), {}, [], [], {}
         self.records.clear()
@@ -221,7 +221,7 @@ class Tape(TorchDispatchMode):
         self._unindexed.clear()
         value = self._values[id(tensor)]
         if value.active and not torch.is_grad_enabled():
-            # Autograd lets the gradient through, as if nothing had been written.
+            # Autograd passes the gradient through, as if nothing had been written.
             raise UntraceableError("a tensor is changed in place under no_grad")
         storage = tensor.untyped_storage().data_ptr()
         if storage not in self._storages:
@@ -230,7 +230,7 @@ class Tape(TorchDispatchMode):
         if others and (active or any(v.active for v in others)):
             raise UntraceableError("a tensor that shares its memory is changed in place")
         if active and op not in REVERSED_FROM_RESULT:
-            # The value keeps what it held; the tensor enters anew with what it is given.
+            # The value keeps the old contents; the tensor becomes a new value with the new ones.
             value.tensor = tensor.clone()
             value.version = value.tensor._version
             self._storages[storage] = others
@@ -239,14 +239,14 @@ class Tape(TorchDispatchMode):
 
 @functools.cache
 def _independent(op: Any) -> bool:
-    """Whether the result doesn't depend on the values of the arguments, or autograd is told so."""
+    """Whether no gradient flows through the operator (detach, new_*, *_like), or its result ignores the arguments' values."""
     name: str = op._schema.name.removeprefix("aten::")
     return name == "detach" or name.startswith("new_") or name.endswith("_like")
 
 
 @functools.cache
 def _written(op: Any) -> list[tuple[int, str]]:
-    """(position, name) of the arguments that ``op`` changes in place."""
+    """Arguments that ``op`` changes in place, as (position, name)."""
     return [
         (index, argument.name)
         for index, argument in enumerate(op._schema.arguments)
@@ -255,7 +255,7 @@ def _written(op: Any) -> list[tuple[int, str]]:
 
 
 def _check_gradients(tensor: Tensor) -> None:
-    """Raise UntraceableError when the gradient of ``tensor`` runs through a function written in Python."""
+    """Raise UntraceableError if the gradient of ``tensor`` runs through a function written in Python."""
     stack, seen = [tensor.grad_fn], set()
     while stack:
         node = stack.pop()

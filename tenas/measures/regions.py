@@ -28,7 +28,7 @@ class _EnoughError(Exception):
 
 
 class SmoothActivationWarning(UserWarning):
-    """Some of a network's activation functions have no linear pieces, so they are no part of its patterns."""
+    """Some of a network's activation functions have no linear pieces, so they are not part of its patterns."""
 
 
 def _above_zero(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
@@ -78,7 +78,7 @@ _KINKS: dict[str, Callable[[Sequence[Any], Tensor], tuple[Tensor, ...]]] = {
     "hardshrink": _either_side, "clamp": _clamped, "clamp_min": _clamped_below, "clamp_max": _clamped_above,
 }  # fmt: skip
 _SMOOTH = frozenset({"elu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardswish", "log_sigmoid_forward"})
-# Not activation functions everywhere: those of a tensor without the samples' dimension are passed over.
+# Not always activation functions: calls on tensors without the samples' dimension are skipped.
 _BOUNDS = frozenset({"clamp", "clamp_min", "clamp_max"})
 
 
@@ -201,6 +201,6 @@ def linear_regions(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> int
             # The same text for the same inputs, so that Python shows it once and not for every count.
             f"Nearly each of the {total} inputs lies in a linear region of its own: saturated, use more or smaller inputs.",
             SaturatedWarning,
-            stacklevel=3,  # of whoever called: measuring lies between
+            stacklevel=3,  # of the caller: a decorator lies between
         )
     return count

@@ -1,4 +1,4 @@
-"""Linear regions of many networks at once, which lie side by side in one (tenas.networks.grouped); counted on their device."""
+"""Count linear regions of many networks side by side in one (tenas.networks.grouped), on their device."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,18 +21,18 @@ PACKING = 16
 
 
 class _Sides(Observer):
-    """Which units of each ReLU are above zero, of the networks that run it: (samples, networks, units) booleans.
+    """Signs of the units of each ReLU, for the networks that run it: (samples, networks, units) booleans.
 
-    An operator that is pruned in some of the networks runs for all (tenas.networks.grouped). What it reads, where nothing else
-    does, and what happens in it is none of their patterns.
+    An operator that is pruned in some of the networks runs for all (tenas.networks.grouped). ReLUs in it, and those that only it
+    reads, are not part of the patterns of these networks.
     """
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
-        self._found: list[tuple[Tensor, Tensor | None]] = []  # outputs, with which networks run them; None for all
+        self._found: list[tuple[Tensor, Tensor | None]] = []  # outputs, with the networks that run them; None for all
         self._inside: Tensor | None = None
-        # By identity, which no other tensor gets as long as this one is kept.
+        # By id, which is unique as long as the tensor is kept.
         self._read: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
@@ -41,7 +41,7 @@ class _Sides(Observer):
 
     @contextmanager
     def following(self, network: nn.Module) -> Iterator[Self]:
-        """Follow which operators of edges a pass of ``network`` enters."""
+        """Track the edges' operators that a pass of ``network`` enters."""
 
         def enter(operator: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             runs = operator.runs if isinstance(operator, Weighted) else None
@@ -79,7 +79,7 @@ def packed(sides: Tensor) -> Tensor:
 
 
 def distinct(words: Tensor) -> Tensor:
-    """How many different patterns each network has: (words, n, R) to (R,). Exact: sorted by all words, changes counted."""
+    """Number of distinct patterns of each network: (words, n, R) to (R,). Exact: sorted by all words, changes counted."""
     order: Tensor | None = None
     for word in words.flip(0):
         step = (word if order is None else word.gather(0, order)).sort(dim=0, stable=True).indices
@@ -91,14 +91,14 @@ def distinct(words: Tensor) -> Tensor:
 
 @measuring
 def counts(network: nn.Module, blocks: Sequence[Tensor], count: int) -> Sequence[int]:
-    """``linear_regions`` of ``count`` networks side by side: one pass a block for all, patterns counted where they are.
+    """``linear_regions`` of ``count`` networks side by side: one pass per block for all; patterns are counted on their device.
 
-    The signs are those that each network has alone, but for units within rounding of zero.
+    The signs are those of each network alone, except for units within rounding of zero.
 
     Args:
         network: of ``grouped``, from (n, count * c, h, w).
-        blocks: of inputs, for each network its own side by side.
-        count: of networks.
+        blocks: of inputs, those of the networks side by side.
+        count: number of networks.
     """
     found = []
     for block in blocks:
@@ -125,9 +125,9 @@ def values(network: nn.Module, inputs: tuple[Sequence[Tensor], ...], count: int)
 
 
 def together(network: nn.Module, inputs: tuple[Sequence[Tensor], ...]) -> int:
-    """How many networks like this one go side by side on a GPU: what fits into a constant budget, by the shapes of one.
+    """Number of networks like this one side by side on a GPU: those that fit in a constant budget, by the shapes of one.
 
-    1 for whole images, whose patterns are long: most of them are told apart by the first ReLU (``told_apart_at_once``).
+    1 for whole images, whose patterns are long: most are distinct at the first ReLU (``told_apart_at_once``).
     """
     (blocks,) = inputs
     if blocks[0].shape[2:].numel() >= PIXELS:

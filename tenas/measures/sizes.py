@@ -1,4 +1,4 @@
-"""What the values of a forward pass take of memory, from the shapes of a pass of two samples."""
+"""Memory of the values of a forward pass, from the shapes of a pass of two samples."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,14 +9,14 @@ from torch._ops import OpOverload
 
 from tenas.measures.common import Observer, undisturbed
 
-# Of the memory of a GPU, what networks side by side may take at the peak. A constant, and not what is free: the number of
-# networks decides which kernels torch's libraries choose, and with them the last bits.
+# Peak memory of networks side by side on a GPU. A constant, not the free memory: the number of networks determines the kernels
+# that torch's libraries choose, and with them the last bits.
 BUDGET = 4 * 2**30
-SAMPLES = 2  # one is too few for a batch normalisation of features without places
+SAMPLES = 2  # one sample is too few for a batch normalisation of features without positions
 
 
 class Sizes(NamedTuple):
-    """Bytes of the largest value of a pass, and of all together, views included."""
+    """Bytes of the largest value of a pass, and of all values, including views."""
 
     largest: int
     total: int
@@ -32,7 +32,7 @@ class _Sizes(Observer):
 
 
 def sizes(network: nn.Module, shape: Sequence[int]) -> Sizes:
-    """Sizes of the values of one pass of a batch of ``shape``, (n, ...). The network is left as it is."""
+    """Sizes of the values of one pass of a batch of ``shape``, (n, ...). The network is not modified."""
     first = next(network.parameters())
     with undisturbed(network), torch.no_grad(), _Sizes() as seen:
         network(torch.zeros(SAMPLES, *shape[1:], dtype=first.dtype, device=first.device))
@@ -40,5 +40,5 @@ def sizes(network: nn.Module, shape: Sequence[int]) -> Sizes:
 
 
 def fitting(bytes_each: int) -> int:
-    """How many networks of so many bytes go side by side; at least 1."""
+    """Number of networks of this size that fit side by side, at least 1."""
     return max(1, BUDGET // bytes_each)

@@ -42,7 +42,7 @@ def _absolute(network: nn.Module) -> Iterator[None]:
     tensors = [*network.parameters(), *(buffer for buffer in network.buffers() if buffer.is_floating_point())]
     held = [tensor.data for tensor in tensors]
     norms = [vars(module) for module in network.modules() if isinstance(module, BATCH_NORMS)]
-    forwards = [norm.get("forward") for norm in norms]  # hardly ever any: the class has it
+    forwards = [norm.get("forward") for norm in norms]  # usually none: forward is an attribute of the class
     try:
         for tensor in tensors:
             double = tensor.data.to(torch.float64, copy=True)

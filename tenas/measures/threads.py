@@ -1,9 +1,9 @@
-"""What a measure's bits would depend on: the number of threads, and a GPU's arithmetic. Imports torch on use."""
+"""Fix the settings on which the bits of a measure depend: number of threads, arithmetic of a GPU. Imports torch on use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Of torch's settings of precision, those that a measure's operators read: of cuDNN's convolutions and recurrent layers.
+# Torch's settings of precision that operators of measures read: cuDNN's convolutions and recurrent layers.
 _CUDNN = (("cuda", "conv"), ("cuda", "rnn"))
 _MATMUL = (("cuda", "matmul"), ("mkldnn", "matmul"))
 
@@ -32,12 +32,12 @@ def full_precision() -> Iterator[None]:
     """Compute in whole float32 and by deterministic kernels of cuDNN, within a block or, as ``@full_precision()``, a function.
 
     By default convolutions on a GPU since Ampere round their inputs to the 10 bits of TF32, which changes kappa by percents and
-    turns decisions; cuDNN chooses between kernels that round differently by what is fastest at the moment. Both hold for reverse
-    passes as well: autograd reads these settings when an operator runs backwards. Nothing of it concerns a CPU.
+    changes decisions; cuDNN chooses the fastest kernel at the moment, among kernels that round differently. Both hold for reverse
+    passes as well: autograd reads these settings when an operator runs backwards. CPUs are not affected.
 
     All settings are restored, those of torch's newer interface (``fp32_precision``) included.
 
-    Trap: like the number of threads they are global to the process. Run concurrent measures in processes, not in Python threads.
+    Trap: like the number of threads, they are global to the process. Run concurrent measures in processes, not in Python threads.
     """
     import torch
 
@@ -45,14 +45,15 @@ def full_precision() -> Iterator[None]:
     switches = c._get_cudnn_enabled(), c._get_cudnn_benchmark(), c._get_cudnn_deterministic()
     precisions = {key: c._get_fp32_precision_getter(*key) for key in (*_CUDNN, *_MATMUL)}
     if switches == (True, False, True) and set(precisions.values()) == {"ieee"}:
-        yield  # a measure within a measure: setting takes longer than looking
+        yield  # a measure within a measure: setting takes longer than checking
         return
     cudnn_tf32, matmul = _cudnn_tf32(), _matmul_precision()
     try:
         c._set_cudnn_enabled(True)
         c._set_cudnn_benchmark(False)
         c._set_cudnn_deterministic(True)
-        # First the older interface, which reads False afterwards, then the newer one, against a precision set for all of torch.
+        # First the older interface, which reads False afterwards, then the newer one, to override a precision set for all of
+        # torch.
         c._set_cudnn_allow_tf32(False)
         c._set_float32_matmul_precision("highest")
         for key in precisions:
@@ -70,7 +71,7 @@ def full_precision() -> Iterator[None]:
 
 
 def _cudnn_tf32() -> bool:
-    """What ``torch.backends.cudnn.allow_tf32`` was set to last; torch refuses to say where the newer interface says otherwise."""
+    """Last value set for ``torch.backends.cudnn.allow_tf32``, which torch refuses to read if the newer interface disagrees."""
     import torch
 
     try:
@@ -80,7 +81,7 @@ def _cudnn_tf32() -> bool:
 
 
 def _matmul_precision() -> str:
-    """Likewise of ``torch.set_float32_matmul_precision``."""
+    """Last value set by ``torch.set_float32_matmul_precision``, likewise."""
     import torch
 
     try:

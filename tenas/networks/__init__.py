@@ -20,7 +20,7 @@ __all__ = [
 
 
 def builders(space: Space) -> ModuleType:
-    """The module or object that builds a space's networks, by its functions ``supernet``, ``cells`` and ``network``.
+    """Get the module or object that builds a space's networks, with functions ``supernet``, ``cells`` and ``network``.
 
     Each takes (space, operators), the operators' names by cell type and edge. ``supernet(..., channels, cells, classes)`` and
     ``network(...)`` return modules that map images to logits, ``cells(..., channels)`` images to features. All have
@@ -50,7 +50,7 @@ Output = TypeVar("Output", covariant=True)
 
 
 class Body(Protocol[Output]):
-    """The module that a space's builder gives."""
+    """The module that a space's builder returns."""
 
     @property
     def blocks(self) -> list[nn.Module]: ...
@@ -61,7 +61,7 @@ class Body(Protocol[Output]):
 
 
 class _Masked(nn.Module):
-    """A network with every operator of its space, which runs those that a mask leaves active."""
+    """A network with every operator of its space, which runs those that are active in a mask."""
 
     def __init__(self, space: Space, body: Body[Tensor], mask: Mask | None) -> None:
         super().__init__()

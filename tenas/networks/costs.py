@@ -54,7 +54,7 @@ def network_costs(genotype: Genotype, *, side: int, classes: int, **shape: Any) 
     return {"parameters": count_parameters(network), "flops": count_flops(network, (3, side, side))}
 
 
-# Cell type, edge, operator; None for what belongs to no operator.
+# Cell type, edge, operator; None for layers outside of operators.
 Owner = tuple[str, int, str] | None
 
 

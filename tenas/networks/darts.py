@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from tenas.errors import TenasError
-from tenas.networks.edge import Concatenate, Edge
+from tenas.networks.edge import Concatenate, Edge, average
 from tenas.spaces.base import Mask, Space
 
 
@@ -137,15 +137,6 @@ def operator(name: str, inputs: int, channels: int, stride: int) -> nn.Module | 
     raise AssertionError(f"operator {name} has no module")
 
 
-def drop_path(x: Tensor, probability: Tensor) -> Tensor:
-    """Zero each sample of x (n, c, h, w) with ``probability`` and scale the others up, which preserves the mean.
-
-    Source: Larsson, Maire, Shakhnarovich, "FractalNet", ICLR 2017, as implemented in DARTS.
-    """
-    kept = torch.rand((len(x), 1, 1, 1), device=x.device) >= probability
-    return x * (kept / (1 - probability)).to(x.dtype)
-
-
 class Cell(nn.Module):
     """A cell: the rectified outputs of the previous two to (n, 4 * channels, h, w), with half the height and width if it reduces.
 
@@ -192,22 +183,8 @@ class Cell(nn.Module):
             for (edge_target, source), operators in zip(self.space.edges, self.active, strict=True):
                 if edge_target != target:
                     continue
-                edge = None
-                for operator in operators:
-                    if operator is None:
-                        continue
-                    if getattr(operator, "reads_rectified", False):
-                        if source not in rectified:
-                            rectified[source] = relu(nodes[source])
-                        out = operator(rectified[source])
-                    else:
-                        out = operator(nodes[source])
-                    if drop_probability is not None and not isinstance(operator, nn.Identity):
-                        out = drop_path(out, drop_probability)
-                    edge = out if edge is None else edge + out
+                edge = average(operators, source, nodes, rectified, drop_probability)
                 if edge is not None:
-                    if len(operators) > 1:
-                        edge = edge / len(operators)
                     total = edge if total is None else total + edge
             if total is None:
                 total = torch.zeros_like(nodes[0][:, :, :: self.stride, :: self.stride])

@@ -1,9 +1,10 @@
-"""What networks of all kinds are made of: an edge with the operators that it is built with, sums, concatenations."""
+"""Parts of networks of all kinds: edges with their operators, sums, concatenations."""
 
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
 from tenas.spaces.base import Space
 
@@ -26,6 +27,43 @@ class Edge(nn.ModuleDict):
         return [self[name] if name in self else None for name in names]  # noqa: SIM401 - a ModuleDict has no get
 
 
+def drop_path(x: Tensor, probability: Tensor) -> Tensor:
+    """Zero each sample of x (n, c, h, w) with ``probability`` and scale the others up, which preserves the mean.
+
+    Source: Larsson, Maire, Shakhnarovich, "FractalNet", ICLR 2017, as implemented in DARTS.
+    """
+    kept = torch.rand((len(x), 1, 1, 1), device=x.device) >= probability
+    return x * (kept / (1 - probability)).to(x.dtype)
+
+
+def average(
+    operators: Sequence[nn.Module | None],
+    source: int,
+    nodes: Sequence[Tensor],
+    rectified: dict[int, Tensor],
+    drop_probability: Tensor | None = None,
+) -> Tensor | None:
+    """Average of the active operators of an edge that reads node ``source``; None if they add nothing.
+
+    ``rectified``: ReLU of nodes by number, filled on demand and shared by all edges of a cell. ``drop_probability``: of
+    drop-path, for all operators but identities.
+    """
+    total = None
+    for operator in operators:
+        if operator is None:
+            continue
+        if getattr(operator, "reads_rectified", False):
+            if source not in rectified:
+                rectified[source] = relu(nodes[source])
+            out = operator(rectified[source])
+        else:
+            out = operator(nodes[source])
+        if drop_probability is not None and not isinstance(operator, nn.Identity):
+            out = drop_path(out, drop_probability)
+        total = out if total is None else total + out
+    return total / len(operators) if total is not None and len(operators) > 1 else total
+
+
 class Residual(nn.Module):
     """The sum of ``body`` and its input: for user-defined operators that preserve the shape."""
 
@@ -41,7 +79,7 @@ class Residual(nn.Module):
 class Concatenate(nn.Module):
     """Features of several origins as channels of one tensor: (n, c_i, h, w) each to (n, sum of c_i, h, w).
 
-    ``replicas``: of how many networks side by side the channels are (tenas.networks.grouped); they are joined network by network.
+    ``replicas``: number of networks side by side in the channels (tenas.networks.grouped); concatenated network by network.
     """
 
     def __init__(self, replicas: int = 1) -> None:

@@ -19,9 +19,9 @@ def layer_flops(layer: nn.Conv2d | nn.Linear, output: Tensor) -> int:
 
 
 def copied(network: nn.Module) -> nn.Module:
-    """A copy of a network, of one that holds results of a pass too (stored features, weights that old weight norms compute).
+    """Copy a network, even one that holds tensors of a pass (stored features, weights computed by an old weight norm).
 
-    Such tensors are part of a graph, which cannot be copied; in the copy they are plain ones.
+    Such tensors belong to a graph, which cannot be copied; the copy has plain tensors instead.
     """
     held = [leaf for module in network.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
     return copy.deepcopy(network, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})

@@ -1,9 +1,9 @@
 """Many networks of one structure as one network: side by side as groups of channels, in one forward and one reverse pass.
 
-Network r of R owns the channels r * C to (r + 1) * C of each value, (n, R * C, h, w). Convolutions get R times their groups;
-batch normalisations, poolings and ReLUs treat channels one by one anyway; a linear layer is a convolution of 1x1 images. Nothing
-is mixed, so that each network computes what it computes alone, to rounding. On a GPU, where small networks wait for the launches
-of their operators, R of them take little longer than one.
+Network r of R has the channels r * C to (r + 1) * C of each value, (n, R * C, h, w). Convolutions get R times their groups; batch
+normalisations, poolings and ReLUs treat each channel separately; a linear layer becomes a convolution of 1x1 images. Networks do
+not mix, so each computes the same as alone, to rounding. On a GPU, where small networks wait for the launches of their operators,
+R of them take little longer than one.
 """
 
 import copy
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tenas.networks.edge import Concatenate, Edge
 from tenas.spaces.base import Mask
 
-# Leaves that are replaced, and those that treat channels one by one. What these modules are combined by is the package's own.
+# Leaves that are replaced, and those that treat each channel separately. The modules that contain them are the package's own.
 _REPLACED = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, Concatenate)
 _BY_CHANNEL = (nn.Identity, nn.ReLU, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# Weights lie side by side in one piece of memory, each at a multiple of so many elements: fast kernels want aligned ones.
+# Alignment of weights in one piece of memory, in elements: fast kernels need aligned weights.
 ALIGNED = 64
 
 State = Mapping[str, Tensor]
@@ -28,7 +28,7 @@ State = Mapping[str, Tensor]
 
 
 def groupable(network: nn.Module) -> bool:
-    """Whether all modules of a network are of kinds that ``grouped`` knows, and all its weights of one dtype."""
+    """Whether ``grouped`` supports all modules of a network, and all weights have one dtype."""
     if len({parameter.dtype for parameter in network.parameters()}) != 1:
         return False
     return all(_known(module) for module in network.modules())
@@ -40,7 +40,7 @@ def _known(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
         return False
     own = type(module).__module__.startswith("tenas.networks.") or type(module).__module__ == "tenas.networks"
-    # Of a linear layer only the package's networks are known to read features without places, (n, c).
+    # Linear layers only in the package's networks, where their input has no positions, (n, c).
     flat = own and not isinstance(module, nn.ModuleDict)
     if not flat and any(isinstance(child, nn.Linear) for child in module.children()):
         return False
@@ -48,18 +48,18 @@ def _known(module: nn.Module) -> bool:
 
 
 def grouped(network: nn.Module, states: Sequence[State], masks: Sequence[Mask] = (), device: str = "cpu") -> nn.Module:
-    """The network that maps (n, R * c, h, w), R batches side by side, to the outputs of R networks side by side.
+    """Build the network that maps (n, R * c, h, w), R batches side by side, to the outputs of R networks side by side.
 
     Args:
-        network: a ``groupable`` one, whose structure all have; it is left as it is, and its own values are not read.
-        states: of each of the R networks, the values of its parameters; for batch normalisation in evaluation mode also of its
-            statistics. Networks may share them.
-        masks: of each, if they are supernets with different masks; of one space. An operator runs for all if one of them has it,
-            times 0 where it is pruned, which is also the gradient of its weights.
-        device: where the network is to be. All values get there in one copy.
+        network: a ``groupable`` network with the common structure; not modified, and its values are not read.
+        states: parameters of each of the R networks; for batch normalisation in evaluation mode also its statistics. Networks may
+            share tensors.
+        masks: of each network, if they are supernets with different masks of one space. An operator runs for all networks if one
+            of them has it; where it is pruned its output, and so the gradient of its weights, is multiplied by 0.
+        device: of the new network. All values are transferred in one copy.
 
     Returns:
-        a network in the mode of ``network``. In training mode without running statistics: nothing of it changes in a pass.
+        a network in the mode of ``network``; in training mode without running statistics, so that a pass does not change it.
     """
     count = len(states)
     values = _side_by_side(network, states, device)
@@ -77,7 +77,7 @@ def grouped(network: nn.Module, states: Sequence[State], masks: Sequence[Mask] =
 
 
 def _side_by_side(network: nn.Module, states: Sequence[State], device: str) -> dict[str, Tensor]:
-    """The values of all networks, by name: of shape (R * first dimension, ...), on the device, parts of one tensor."""
+    """Values of all networks by name, (R * first dimension, ...): views of one tensor on the device."""
     names = [name for name, _ in network.named_parameters()]
     names += [name for name, _ in network.named_buffers() if name.endswith(("running_mean", "running_var"))]
     pieces: list[Tensor] = []
@@ -94,7 +94,7 @@ def _side_by_side(network: nn.Module, states: Sequence[State], device: str) -> d
 
 
 def _widened(module: nn.Module, own: Mapping[str, Tensor | None], count: int) -> nn.Module:
-    """The module of all networks; ``own``: its values."""
+    """The grouped form of a module; ``own``: its values."""
     made: nn.Module
     match module:
         case nn.Conv2d():
@@ -135,7 +135,7 @@ class Linear(nn.Module):
 
 
 class Weighted(nn.Module):
-    """An operator of an edge, times a number for each network: 0 where it is pruned. ``weights``: (R, 1, 1, 1)."""
+    """An operator of an edge, times one weight per network, 0 where it is pruned. ``weights``: (R, 1, 1, 1)."""
 
     def __init__(self, operator: nn.Module, weights: Tensor) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Weighted(nn.Module):
 
     @property
     def runs(self) -> Tensor:
-        """Which of the networks have the operator, (R,) booleans."""
+        """Whether each network has the operator, (R,) booleans."""
         return self.weights.flatten() != 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class Weighted(nn.Module):
 
 
 def _union(masks: Sequence[Mask]) -> Mask:
-    """The mask with each operator that one of them has; with some operator on an edge that none of them has."""
+    """Union of masks; an edge that is empty in all of them gets an arbitrary operator."""
     space, active = masks[0].space, []
     for number, cell in enumerate(space.cell_types):
         edges = zip(*(mask.active[number] for mask in masks), strict=True)
@@ -166,9 +166,9 @@ def _union(masks: Sequence[Mask]) -> Mask:
 
 
 def _weigh(network: nn.Module, masks: Sequence[Mask], memo: dict[int, Any], device: str) -> None:
-    """Enter in ``memo`` a Weighted in the place of each operator that the masks do not all have, or average differently.
+    """Enter in ``memo`` a Weighted for each operator that some masks lack, or average differently.
 
-    An edge divides by the number of its operators, which is that of the union: the weights make up for it.
+    An edge divides by its number of operators, which is that of the union: the weights compensate for it.
     """
     union = _union(masks)
     found: list[nn.Module] = []

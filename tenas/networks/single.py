@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from tenas.networks.edge import Edge
+from tenas.networks.edge import Edge, average
 from tenas.spaces.base import Mask, Space
 
 
@@ -43,20 +43,8 @@ class Cell(nn.Module):
         for target in range(1, self.space.nodes):
             total = None
             for (_, source), operators in self.incoming(target):
-                edge = None
-                for operator in operators:
-                    if operator is None:
-                        continue
-                    if getattr(operator, "reads_rectified", False):
-                        if source not in rectified:
-                            rectified[source] = relu(nodes[source])
-                        out = operator(rectified[source])
-                    else:
-                        out = operator(nodes[source])
-                    edge = out if edge is None else edge + out
+                edge = average(operators, source, nodes, rectified)
                 if edge is not None:
-                    if len(operators) > 1:
-                        edge = edge / len(operators)
                     total = edge if total is None else total + edge
             nodes.append(torch.zeros_like(x) if total is None else total)
         return nodes[-1]

@@ -37,12 +37,12 @@ def _file(path: str | os.PathLike[str]) -> Claims:
 
 
 def configurations_of(path: str | os.PathLike[str]) -> list[Path]:
-    """The configurations that a file of claims names, which say what its runs and studies are."""
+    """Configurations named by a file of claims, which define its runs and studies."""
     return [project_file(name) for name in _file(path).configurations]
 
 
 def settings_meant(configurations: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """The settings that the claims' runs and studies are meant to have, by name: what decides what they find."""
+    """Expected settings of the claims' runs and studies, by name: those that determine their results."""
     found: dict[str, dict[str, Any]] = {}
     for path in configurations:
         config = checked(Config, read_yaml(path, "configuration"), str(path))
@@ -59,7 +59,7 @@ def settings_meant(configurations: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def difference(found: object, meant: object, at: str = "") -> str | None:
-    """Where two settings first differ: the key, and both values; None if they don't."""
+    """First difference of two settings: the key, and both values; None if they are equal."""
     if isinstance(found, Mapping) and isinstance(meant, Mapping):
         pairs = [(str(key), found.get(key), meant.get(key)) for key in dict.fromkeys((*meant, *found))]
     elif isinstance(found, list) and isinstance(meant, list) and len(found) == len(meant):
@@ -76,7 +76,7 @@ def _short(value: object) -> str:
 
 
 def _other_settings(folder: Path, meant: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Where the settings of a run or study differ from those that the claims mean; None if they don't, or mean none."""
+    """First difference of a run's or study's settings from the expected ones; None if there is none, or nothing is expected."""
     if folder.name not in meant:
         return None
     path = layout.path(layout.SEARCH, folder)
@@ -272,8 +272,7 @@ def judge(path: str | os.PathLike[str], results: str | os.PathLike[str], tested:
     """Judge every claim of the file ``path`` by the runs that test it. Returns the value of claims.json.
 
     ``results``: folder of the runs. ``tested``: the runs expected there; others are reported as not tested, so that an unchecked
-    figure is never taken for a checked one. So are those whose settings are not those of the file's ``configurations``: a name
-    alone makes no run one of the claims'.
+    figure is never mistaken for a checked one. So are runs whose settings differ from those in the file's ``configurations``.
     Raises TenasError for a missing expected result, or one without the accuracy.
     """
     stopwatch = Stopwatch()

@@ -24,7 +24,7 @@ STYLE = (
 def colours(space: Space) -> dict[str, str]:
     """Colours of a space's operators: chosen by the hash of the name, or the next free one.
 
-    With more operators than colours some share one; their names are at the arrows anyway.
+    With more operators than colours, some share one; arrows are labelled with names anyway.
     """
     found: dict[str, str] = {}
     for operator in space.operators:
@@ -77,8 +77,8 @@ class _Frame(NamedTuple):
     """Where the parts of a cell lie: its nodes on a horizontal line, edges between neighbours straight, longer ones around.
 
     Edges from even nodes go above the line, those from odd nodes below. ``x``: of the nodes' centres; ``middle``: height of the
-    line. ``levels``: of the long edges, counted from the line; ``ports``: see ``_ports``. ``fall``: room that the long
-    edges take below the line.
+    line. ``levels``: of the long edges, counted from the line; ``ports``: see ``_ports``. ``fall``: height of the long
+    edges below the line.
     """
 
     space: Space
@@ -104,7 +104,7 @@ def _frame(space: Space, choices: Sequence[Choice], top: float) -> _Frame:
 
 
 def _concatenation(frame: _Frame) -> list[str]:
-    """A line under everything that collects the nodes of the output and ends there."""
+    """The line below a cell that collects the concatenated nodes and ends at the output."""
     x, middle, (first, *others) = frame.x, frame.middle, frame.space.output
     bus = middle + frame.fall + CONCATENATION
     return [
@@ -130,7 +130,7 @@ def _edge(frame: _Frame, choice: Choice, colour: str) -> tuple[str, list[str]]:
             for node, port in ((choice.source, leave), (choice.target, arrive))
         )
         path = _arc((start + leave, middle - up * foot), (end + arrive, middle - up * (tip + 7)), label)
-        # Off the lines that go up and down at a node.
+        # Clear of the vertical lines at a node.
         centre -= 0 if span % 2 else 0.4 * _spacing(frame.space)
     dash = ' stroke-dasharray="5 4"' if choice.operator == "none" else ""
     width = CHARACTER * len(choice.operator) + 8

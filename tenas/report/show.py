@@ -54,7 +54,7 @@ def _accuracy_lines(benchmark: Mapping[str, Any], metrics: Mapping[str, Any]) ->
 
 
 def _costs(parameters: float | None, flops: float | None) -> str:
-    """What a network has and takes, as far as it is known."""
+    """Parameters and multiply-adds of a network, if known."""
     parts = [] if parameters is None else [f"{parameters:,} parameters"]
     return ", ".join([*parts, *([] if flops is None else [f"{flops / 1e6:,.1f} M multiply-adds"])])
 
@@ -136,7 +136,7 @@ def show(run_dir: str | os.PathLike[str]) -> str:
     lines.append("")
     table, report = layout.path(layout.SUMMARY, run_dir), run_dir.parent / "report.html"
     lines += [f"table: {table}"] if table.exists() else []
-    # A report is of the runs that it was asked for.
+    # The report may be of other runs.
     if report.exists() and f'/{run_dir.name}/{layout.SUMMARY}"' in report.read_text(encoding="utf-8", errors="replace"):
         lines.append(f"report: {report}")
     return "\n".join(lines).rstrip("\n")

@@ -1,4 +1,4 @@
-"""How far runs and studies are, from their files alone: nothing is asked of Snakemake, of a queue or of a process. No torch."""
+"""Progress of runs and studies, from their files only, without Snakemake, a queue or their processes. No torch."""
 
 import math
 import os
@@ -17,17 +17,17 @@ from tenas.settings.study import read_study
 from tenas.spaces import get_space
 from tenas.spaces.base import Round
 
-# A shard writes each measurement as it is taken. One that has written nothing for so many times as long as one takes, and at
-# least so many seconds, has stopped, or is about to say why.
+# A shard writes each measurement as it is taken. Without a new one for this many times its usual duration, and at least this many
+# seconds, it has probably stopped.
 LATE, LEAST_LATE = 20, 60
-# How many of a shard's last measurements its rate is of.
+# Number of a shard's last measurements that determine its rate.
 RECENT = 200
 
 
 class Work(NamedTuple):
-    """What is under way: ``done`` of ``planned`` units; ``rate``, units per second, where something is being done now.
+    """Work in progress: ``done`` of ``planned`` units. ``rate``: units per second, if it is active now.
 
-    ``quiet``: seconds since the last unit, where nothing has come for longer than one takes.
+    ``quiet``: seconds since the last unit, if that is longer than one takes.
     """
 
     what: str
@@ -47,7 +47,7 @@ class Work(NamedTuple):
 
 
 def duration(seconds: float) -> str:
-    """A time for a reader: ``35 s``, ``4 min 10 s``, ``3 h 05 min``."""
+    """Format a duration: ``35 s``, ``4 min 10 s``, ``3 h 05 min``."""
     whole = math.ceil(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -61,7 +61,7 @@ def _per_time(rate: float) -> str:
 
 
 class _Shard(NamedTuple):
-    """A shard in the middle of its work, by its checkpoint (tenas.scoring.checkpoint).
+    """An unfinished shard, read from its checkpoint (tenas.scoring.checkpoint).
 
     ``rate``: measurements per second over the last ones, None before the second. ``age``: seconds since the last.
     """
@@ -76,24 +76,24 @@ class _Shard(NamedTuple):
 
 
 def _unfinished(scores: Path, now: float) -> Iterator[_Shard]:
-    """The shards of a folder that have begun and not ended."""
+    """Unfinished shards of a folder."""
     for path in sorted(scores.glob(layout.checkpoint_of("*.csv").name)):
         try:
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[1:-1]
             age = now - path.stat().st_mtime
-        except FileNotFoundError:  # it has ended meanwhile
+        except FileNotFoundError:  # it has finished meanwhile
             continue
         try:
             # The first measurement of a job waits for the start of its workers, so only what lies between two counts.
             times = [float(line.rpartition(",")[2]) for line in lines[-RECENT:]]
-        except ValueError:  # a line that a kill has cut off, which the job will not count either
+        except ValueError:  # a line cut off by a kill, which the job will ignore too
             times = []
         spent = times[-1] - times[0] if times else 0
         yield _Shard(len(lines), (len(times) - 1) / spent if spent > 0 else None, max(age, 0))
 
 
 def _finished(scores: Path) -> int:
-    """Measurements in a folder's scores that have their record, and so are whole."""
+    """Number of measurements in the finished shards of a folder, which have a record."""
     count = 0
     for record in scores.glob("[0-9]*.json"):
         if record.with_suffix(".csv").exists():
@@ -102,7 +102,7 @@ def _finished(scores: Path) -> int:
 
 
 def scoring(what: str, scores: Path, planned: int, now: float) -> Work:
-    """How far the measurements of a folder of scores are."""
+    """Progress of the measurements in a folder of scores."""
     shards = list(_unfinished(scores, now))
     live = [shard for shard in shards if not shard.late]
     rate = sum(shard.rate for shard in live if shard.rate)
@@ -111,7 +111,7 @@ def scoring(what: str, scores: Path, planned: int, now: float) -> Work:
 
 
 def _epochs(folder: Path) -> int:
-    """Epochs that a training has finished."""
+    """Number of finished epochs of a training."""
     history = folder / "history.csv"
     return len(read_table(history, ("epoch",), "training history")) if history.exists() else 0
 
@@ -121,7 +121,7 @@ def _training(what: str, folder: Path, epochs: int) -> Work:
 
 
 def _round(run: Path, seed: int, round: Round, settings: Mapping[str, Any], now: float) -> Work:
-    """How far a seed is in the round that it is in."""
+    """Progress of a seed in its present round."""
     entry, space = settings["rounds"][round.number - 1], get_space(settings["space"])
     what = f"round {round.number} of {len(settings['rounds'])}, {round.stage}"
     places = {"seed": seed, "round": round.number}
@@ -144,7 +144,7 @@ def _round(run: Path, seed: int, round: Round, settings: Mapping[str, Any], now:
 
 
 def _best(run: Path, seed: int, rounds: Sequence[Round], settings: Mapping[str, Any]) -> str | None:
-    """The cell that stands first after the last finished round of cells or trainings."""
+    """Describe the best cell after the last finished round of cells or trainings."""
     for round in reversed(rounds):
         if round.stage in ("cells", "training"):
             part = summarise_round(run, seed, round.number, settings["rounds"][round.number - 1])
@@ -154,7 +154,7 @@ def _best(run: Path, seed: int, rounds: Sequence[Round], settings: Mapping[str, 
 
 
 def _found(run: Path, seed: int) -> str:
-    """What a finished search has found, and its accuracies as far as they are known."""
+    """Describe the genotype of a finished search, and its known accuracies."""
     genotype, looked_up, metrics = results_of_seed(run, seed)
     known = [
         f"{name} {standing['accuracy']:.2f} %"
@@ -167,7 +167,7 @@ def _found(run: Path, seed: int) -> str:
 
 
 def _of_seed(run: Path, seed: int, settings: Mapping[str, Any], now: float) -> tuple[list[str], bool]:
-    """Lines about a seed, and whether all that it has begun has ended."""
+    """Lines about a seed, and whether all of its work is finished."""
     rounds = schedule(settings)
     finished = []
     for round in rounds:
@@ -190,9 +190,9 @@ def _of_seed(run: Path, seed: int, settings: Mapping[str, Any], now: float) -> t
 
 
 def failures(folder: Path) -> list[str]:
-    """Jobs of a run or study that ended in an error, by the last line of their logs: one line each, with the log.
+    """Failed jobs of a run or study, by the last lines of their logs.
 
-    A job that runs again starts its log again, so what has been put right is not among them.
+    A job that runs again overwrites its log, so repaired failures are not among them.
     """
     if folder.resolve().parent.name != "results":
         return []
@@ -206,7 +206,7 @@ def failures(folder: Path) -> list[str]:
 
 
 def _near(path: Path) -> str:
-    """A path as one would type it here."""
+    """Path relative to the working directory, if it is below."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
@@ -232,9 +232,9 @@ def _of_study(study: Path, now: float) -> list[str]:
 
 
 def status(folders: Sequence[str | os.PathLike[str]], now: float | None = None) -> str:
-    """How far each run and study is: lines for a reader. A folder of runs stands for all of them.
+    """Report the progress of runs and studies, in lines. A folder of runs stands for all of them.
 
-    ``now``: seconds since the epoch, for rates and silences. Raises TenasError for a folder that has neither.
+    ``now``: seconds since the epoch, for rates. Raises TenasError for a folder without runs and studies.
     """
     now = time.time() if now is None else now
     lines: list[str] = []
@@ -247,7 +247,7 @@ def status(folders: Sequence[str | os.PathLike[str]], now: float | None = None) 
         for one in [folder] if _is_one(folder) else inside:
             try:
                 lines += (_of_run if layout.path(layout.SEARCH, one).exists() else _of_study)(one, now)
-            except TenasError as error:  # of one run; the others are told all the same
+            except TenasError as error:  # only of this run; the others are reported
                 lines.append(f"{one}: {error}")
             lines += failures(one)
     return "\n".join(lines)

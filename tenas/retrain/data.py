@@ -39,7 +39,7 @@ def read_data(
     Raises TenasError for a part that would be too small, and for images without labels.
     """
     middle = settings["evaluation_crop"]
-    with processes.one_a_machine_first():
+    with processes.first_on_each_machine():
         splits = load_splits(dataset, settings["side"], middle)
     if needs_test and splits.test is None:
         raise TenasError(
@@ -67,5 +67,5 @@ def channel_constants(part: Part, seed: int) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel over the training images, or over STATISTICS_IMAGES of them."""
     sample = np.random.default_rng([seed, STATISTICS]).permutation(len(part.labels))[:STATISTICS_IMAGES]
     mean, std = channel_statistics(part.read(sample))
-    # A constant channel carries nothing, but must not become 0/0.
+    # A constant channel has no information, but must not become 0/0.
     return mean, [s or 1.0 for s in std]

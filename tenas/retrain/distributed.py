@@ -16,7 +16,7 @@ from tenas.errors import TenasError
 
 T = TypeVar("T")
 
-# For the others to come to the same point: the first process may be downloading a data set or hashing a million files.
+# Timeout for the other processes: the first may be downloading a data set or hashing a million files.
 PATIENCE = timedelta(hours=2)
 
 
@@ -54,14 +54,14 @@ class Processes(NamedTuple):
         return box[0]
 
     def any_says(self, yes: bool, device: torch.device) -> bool:
-        """Whether one of the processes says yes. ``device``: of the backend."""
+        """Whether ``yes`` is true in any of the processes. ``device``: of the backend."""
         return yes if self.world_size == 1 else bool(self.add_up(torch.tensor([float(yes)], device=device)).item())
 
     @contextmanager
-    def one_a_machine_first(self) -> Iterator[None]:
+    def first_on_each_machine(self) -> Iterator[None]:
         """Run the block in the first process of all, then in that of each other machine, then in the rest.
 
-        It may download what the others use: to a folder that all machines share, or to one of each machine.
+        It may download files for the others, to a folder shared by all machines or one per machine.
         """
         if self.world_size == 1:
             yield

@@ -70,7 +70,7 @@ def run_epoch(
     Raises TenasError for a loss that is not finite, UnfinishedError as ``train_epoch`` does.
     """
     feed, valid_feed = feeds
-    # From zero in the first epoch on, as in DARTS: a young network needs all of its paths.
+    # Rises from zero in the first epoch, as in DARTS: early in training all paths are needed.
     trainer.network.set_drop_path(trainer.settings["drop_path"] * epoch / trainer.settings["epochs"])
     rate, train_loss, train_accuracy = train_epoch(trainer, feed, len(data.train.labels), epoch, progress, stop=stop, begun=begun)
     trainer.processes.average_statistics(trainer.network)
@@ -103,8 +103,8 @@ def train(
     The state: ``history`` (one row per epoch), ``best`` (row and weights of the chosen epoch), ``network``, ``optimizer``,
     ``scaler``, ``seconds`` of training over all interruptions; within an epoch also ``begun``, its steps and their sums.
 
-    SIGTERM and SIGUSR1 let the step end, have the state kept and a StoppedError raised: trained on from there, the bits on a CPU
-    are those of an undisturbed training. Raises TenasError for a loss that is not finite.
+    SIGTERM and SIGUSR1 let the step end, have the state kept and a StoppedError raised: resumed from there, a training
+    on a CPU ends in the same bits as an undisturbed one. Raises TenasError for a loss that is not finite.
     """
     trainer = Trainer.of(network, mean, std, settings, seed, processes)
     state = processes.from_first(read_checkpoint(checkpoint, digest) if processes.first else None)
@@ -117,7 +117,7 @@ def train(
     feed = make_feed(data.train, data.side, mean.device, workers=workers, seed=seed, least_area=settings["resized_crop"])
     valid_feed = None if data.valid is None else make_feed(data.valid, data.side, mean.device, workers=workers)
     epochs, done, steps = settings["epochs"], len(state["history"]), steps_of_epoch(len(data.train.labels), settings["batch"])
-    # A bar on a terminal; in a log, where tqdm is silent, the lines alone.
+    # A bar on a terminal; in a log only the lines, as tqdm is silent.
     hidden = None if processes.first else True
     begun = UnfinishedError(*state.pop("begun")) if "begun" in state else None
     initial = done * steps + (begun.step if begun else 0)
@@ -140,7 +140,7 @@ def train(
             try:
                 row = run_epoch(trainer, evaluated, data, (feed, valid_feed), epoch, bar.update, stop, begun)
             except UnfinishedError as unfinished:
-                # What each process has seen of this epoch: a mean of means of the epoch's end, as the statistics are linear.
+                # Running statistics are linear: averaging them now does not change their average at the end of the epoch.
                 processes.average_statistics(network)
                 keep(begun=[unfinished.step, unfinished.sums])
                 raise _stopped(f"after step {unfinished.step} of {steps} in epoch {epoch + 1}", checkpoint) from None
@@ -157,4 +157,4 @@ def train(
 
 
 def _stopped(where: str, checkpoint: Path) -> StoppedError:
-    return StoppedError(f"The training was told to stop, {where}: the same command goes on there, from {checkpoint}.")
+    return StoppedError(f"The training was asked to stop, {where}: the same command resumes there, from {checkpoint}.")

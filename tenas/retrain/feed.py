@@ -71,11 +71,11 @@ class Pictures(Dataset[tuple[Tensor, Tensor] | str]):
             else:
                 images = torch.stack([self.crop(index, epoch) for index in indices])
         except TenasError as error:
-            # Raised here, it would reach the main process as the text of a traceback.
+            # If raised here, it would reach the main process as the text of a traceback.
             return str(error)
         labels = torch.from_numpy(self.part.labels[indices])
         if get_worker_info() is not None:
-            # Where they go next. A thread of the worker would do it, and keep to itself that there is no room.
+            # Copy to shared memory here: a thread of the worker would do it later, and hide the error if there is no room.
             try:
                 images.share_memory_(), labels.share_memory_()
             except RuntimeError as error:
@@ -108,9 +108,9 @@ class Requests:
 
 
 def workers_that_fit(workers: int, batch_bytes: int, shared_memory: Path = SHARED_MEMORY) -> int:
-    """How many worker processes the shared memory has room for, through which their batches come; says so if not for all.
+    """Number of worker processes whose batches fit in shared memory; prints a message if fewer than ``workers``.
 
-    Containers have 64 MB of it unless told otherwise. 0 where it cannot be written: then this process decodes the images.
+    Containers have 64 MB of it by default. 0 if it cannot be written: then this process decodes the images.
     """
     if not workers or sys.platform != "linux":
         return workers
@@ -118,12 +118,12 @@ def workers_that_fit(workers: int, batch_bytes: int, shared_memory: Path = SHARE
     if os.access(shared_memory, os.W_OK):
         found = os.statvfs(shared_memory)
         room = found.f_bavail * found.f_frsize
-    # Half of it: the batch in use is still there while the next ones come, and other processes take their share.
+    # Half of it: the batch in use remains while the next ones arrive, and other processes use shared memory too.
     fitting = min(workers, room // max(1, 2 * needed))
     if fitting < workers:
         print(
             f"tenas: {shared_memory} has {room >> 20} MB free, which is enough for the batches of {fitting} workers, not of "
-            f"{workers}: images are read by {fitting or 'this process'}. In a container, --shm-size gives it more.",
+            f"{workers}: images are read by {fitting or 'this process'}. In a container, --shm-size increases it.",
             file=sys.stderr,
         )
     return fitting
@@ -142,8 +142,8 @@ class FromWorkers:
         workers = workers_that_fit(self.workers, largest * (3 * self.pictures.side**2 + 8))
         context = None
         if workers and (self.device.type == "cuda" or torch.distributed.is_initialized()):
-            # Not forked from this process: NCCL may be at work in it, and a copy of it would keep its GPU, and the lock on that,
-            # after its end. They come from a server that has loaded all they need, once.
+            # Not forked from this process: NCCL may be active in it, and a copy would hold its GPU, and the lock on that,
+            # after its end. Workers are forked from a server that has loaded all modules once.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])
         loader = DataLoader(
@@ -175,24 +175,24 @@ class FromWorkers:
                 raise
             reason = str(error).partition(". ")[0]
             raise TenasError(
-                f"A process that reads images has ended ({reason}), probably for want of memory: use fewer 'workers', or give "
+                f"A process that reads images has ended ({reason}), probably for lack of memory: use fewer 'workers', or give "
                 "the container more shared memory (--shm-size). Finished epochs are kept."
             ) from error
 
 
 def _end_workers(loader: DataLoader[Any]) -> None:
-    """End the worker processes: they ignore SIGTERM, by which Python would end them at its exit, and wait."""
+    """End the worker processes: they ignore SIGTERM, with which Python would end them at exit, and would wait for them."""
     if loader._iterator is not None:
         loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def workers_here(workers: int) -> int:
-    """How many of ``workers`` a process gets: no more than its share of the processors, for which they would wait."""
+    """Number of workers of a process: at most ``workers``, and at most its share of the processors."""
     return min(workers, max(1, processors() // processes_here()))
 
 
 def processes_here() -> int:
-    """Processes of this training on this machine, as torchrun says."""
+    """Number of processes of this training on this machine, from torchrun's variables."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

@@ -1,4 +1,4 @@
-"""The stage: a genotype and settings in, history.csv and metrics.json out, and a checkpoint between."""
+"""Train and test the network of a genotype: writes history.csv and metrics.json, and a checkpoint in between."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tenas.errors import TenasError
-from tenas.files import sha256, write_csv, write_json
+from tenas.files import clear_leftovers, sha256, write_csv, write_json
 from tenas.layout import CHECKPOINT
 from tenas.locks import alone
 from tenas.machine import c_compiler
@@ -49,15 +49,13 @@ def torch_set_up(threads: int, device: torch.device) -> Iterator[None]:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise TenasError for a precision that the device does not compute in."""
+    """Raise TenasError for a precision that the device does not support."""
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise TenasError(
-            "'precision' bf16 needs a GPU that computes in bfloat16 (NVIDIA's since Ampere); this one doesn't: use fp16."
-        )
+        raise TenasError("'precision' bf16 needs a GPU with bfloat16 (NVIDIA since Ampere), unlike this one: use fp16.")
 
 
 def check_compiler() -> None:
-    """Raise TenasError where there is no C compiler, which ``torch.compile`` builds its kernels and their driver with."""
+    """Raise TenasError without a C compiler, with which ``torch.compile`` builds its kernels and their driver."""
     if c_compiler() is None:
         raise TenasError(
             "'compile' needs a C compiler, and there is none in PATH: install gcc (in a container too), or set compile: false."
@@ -76,7 +74,7 @@ class Request(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A network after its training, and what its results say.
+    """A network after its training, with the facts for its results.
 
     ``keys``: the retraining's settings, checked. ``shape``: arguments of Network. ``constants``: mean and standard deviation of
     each channel. ``digests``: of the images, by part.
@@ -96,7 +94,7 @@ class Trained(NamedTuple):
 def _warn_of_size(flops: int) -> None:
     if flops > MOBILE_FLOPS:
         print(
-            f"tenas: the network has {flops / 1e6:.0f} M multiply-adds an image, more than the "
+            f"tenas: the network has {flops / 1e6:.0f} M multiply-adds per image, more than the "
             f"{MOBILE_FLOPS / 1e6:.0f} M of the networks that it would be compared with on ImageNet.",
             file=sys.stderr,
         )
@@ -108,16 +106,15 @@ def _as_writer(out: Path, processes: Processes) -> AbstractContextManager[object
 
 
 def _remove_stale(out: Path, results: Iterable[str]) -> None:
-    """Remove ``results`` of an earlier training, which must not stand beside an unfinished one, and half-written files."""
+    """Remove ``results`` of an earlier training, which must not be next to an unfinished one, and leftovers of killed writers."""
     for name in results:
         (out / name).unlink(missing_ok=True)
-    for path in map(Path, (CHECKPOINT, *results)):
-        for left in out.glob(f".{path.stem}.*{path.suffix}"):
-            left.unlink(missing_ok=True)
+    for name in (CHECKPOINT, *results):
+        clear_leftovers(out / name)
 
 
 def _digest(request: Request, keys: Mapping[str, Any], side: int, images: Mapping[str, str]) -> str:
-    """Digest of all that a training follows from: a checkpoint with the same one can be resumed. ``images``: their digests."""
+    """Digest of all that a training depends on: a checkpoint with the same digest can be resumed. ``images``: their digests."""
     made_by = {
         "settings": {k: v for k, v in keys.items() if k not in NOT_IN_DIGEST} | {"side": side},
         "arch": request.genotype.arch,
@@ -131,7 +128,7 @@ def _digest(request: Request, keys: Mapping[str, Any], side: int, images: Mappin
 def run_training(
     request: Request, *, device: torch.device, processes: Processes, stale: Iterable[str], needs_test: bool
 ) -> Trained:
-    """Train the network of a genotype to the last epoch, and give it the weights of the chosen one.
+    """Train the network of a genotype to the last epoch, then load the weights of the chosen epoch.
 
     ``stale``: names of older results, which are removed before the first epoch.
     """
@@ -145,7 +142,7 @@ def run_training(
     shape = {"channels": keys["channels"], "cells": keys["cells"], "classes": data.classes, "stem": keys["stem"]}
     with seeded(seed):
         network = Network(genotype, **shape, auxiliary=keys["auxiliary"] > 0)
-    network.set_drop_path(keys["drop_path"])  # refused here, if at all, not in the second epoch
+    network.set_drop_path(keys["drop_path"])  # raises an error here, if at all, and not in the second epoch
     plain = Network(genotype, **shape)
     parameters, flops = count_parameters(plain), count_flops(plain, (3, data.side, data.side))
     digests = {}
@@ -212,7 +209,7 @@ def retrain(
         metrics = {
             "arch": genotype.arch,
             "test_accuracy": tested.accuracy,
-            # With five classes or fewer it says nothing.
+            # With five classes or fewer it is always 100 %.
             **({"test_top5_accuracy": tested.top5_accuracy} if data.classes > 5 else {}),
             "test_loss": tested.loss,
             **_training_metrics(request, done, stopwatch, torch_device, processes),
@@ -227,7 +224,7 @@ def retrain(
 def _training_metrics(
     request: Request, done: Trained, stopwatch: Stopwatch, device: torch.device, processes: Processes
 ) -> dict[str, Any]:
-    """What metrics.json says of any training, short or long: its chosen epoch, network, images, time and provenance."""
+    """Entries of metrics.json common to all trainings: chosen epoch, network, images, time and provenance."""
     best = done.state["best"]["row"]
     return {
         "valid_accuracy": best["valid_accuracy"],

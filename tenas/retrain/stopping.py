@@ -5,12 +5,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Of SLURM before a time limit and at a pre-emption, of Kubernetes and Docker; the other where a user asks for it.
+# SIGTERM: of SLURM before a time limit and at a pre-emption, of Kubernetes and Docker; SIGUSR1: if a user asks SLURM for it.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class UnfinishedError(Exception):
-    """An epoch ended after ``step`` steps. ``sums``: of loss and of images that were right, until then, of all processes."""
+    """An epoch was interrupted after ``step`` steps. ``sums``: of losses and of correct predictions, over all processes."""
 
     def __init__(self, step: int, sums: list[float]) -> None:
         super().__init__(step, sums)
@@ -19,9 +19,9 @@ class UnfinishedError(Exception):
 
 @contextmanager
 def stop_asked() -> Iterator[Callable[[], bool]]:
-    """Take the signals within the block as a request. Yields a function: whether there was one.
+    """Treat the signals as a request within the block. Yields a function that returns whether there was one.
 
-    Outside of the main thread, where Python has no signals, there never is.
+    Outside of the main thread, where Python handles no signals, it always returns False.
     """
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -36,6 +36,6 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
 
 
 def ignore_stop(_: int = 0) -> None:
-    """Leave the signals to the process that trains: they reach its workers too, which it needs to finish a step."""
+    """Ignore the signals in a worker: only the training process handles them, and needs its workers to finish a step."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

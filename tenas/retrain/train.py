@@ -18,8 +18,8 @@ from tenas.retrain.distributed import Processes, distribute
 from tenas.retrain.feed import AUGMENTATION, DROP_PATH, ORDER, Feed, derived_seed
 from tenas.retrain.stopping import UnfinishedError
 
-# Steps after which several processes ask each other whether one was told to stop. They must stop at the same step, and asking
-# makes a GPU wait for its queue.
+# Steps between checks whether one of several processes was asked to stop. They must stop at the same step, and a check makes a
+# GPU wait for its queue.
 ASKED_EVERY = 8
 
 # Precision of the forward and backward passes. Weights, normalisation and loss stay in float32.
@@ -113,7 +113,7 @@ class Trainer:
 
 
 def _any_number(images: Tensor, settings: Mapping[str, Any]) -> Tensor:
-    """Have a network compiled for batches of any number of images: those of an epoch differ by one."""
+    """Compile a network for batches of any number of images: those of an epoch differ by one."""
     if settings["compile"]:
         torch._dynamo.maybe_mark_dynamic(images, 0)
     return images
@@ -164,8 +164,8 @@ def train_epoch(
     """Train for 0-based ``epoch`` on all ``images``. Returns its first learning rate, the mean loss, the accuracy in %.
 
     Loss and accuracy are of the augmented images, while the network changes. ``progress`` is called after each step. Raises
-    UnfinishedError after a step at which ``stop`` says so in one of the processes; ``begun``: what was raised before, to go on
-    from there in a trainer of the same state. Everything random follows from (seed, epoch, step), so the result is the same.
+    UnfinishedError after a step if ``stop`` returns True in one of the processes; ``begun``: such an error, to resume from in a
+    trainer with the same state. All random numbers follow from (seed, epoch, step), so the result is the same.
 
     Each process trains on its share of every batch. Gradients are averaged over the processes, so each weighs its loss by
     its share: the sum is the mean over the batch, however it is divided.
@@ -238,7 +238,7 @@ def evaluate(
             logits = network(_any_number(normalise(pixels, mean, std), settings))
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        # Not the first of the best: where logits are equal, topk and argmax may choose differently.
+        # Not the first of the top 5: for equal logits, topk and argmax may choose differently.
         right = logits.argmax(1) == labels
         sums += torch.stack((cross_entropy(logits, labels, reduction="sum").double(), right.sum(), best.any(1).sum()))
     loss, right_share, top5 = (processes.add_up(sums) / images).tolist()

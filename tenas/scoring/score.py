@@ -81,7 +81,8 @@ class Scorer:
         inputs, network = self.inputs(name, subject, repeat), self.network(name, subject, repeat)
         clock = time.process_time if self.device == "cpu" else time.perf_counter
         if self.device != "cpu" and name not in self.warm and measure is BUILT_IN.get(name):
-            # What CUDA's libraries load at a first call is no cost of the measure. One of a user's may change the network.
+            # The first call on CUDA also loads libraries, which is no cost of the measure. Users' measures may change the
+            # network.
             self.warm.add(name)
             with seeded(self.seed(name, repeat, "draws")):
                 measure(network, *inputs)

@@ -69,18 +69,10 @@ def score_shard(
         subjects.space.check_side(card["side"])
     measurements = plan(measures, subjects.ids, shard)
     read = _hashes(hashes, inputs)
-    # All that a value can follow from, so that another machine of the same kind may resume.
+    # Everything on which a value depends, so that another machine of the same kind may resume.
     origin = origin_of(
-        {
-            "measures": measures,
-            "inputs": list(read.values()),
-            **facts,
-            "shard": shard,
-            "device": device,
-            "processor": processor(device, PRECISION),
-            "code": code,
-            "packages": package_versions(),
-        }
+        {"measures": measures, "inputs": list(read.values()), **facts, "shard": shard, "device": device, "code": code}
+        | {"processor": processor(device, PRECISION), "packages": package_versions()}
     )
     with alone(out.parent, out.name) as waited:
         # Another process may have been measuring the same.

@@ -141,7 +141,7 @@ def plan(measures: Mapping[str, Any], subjects: Sequence[int], shard: tuple[int,
 def read_cells(path: str | os.PathLike[str], space: Space) -> Cells:
     """Read the cells of a CSV file with the columns ``cell`` (a number) and ``arch``.
 
-    Raises TenasError for a damaged file, a text that is no cell of the space, and a cell listed twice.
+    Raises TenasError for a damaged file, an invalid text of a cell, and a cell listed twice.
     """
     cells = []
     for line, row in enumerate(read_table(path, ("cell", "arch"), "cells file"), start=2):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class SmallerGroupWarning(UserWarning):
-    """Fewer measurements were taken at a time than their shapes allow, for want of memory."""
+    """Fewer measurements were taken at a time than planned by their shapes, as memory ran out."""
 
 
 def alike(scorer: Scorer, measurements: Sequence[Measurement]) -> tuple[list[list[Measurement]], list[Measurement]]:
@@ -109,7 +109,7 @@ def _own(scorer: Scorer, name: str, subject: int) -> tuple[int, ...]:
 
 
 def _side_by_side(parts: Sequence[Any], device: str) -> Any:
-    """One of the inputs of all: batches (n, c, h, w) as (n, R * c, h, w), sequences of blocks block by block."""
+    """Join the inputs of R networks: batches (n, c, h, w) to (n, R * c, h, w), sequences of blocks block by block."""
     if isinstance(parts[0], Tensor):
         return torch.cat(list(parts), 1).to(device)
     return [torch.cat(list(blocks), 1).to(device) for blocks in zip(*parts, strict=True)]

@@ -1,7 +1,6 @@
-"""Worker processes that measure, for as many tasks as come: started once, each of one thread, given what to do by messages.
+"""Worker processes for measurements of any number of tasks: started once, with one thread each, controlled by messages.
 
-Each has a pipe of its own and shares no lock with the others, so that one that is killed or stopped at any moment keeps nobody
-else from working.
+Each worker has its own pipe and shares no lock with the others, so a worker that is killed or stopped does not block them.
 """
 
 import ctypes
@@ -35,32 +34,32 @@ from tenas.scoring.subjects import Measurement
 if TYPE_CHECKING:
     from tenas.scoring.score import Task
 
-# How often workers that are silent are looked at, and after how many seconds one that is stopped (SIGSTOP) is given up.
+# Seconds between checks of silent workers, and until a stopped one (SIGSTOP) is replaced.
 LOOK_SECONDS = 1.0
 STOPPED_SECONDS = 20
-# A process that is ready reads what it is sent at once.
+# A process that is ready reads its messages at once.
 SEND_SECONDS = 60
-# How often a measurement is taken again whose worker has died.
+# Retries of a measurement whose worker has died.
 AGAIN = 1
 READY = "ready"
 PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent(parent: int) -> None:
-    """Have the kernel end this process when the one that started it ends, even by SIGKILL. Linux only.
+    """Ask the kernel to end this process when its parent ends, even by SIGKILL. Linux only.
 
-    Elsewhere, and for the moment before this call, the end of the parent's pipe is what ends a worker: at its next message.
+    Elsewhere, and before this call, a worker ends at its next message, when the parent's end of the pipe is closed.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have ended before the call, which nothing would tell afterwards.
+    # The parent may have ended before the call, which would go unnoticed.
     if os.getppid() != parent:
         os._exit(1)
 
 
 def _work(connection: Connection, parent: int) -> None:
-    """Measure what comes through ``connection`` until it ends. The main function of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C for both
+    """Main function of a worker: take the measurements received through ``connection`` until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C for both
     _end_with_parent(parent)
     import torch
 
@@ -71,7 +70,7 @@ def _work(connection: Connection, parent: int) -> None:
     gc.freeze()  # as collector_spared, for as long as the process lives
     scorer: Scorer | None = None
     images: np.ndarray | None = None
-    with suppress(EOFError, OSError):  # nobody is left at the other end
+    with suppress(EOFError, OSError):  # the parent is gone
         connection.send_bytes(pickle.dumps(READY))
         while True:
             message = connection.recv_bytes()
@@ -93,29 +92,29 @@ def _work(connection: Connection, parent: int) -> None:
 
 
 def _pickled(error: Exception) -> bytes:
-    """An error for the parent, with the traceback of this process if it is no sentence; its text, if it cannot be sent."""
+    """Pickle an error for the parent: with this process's traceback unless it is a TenasError; as text if it has no pickle."""
     if not isinstance(error, TenasError):
         error.add_note(f"In a worker process:\n{traceback.format_exc()}")
     try:
         found = pickle.dumps(error)
-        pickle.loads(found)  # some can be taken apart, and not put together again
+        pickle.loads(found)  # some errors can be pickled, but not unpickled
         return found
     except Exception:
         return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 class _Worker:
-    """A process and its pipe. ``doing``: the measurements that it was sent and has not answered."""
+    """A worker process and its pipe. ``doing``: measurements sent but not answered."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         with socket.socket(fileno=os.dup(self.connection.fileno())) as pipe:
-            # Of the open file, which both descriptors are of: a worker that is stopped must not stop this process too.
+            # Non-blocking for both ends, which share the open file: a stopped worker must not block this process.
             pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         self.process = context.Process(target=_work, args=(other, os.getpid()), name="tenas worker")
-        # Ctrl-C reaches the whole group of processes. A worker inherits what is blocked until it ignores it. The tracker comes
-        # first: its start ends in unblocking.
+        # Ctrl-C reaches the whole process group. A worker inherits the blocked signal until it ignores it. The tracker starts
+        # first, as its start unblocks the signal.
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -131,7 +130,7 @@ class _Worker:
         self._seen_stopped = 0
 
     def give(self, task: "Task", images: np.ndarray, card: Mapping[str, Any], group: list[Measurement]) -> bool:
-        """Send measurements, and before them what has changed since the last ones. Returns whether the process takes them."""
+        """Send measurements, preceded by changes of the task since the last ones. Returns whether the process accepts them."""
         self.doing = group
         try:
             if self._images is not images:
@@ -149,7 +148,7 @@ class _Worker:
         self.connection.send_bytes(pickle.dumps((kind, content), protocol=pickle.HIGHEST_PROTOCOL))
 
     def answer(self) -> Any:
-        """What the process has sent; None if it has ended."""
+        """Receive an answer of the process; None if it has ended."""
         try:
             return pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
@@ -164,7 +163,7 @@ class _Worker:
         return self._seen_stopped * LOOK_SECONDS >= STOPPED_SECONDS
 
     def end(self, patience: float) -> str:
-        """End the process, by force after some seconds. Returns how it ended."""
+        """End the process, by SIGKILL after some seconds. Returns how it ended, in words."""
         self.connection.close()
         self.process.join(patience)
         self.process.kill()
@@ -183,9 +182,9 @@ def _is_stopped(pid: int | None) -> bool:
 
 
 class Workers:
-    """``count`` worker processes, started when they are first needed, ended with the block.
+    """Pool of ``count`` worker processes, started on first use, ended with the block.
 
-    One that dies, or is stopped for long, is replaced, and what it was measuring is measured again, once.
+    A worker that dies, or is stopped for long, is replaced, and its measurements are taken again, once.
     """
 
     def __init__(self, count: int) -> None:
@@ -237,7 +236,7 @@ class Workers:
                 for worker in dict.fromkeys(lost):
                     self._bury(worker, waiting, died)
         except BaseException:
-            # What is still being measured has nobody left to take it.
+            # Results still to come have no receiver any more.
             self.close()
             raise
 
@@ -261,21 +260,21 @@ class Workers:
         return ended
 
     def _bury(self, worker: _Worker, waiting: deque[list[Measurement]], died: Counter[Measurement | None]) -> None:
-        """Let go of a worker, and have what it was doing done again. Raises TenasError where that has been tried before."""
+        """Drop a worker, and queue its measurements again. Raises TenasError if they were queued again before."""
         self._workers.remove(worker)
         stopped = worker.is_given_up()
         how = worker.end(0 if stopped else 1)
         if stopped:
             how = f"after it was stopped for {STOPPED_SECONDS} s"
-        # One that ended before it could do anything: the next one will, once.
+        # It ended before it had measured anything: let the next one try, once.
         lost: list[Measurement | None] = [*worker.doing] if worker.ready else [None]
         died.update(lost)
         if any(died[measurement] > AGAIN for measurement in lost):
             raise TenasError(
-                "A worker process was killed twice, probably for want of memory: use fewer 'threads', or a smaller 'batch' (the "
+                "A worker process was killed twice, probably for lack of memory: use fewer 'threads', or a smaller 'batch' (the "
                 f"second one ended {how}). Finished measurements are kept."
             )
         if worker.doing:
-            # One by one: only one of them may be at fault.
+            # One by one: the fault may be with one of them.
             waiting.extendleft([measurement] for measurement in reversed(worker.doing))
-        print(f"tenas: worker process {worker.pid} has ended {how}; another one takes its place.", file=sys.stderr, flush=True)
+        print(f"tenas: worker process {worker.pid} has ended {how} and is replaced.", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What all models of settings share: strict keys, plain numbers, and one sentence for whatever is wrong."""
+"""The base of all models of settings: strict keys, plain numbers, one sentence per error."""
 
 import math
 import os
@@ -14,17 +14,17 @@ from pydantic_core import PydanticCustomError
 from tenas.code import PROJECT
 from tenas.errors import TenasError, one_of
 
-# YAML 1.1 takes 1e3 and 2.5e6 for texts, and whoever writes them means numbers.
+# YAML 1.1 reads 1e3 and 2.5e6 as texts; users mean numbers.
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 def number_of(value: object) -> object:
-    """A text such as 1e3 as the number that it means; anything else as it is."""
+    """Convert a text such as 1e3 to a number; return anything else unchanged."""
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _whole(value: object) -> object:
-    """Whole floats become integers (YAML's 8.0); booleans and texts are no numbers."""
+    """Convert whole floats (YAML's 8.0) to integers; refuse booleans and texts."""
     value = number_of(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -36,7 +36,7 @@ def _whole(value: object) -> object:
 def _real(value: object) -> object:
     value = number_of(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        # Which may be larger than any float.
+        # An integer may be larger than any float.
         value = float(value) if abs(value) < 10**300 else math.inf
     if not isinstance(value, float) or not math.isfinite(value):
         raise PydanticCustomError("real", "must be a finite number")
@@ -47,23 +47,23 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 Real = Annotated[float, BeforeValidator(_real)]
 # A number, or a share such as "60%".
 Amount = Annotated[Real | str, BeforeValidator(number_of)]
-# A text or a number is none: YAML knows true and false.
+# Strict: YAML has true and false; a text or a number is refused.
 Flag = Annotated[bool, Field(strict=True)]
 
 
 def _distinct(values: list[Any]) -> list[Any]:
     doubled = [value for place, value in enumerate(values) if value in values[:place]]
     if doubled:
-        raise PydanticCustomError("distinct", "{value} stands there twice", {"value": repr(doubled[0])})
+        raise PydanticCustomError("distinct", "{value} is listed twice", {"value": repr(doubled[0])})
     return values
 
 
-# Of a list: no value twice.
+# A list without repeated values.
 Distinct = AfterValidator(_distinct)
 
 
 class Model(BaseModel):
-    """Settings with known keys alone."""
+    """Settings that refuse unknown keys."""
 
     model_config = ConfigDict(extra="forbid", strict=False, use_attribute_docstrings=True, protected_namespaces=())
 
@@ -91,7 +91,7 @@ _BOUNDS = {
 
 
 def sentence(error: ValidationError, where: str, at: str = "") -> str:
-    """The first fault of a validation, as a sentence that names key, value and what is allowed.
+    """Describe the first error of a validation in one sentence: key, value and what is allowed.
 
     ``at``: the key of the whole value.
     """
@@ -133,13 +133,13 @@ def sentence(error: ValidationError, where: str, at: str = "") -> str:
 def _short(value: object) -> str:
     try:
         text = repr(value)
-    except ValueError:  # of a number of thousands of digits
+    except ValueError:  # an integer of thousands of digits
         text = "a number of thousands of digits"
     return text if len(text) < 80 else text[:77] + "..."
 
 
 def checked(model: type[AnyModel], value: object, where: str, at: str = "") -> AnyModel:
-    """The model of a plain value. Raises TenasError with one sentence; ``where`` begins it, ``at`` is the value's own key."""
+    """Validate a plain value. Raises TenasError with one sentence that begins with ``where``; ``at``: key of the value."""
     try:
         _check_plain(value, where, (at,) if at else ())
         return model.model_validate(value)
@@ -147,23 +147,23 @@ def checked(model: type[AnyModel], value: object, where: str, at: str = "") -> A
         raise TenasError(sentence(error, where, at)) from error
 
 
-# Far more than any configuration has; a few lines of YAML that refer to each other can stand for billions.
+# Far above any real configuration; with aliases, a few lines of YAML can expand to billions of values.
 MOST_VALUES, DEEPEST = 1_000_000, 50
-# Line ends, tabulators and other signs that no name and no path has, and halves of letters.
+# Line ends, tabs and other control characters, and lone surrogates.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def _check_plain(value: object, where: str, at: tuple[str, ...] = ()) -> None:
-    """Raise TenasError unless a value is small, and its texts of one line: each may be a name, a path, a part of a command."""
+    """Raise TenasError for too many values or multi-line texts: a text may become a name, a path or part of a command."""
     waiting, seen = [(value, at)], 0
     while waiting:
         part, place = waiting.pop()
         seen += 1
         if seen > MOST_VALUES or len(place) > DEEPEST:
-            raise TenasError(f"{where}: there are more than {MOST_VALUES:,} values, or one within itself.")
+            raise TenasError(f"{where}: there are more than {MOST_VALUES:,} values, or a value contains itself.")
         if isinstance(part, str) and _CONTROL.search(part):
             name = f"'{'.'.join(place)}'" if place else "the top level"
-            raise TenasError(f"{where}: {name} is {_short(part)}; a text must be of one line, without control signs.")
+            raise TenasError(f"{where}: {name} is {_short(part)}; a text must be a single line without control characters.")
         if isinstance(part, Mapping):
             for key, inner in part.items():
                 name = _short(key)[1:-1] if isinstance(key, str) else _short(key)
@@ -173,7 +173,7 @@ def _check_plain(value: object, where: str, at: tuple[str, ...] = ()) -> None:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice in one mapping is an error, not the last one's."""
+    """Load YAML, but refuse a duplicate key in a mapping, of which YAML silently takes the last."""
 
 
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -185,7 +185,7 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) ->
         if not isinstance(name, Hashable):
             raise yaml.constructor.ConstructorError(None, None, "a list or a mapping cannot be a key", key.start_mark)
         if name in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice in one mapping", key.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is given twice in one mapping", key.start_mark)
         seen.add(name)
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
@@ -200,18 +200,18 @@ _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _con
 
 
 def parse_yaml(text: str) -> object:
-    """The value of a text in YAML. Raises ValueError, in one line, for what is none, and for a key twice in one mapping."""
+    """Parse a text as YAML. Raises ValueError, in one line, for invalid YAML and for duplicate keys."""
     try:
         return yaml.load(text, Loader=_UniqueKeys)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    # A date of a thirteenth month, a number of thousands of digits.
+    # ValueError: a date in a thirteenth month, an integer of thousands of digits.
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ValueError(" ".join(str(error).split())) from error
 
 
 def read_yaml(path: str | os.PathLike[str], what: str) -> object:
-    """The value of a YAML file. Raises TenasError when it cannot be read, is no YAML, or gives a key twice."""
+    """Read a YAML file. Raises TenasError if it cannot be read, is not valid YAML, or has duplicate keys."""
     try:
         return parse_yaml(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -223,7 +223,7 @@ def read_yaml(path: str | os.PathLike[str], what: str) -> object:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` merged in, nested mappings key by key."""
+    """Merge ``changes`` into ``base``, nested mappings key by key."""
     result = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
@@ -235,13 +235,13 @@ FOLDERS = {"search": "presets", "retrain": "retrain"}
 
 
 def project_file(name: str) -> Path:
-    """A file by its path from the working directory, or else from the project's folder, which the package has with it."""
+    """Find a file relative to the working directory, or else to the project's folder, which the package includes."""
     path = Path(name)
     return path if path.exists() or not (PROJECT / path).exists() else PROJECT / path
 
 
 def preset_files(kind: str) -> dict[str, Path]:
-    """Presets by name: those of the working directory's config/, then those that come with the package."""
+    """Presets by name; those in the working directory's config/ take precedence over the built-in ones."""
     found: dict[str, Path] = {}
     for folder in (Path("config") / FOLDERS[kind], PROJECT / "config" / FOLDERS[kind]):
         for path in sorted(folder.glob("*.yaml")):
@@ -250,7 +250,7 @@ def preset_files(kind: str) -> dict[str, Path]:
 
 
 def read_preset(kind: str, preset: str) -> dict[str, Any]:
-    """The mapping of a preset, by name or path of a YAML file. ``kind``: search or retrain."""
+    """Read a preset, by name or path of a YAML file. ``kind``: search or retrain."""
     if str(preset).endswith((".yaml", ".yml")):
         path = Path(preset)
     else:

@@ -1,4 +1,4 @@
-"""Published figures and claims of one's own, and what is to test them. No torch."""
+"""Claims, published or the project's own, and the runs that test them. No torch."""
 
 from typing import Annotated, Literal
 
@@ -18,34 +18,34 @@ class Correlation(Model):
 
 
 class Claim(Model):
-    """A claim of one of four kinds: a figure of runs, runs above what costs as much, an order of runs, a correlation."""
+    """A claim of one of four kinds: a figure of runs, runs above baselines of equal cost, an order of runs, a correlation."""
 
     says: str
     """The claim in a sentence."""
     source: str
     """Where it is published, or when it was set."""
     by: Literal["paper", "tenas"] = "paper"
-    """Whose claim it is, the paper's or this project's: the page has them apart."""
+    """Author of the claim, the paper or this project; the page lists them separately."""
     value: Real | None = None
-    """The figure that is claimed; more is better."""
+    """The claimed figure; more is better."""
     spread: Annotated[Real, Field(gt=0)] | None = None
     """Its standard deviation over the seeds."""
     seeds: Annotated[Whole, Field(ge=2)] | None = None
-    """Seeds that it is a mean of."""
+    """Number of seeds behind the mean."""
     tolerance: Annotated[Real, Field(gt=0)] | None = None
-    """How far below a figure without a spread still counts."""
+    """For a figure without a spread: by how much the result may fall short of it."""
     accuracy: str | None = None
     """Column of a run's summary, in %."""
     runs: Annotated[list[str], Field(min_length=1)] | None = None
     """Runs (or studies) that test the claim."""
     trained: Flag = True
-    """Whether it is about what the runs have found; else about what stood first before their short trainings, by the table."""
+    """Whether it is about the results of the runs; otherwise about their best cells before short trainings, by the table."""
     above: Literal["baselines"] | None = None
-    """``baselines``: the runs are to have a higher mean accuracy than each of the ways to find a cell that cost as much."""
+    """``baselines``: the runs must have a higher mean accuracy than each baseline of equal cost."""
     better: Annotated[list[Annotated[list[str], Field(min_length=2, max_length=2)]], Field(min_length=1)] | None = None
-    """Pairs of runs of which the first is to have the higher mean accuracy."""
+    """Pairs of runs; the first must have the higher mean accuracy."""
     correlation: Correlation | None = None
-    """The correlation that is claimed."""
+    """The claimed correlation."""
 
     @model_validator(mode="after")
     def _belongs_together(self) -> "Claim":
@@ -56,9 +56,9 @@ class Claim(Model):
         for key, others in needs.items():
             for other in others:
                 if getattr(self, key) is not None and getattr(self, other) is None:
-                    raise PydanticCustomError("needs", "{key!r} needs {other!r} beside it", {"key": key, "other": other})
+                    raise PydanticCustomError("needs", "{key!r} also needs {other!r}", {"key": key, "other": other})
         if self.runs and self.above is None and self.value is None:
-            raise PydanticCustomError("needs", "'runs' needs 'value' or 'above' beside it")
+            raise PydanticCustomError("needs", "'runs' also needs 'value' or 'above'")
         kinds = [self.accuracy and self.runs, self.accuracy and self.better, self.correlation and self.runs]
         if sum(map(bool, kinds)) != 1:
             raise PydanticCustomError(
@@ -75,7 +75,7 @@ class Claims(Model):
     """A file of claims."""
 
     configurations: list[str] = []
-    """Configurations that say which settings the runs and studies of these names have: others by the same name do not test the
-    claims. Empty: any do."""
+    """Configurations with the settings of the named runs and studies: a run of that name with other settings does not test the
+    claims. Empty: any run of the name does."""
     claims: Annotated[dict[str, Claim], Field(min_length=1)]
     """Claims by name."""

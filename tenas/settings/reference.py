@@ -1,6 +1,6 @@
-"""The reference of all settings, made from their models: tables for a page, JSON schemas for editors. No torch.
+"""Generate the reference of all settings from their models: Markdown tables, JSON schemas for editors. No torch.
 
-``scripts/reference`` writes both; a test holds what is written against the models.
+``scripts/reference`` writes both; a test compares the files with the models.
 """
 
 import json
@@ -14,7 +14,7 @@ from tenas.settings.base import Model
 from tenas.settings.claims import Claim, Claims, Correlation
 from tenas.settings.config import Config, Dataset, Run, TableSearch, Threads
 from tenas.settings.retrain import ColourJitter, Retraining
-from tenas.settings.search import (
+from tenas.settings.rounds import (
     MOST_AS_TRAINED,
     CellsRound,
     EdgesRound,
@@ -29,27 +29,27 @@ from tenas.settings.search import (
 from tenas.settings.study import Study
 
 ROUNDS = (OperatorsEntry, EdgesRound, CellsRound, TrainingRound)
-# Keys of these stand in the table of the model that has them.
+# The keys of these models are listed in the table of the model that contains them.
 INSIDE = (Threads, TableSearch, Correlation, ColourJitter, LatencyLimit)
 MODELS: tuple[type[Model], ...] = (
     Config, Dataset, Run, Study, Preset, *ROUNDS, OnABatch, OnRegions, Limits, Retraining, Claim, Claims, *INSIDE,
 )  # fmt: skip
 TABLES = {model.__name__: model for model in MODELS if model not in INSIDE and model is not Claims}
-# File below config/schemas -> the model that it is of, and a title.
+# File below config/schemas -> its model, and a title.
 FILES: dict[str, tuple[type[Model], str]] = {
     "config.json": (Config, "Configuration of the TE-NAS workflow"),
     "search.json": (Preset, "Preset of a TE-NAS search"),
     "retrain.json": (Retraining, "Preset of a TE-NAS retraining"),
-    "claims.json": (Claims, "Published figures for the TE-NAS workflow"),
+    "claims.json": (Claims, "Claims for the TE-NAS workflow"),
 }
 BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-# The name of a model of which any keys may be left out: changes of a preset, a round that takes the rest from its preset.
+# Name of a model all of whose keys are optional: changes to a preset, a round that inherits the rest from its preset.
 PART = "{}Part"
 MEASURES = {
     "type": "object",
     "additionalProperties": {"anyOf": [{"$ref": "OnABatchPart"}, {"$ref": "OnRegionsPart"}, {"type": "null"}]},
 }
-# What a model leaves open, because it is checked when all is put together.
+# Types that a model leaves open, as they are checked after merging.
 CLOSER: dict[tuple[str, str], dict[str, Any]] = {
     ("Run", "search"): {"$ref": "PresetPart"},
     ("Run", "limits"): {"$ref": "Limits"},
@@ -60,7 +60,7 @@ CLOSER: dict[tuple[str, str], dict[str, Any]] = {
     ("Preset", "rounds"): {
         "anyOf": [
             {"type": "array", "items": {"anyOf": [{"$ref": PART.format(model.__name__)} for model in ROUNDS]}},
-            {"type": "object", "description": "In a run's search: the number of a round -> its keys that are different."},
+            {"type": "object", "description": "In a run's search: number of a round -> changes to it."},
         ]
     },
     ("TrainingRound", "training"): {"$ref": "RetrainingPart"},
@@ -72,7 +72,7 @@ CLOSER: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def _plain(value: Any) -> Any:
-    """A schema in the standard's words, and without titles: names in the style of Python say nothing."""
+    """Translate pydantic's schema to the standard keywords, without titles, which repeat the keys."""
     if isinstance(value, list):
         return [_plain(part) for part in value]
     if not isinstance(value, Mapping):
@@ -84,7 +84,7 @@ def _plain(value: Any) -> Any:
 
 
 def definitions() -> dict[str, dict[str, Any]]:
-    """The schema of each model by its name, and of parts of it (PART), with references by name alone."""
+    """Schemas of all models by name, and of their partial forms (PART); references are names."""
     _, whole = models_json_schema([(model, "validation") for model in MODELS], ref_template="{model}")
     found: dict[str, dict[str, Any]] = _plain(whole["$defs"])
     for (name, key), closer in CLOSER.items():
@@ -100,13 +100,13 @@ def definitions() -> dict[str, dict[str, Any]]:
 
 
 def _or_trained(size: Mapping[str, Any]) -> dict[str, Any]:
-    """The size of a network, which is also that of the trained one."""
+    """Allow ``trained`` for the size of a network: that of the trained one."""
     described = {key: size[key] for key in ("description",) if key in size}
     return described | {"anyOf": [{key: part for key, part in size.items() if key != "description"}, {"const": "trained"}]}
 
 
 def _used(value: Any) -> Iterator[str]:
-    """The names that a schema refers to."""
+    """Names to which a schema refers."""
     if isinstance(value, Mapping):
         if "$ref" in value:
             yield value["$ref"]
@@ -117,7 +117,7 @@ def _used(value: Any) -> Iterator[str]:
 
 
 def _pointed(value: Any) -> Any:
-    """A schema with pointers for the names that it refers to."""
+    """Replace the references of a schema, which are names, by JSON pointers."""
     if isinstance(value, list):
         return [_pointed(part) for part in value]
     if not isinstance(value, Mapping):
@@ -126,7 +126,7 @@ def _pointed(value: Any) -> Any:
 
 
 def schema(model: type[Model], title: str) -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a file that holds a model."""
+    """JSON schema (draft 2020-12) of a file that contains a model."""
     known = definitions()
     waiting, needed = [model.__name__], dict[str, dict[str, Any]]()
     while waiting:
@@ -140,7 +140,7 @@ def schema(model: type[Model], title: str) -> dict[str, Any]:
 
 
 def _value(part: Mapping[str, Any]) -> str:
-    """What a key may have for its value, in words."""
+    """Describe the allowed values of a key in words."""
     options = [option for option in part.get("anyOf", []) if option.get("type") != "null"]
     if options:
         return ", or ".join(dict.fromkeys(_value(option) for option in options))
@@ -165,7 +165,7 @@ def _rows(name: str, known: Mapping[str, Mapping[str, Any]], before: str = "") -
     model = known[name]
     for key, part in model["properties"].items():
         if key == "kind":
-            continue  # what the table is of
+            continue  # the model of the table itself
         inside = next((ref for ref in _used(part) if ref in {model.__name__ for model in INSIDE}), None)
         optional = any(option.get("type") == "null" for option in part.get("anyOf", []))
         if inside is None or optional:
@@ -183,7 +183,7 @@ def _rows(name: str, known: Mapping[str, Mapping[str, Any]], before: str = "") -
 
 
 def table(model: type[Model]) -> str:
-    """The keys of a model as a table in Markdown: key, value, default, meaning."""
+    """Markdown table of the keys of a model: key, value, default, meaning."""
     lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for key, value, default, meaning in _rows(model.__name__, definitions()):
         lines.append(f"| `{key}` | {value} | {default} | {meaning.replace('|', chr(92) + '|')} |")
@@ -194,11 +194,11 @@ BLOCK = re.compile(r"(<!-- keys of (\w+), made by scripts/reference -->\n).*?(<!
 
 
 def with_tables(page: str) -> str:
-    """A page with its marked tables as the models have them. Raises KeyError for a mark of something else."""
+    """Update the marked tables of a page. Raises KeyError for a mark that names no model."""
     return BLOCK.sub(lambda match: f"{match[1]}{table(TABLES[match[2]])}\n{match[3]}", page)
 
 
 def files(page: str) -> dict[str, str]:
-    """Path below config/ -> what has to stand there. ``page``: config/README.md as it is."""
+    """Path below config/ -> expected content. ``page``: config/README.md as it is."""
     found = {f"schemas/{name}": json.dumps(schema(*of), indent=2, ensure_ascii=False) + "\n" for name, of in FILES.items()}
     return found | {"README.md": with_tables(page)}

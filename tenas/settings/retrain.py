@@ -1,4 +1,4 @@
-"""Settings of a retraining: what a preset of config/retrain holds, and retrain.json. No torch."""
+"""Settings of a retraining: presets in config/retrain, and retrain.json. No torch."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ NotNegative = Annotated[Real, Field(ge=0)]
 
 
 class ColourJitter(Model):
-    """Largest random changes; shares, and for the hue a share of the whole circle."""
+    """Largest random changes of colour."""
 
     brightness: Share = 0
     """Largest change of the brightness, as a share."""
@@ -26,20 +26,20 @@ class ColourJitter(Model):
 
 
 class Retraining(Model):
-    """SGD with momentum; the learning rate follows half a cosine to zero, step by step, after a linear warm-up."""
+    """SGD with momentum; per-step cosine decay of the learning rate to zero after a linear warm-up."""
 
     channels: Annotated[Whole, Field(ge=1, le=4096)]
     """Channels of the network's first stage."""
     cells: Annotated[Whole, Field(ge=1, le=1000)]
     """Cells of the network: per stage for cells with one input, in all for those with two; repeats of a chain's layers."""
     stem: Literal["cifar", "imagenet"] = "cifar"
-    """How the network begins; imagenet halves height and width three times (DARTS's networks alone)."""
+    """Stem of the network; imagenet halves height and width three times (only DARTS's networks have it)."""
     side: Annotated[Whole, Field(ge=8, le=4096)] | None = None
-    """Height and width of the images in pixels; null for that of the data set's entry, which is the search's."""
+    """Height and width of the images in pixels; null for those of the search (the data set's entry)."""
     epochs: Annotated[Whole, Field(ge=1, le=100_000)]
     """Epochs of training."""
     batch: Annotated[Whole, Field(ge=2, le=1_000_000)]
-    """Images of a step, over all processes, at most; the steps of an epoch are made as equal as can be."""
+    """Most images per step, over all processes; the steps of an epoch differ by at most one image."""
     learning_rate: Annotated[Real, Field(gt=0)]
     """Peak of the learning rate."""
     warmup_epochs: NotNegative = 0
@@ -47,55 +47,54 @@ class Retraining(Model):
     momentum: Annotated[Real, Field(ge=0, lt=1)]
     """Momentum of SGD."""
     nesterov: Flag
-    """Nesterov's form of the momentum, which has to be above 0 for it."""
+    """Whether to use Nesterov momentum; needs a momentum above 0."""
     weight_decay: NotNegative
-    """Weight decay on all parameters, those of batch normalisation too."""
+    """Weight decay on all parameters, including batch normalisation."""
     label_smoothing: Annotated[Real, Field(ge=0, lt=1)] = 0
-    """Share of the label that is spread over all classes."""
+    """Label smoothing: share of the label that is spread over all classes."""
     clip: Annotated[Real, Field(gt=0)] | None = None
-    """Largest norm of the gradient over all parameters; null for no clipping."""
+    """Gradient clipping: largest norm over all parameters; null for none."""
     crop_padding: Annotated[Whole, Field(ge=0, le=4096)]
-    """Black pixels around an image, out of which a random crop of its own size is taken."""
+    """Width of the black border for random crops of the original size, in pixels."""
     resized_crop: Annotated[Real, Field(gt=0, le=1)] | None = None
-    """Least share of an image's area that is cropped at random and resized (torchvision's RandomResizedCrop), in place of
-    crop_padding; null for no such crop."""
+    """Random resized crops (torchvision's RandomResizedCrop) instead of crop_padding: smallest share of an image's area; null for
+    none."""
     evaluation_crop: Annotated[Real, Field(gt=0, le=1)] = 1
-    """Of a validation or test image, the middle square that is seen, as a share of its shorter side."""
+    """Central crop of validation and test images: side of the square, as a share of the shorter side."""
     colour_jitter: ColourJitter | None = None
     """Largest random change of brightness, contrast, saturation and hue; null for none."""
     flip: Flag
-    """Whether every second image is mirrored, left and right."""
+    """Whether images are mirrored horizontally with probability 1/2."""
     cutout: Annotated[Whole, Field(ge=0, le=4096)] = 0
-    """Side of a square that is blanked at a random place; 0 for none."""
+    """Side of a square that is blanked at a random position, in pixels; 0 for none."""
     auxiliary: NotNegative = 0
     """Weight of the loss of DARTS's auxiliary head, which reads the second reduction cell; 0 for no such head."""
     drop_path: Annotated[Real, Field(ge=0, lt=1)] = 0
-    """Probability with which an operator's output is dropped at the end; it grows with the epochs from 0 (DARTS's networks
-    alone)."""
+    """Drop-path probability in the last epoch, which rises from 0 with the epochs (only DARTS's networks have it)."""
     validation: Annotated[Real, Field(ge=0, lt=1)]
-    """Share of each class of the training images that is held out to choose the epoch; 0 to train on all and take the last
+    """Share of the training images of each class that is held out to choose the best epoch; 0 to train on all and take the last
     epoch."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the network computes in; weights, normalisation and loss stay in fp32."""
+    """Precision of the forward and backward passes; weights, normalisation and loss stay in fp32."""
     compile: Flag = False
-    """Whether torch.compile compiles the network, which takes minutes first."""
+    """Whether to compile the network by torch.compile, which takes minutes at the start."""
     workers: Annotated[Whole, Field(ge=0, le=1024)] = 4
-    """Most processes that decode image files ahead of each GPU, for a folder of images; they do not change the result."""
+    """Most worker processes per GPU that decode image files, for a folder of images; does not affect the result."""
 
 
 def check_retraining(settings: Mapping[str, Any], where: str = "retraining") -> dict[str, Any]:
-    """Checked settings of a retraining with every key. Raises TenasError for what cannot be trained with."""
+    """Check complete settings of a retraining. Raises TenasError for settings that no training can use."""
     keys = checked(Retraining, settings, where).model_dump()
     if keys["nesterov"] and not keys["momentum"]:
         raise TenasError(f"{where}: 'nesterov' needs a 'momentum' above 0.")
     if keys["resized_crop"] and keys["crop_padding"]:
         raise TenasError(
-            f"{where}: images are cropped either by 'resized_crop' or by 'crop_padding': set the other to null, or to 0."
+            f"{where}: only one of 'resized_crop' and 'crop_padding' can crop images: set the other to null, or to 0."
         )
     return keys
 
 
 def retrain_settings(preset: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The resolved settings of a retraining, by preset (a name, or the path of a YAML file) and keys that are different."""
+    """Resolve the settings of a retraining from a preset (a name, or the path of a YAML file) and changes to it."""
     where = f"preset {preset}" if not changes else f"preset {preset} with the run's changes"
     return check_retraining(merged(read_preset("retrain", preset), changes or {}), where)

@@ -1,245 +1,33 @@
-"""Settings of a search: what a preset says, and what search.json holds once it is resolved. No torch."""
+"""Settings of a search: resolve a preset with changes to the content of search.json, check it, list its rounds. No torch."""
 
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
-
-from pydantic import AfterValidator, BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
-from pydantic_core import PydanticCustomError
+from typing import Any
 
 from tenas.errors import TenasError
 from tenas.files import read_json, read_table
 from tenas.measures.catalogue import Measure, get_measure
-from tenas.settings.base import Amount, Distinct, Flag, Model, Whole, checked, merged, number_of, parse_yaml, read_preset
-from tenas.settings.retrain import Retraining, retrain_settings
+from tenas.settings.base import checked, merged, number_of, parse_yaml, read_preset
+from tenas.settings.retrain import Retraining
+from tenas.settings.rounds import (
+    KINDS,
+    MEASURE_SETTINGS,
+    MOST_AS_TRAINED,
+    CellsRound,
+    EdgesRound,
+    Limits,
+    OperatorsEntry,
+    Preset,
+    Settings,
+    TrainingRound,
+)
 from tenas.spaces import Round, Space, get_space
 from tenas.spaces.base import after, operators_left
 
-Positive = Annotated[Whole, Field(ge=1, le=1_000_000)]
-# Sizes that some machine can hold.
-Channels = Annotated[Whole, Field(ge=1, le=4096)]
-Cells = Annotated[Whole, Field(ge=1, le=1000)]
-Weights = Literal["kaiming_fan_in", "kaiming_fan_out", "pytorch", "normal"]
-
-
-class _Repeated(Model):
-    repeats: Positive
-    """Measurements of each subject."""
-    weights: Weights
-    """How weights are drawn (tenas.networks.initialise)."""
-    redraw: Flag
-    """Whether every repeat draws new weights, or a round keeps one draw."""
-
-
-class OnABatch(_Repeated):
-    """Settings of a measure of a network on one batch of images."""
-
-    batch: Annotated[Whole, Field(ge=2, le=10_000)]
-    """Images of a batch."""
-    channels: Channels
-    """Channels of the network's first stage. In a preset also ``trained``: those of the network that is trained in the end, at
-    most 16."""
-    cells: Cells
-    """Cells of the network: per stage for cells with one input, in all for those with two; repeats of a chain's layers. In a
-    preset also ``trained``: those of the network that is trained in the end, at most 8."""
-    inputs: Literal["images", "noise"] = "images"
-    """Images of the data set, or standard normal noise of their shape."""
-
-
-class OnRegions(_Repeated):
-    """Settings of linear regions."""
-
-    inputs: Literal["crops", "images"]
-    """Random 3x3 crops of one random channel each, seen by the cells without stem and classifier; or whole images, seen by the
-    whole network."""
-    count: Annotated[Whole, Field(ge=2, le=10_000_000)]
-    """Inputs of a count; whole images are at most those that the data set has."""
-    blocks: Positive
-    """Forward passes that the inputs are split over, at most ``count``."""
-    channels: Channels
-    """Channels of the network's first stage."""
-    cells: Cells = 1
-    """Cells of the network that sees whole images."""
-
-    @model_validator(mode="after")
-    def _blocks_have_inputs(self) -> "OnRegions":
-        if self.blocks > self.count:
-            raise PydanticCustomError("blocks", "'blocks' is {blocks}; it must be at most 'count', which is {count}", dict(self))
-        return self
-
-
-# A network that is measured a thousand times: as the one that is trained in the end, up to this size.
-MOST_AS_TRAINED = {"channels": 16, "cells": 8}
-
-MEASURE_SETTINGS: dict[str, type[_Repeated]] = {"batch": OnABatch, "regions": OnRegions}
-
-Change = Literal["log", "relative", "absolute"]
-Ranks = Literal["average", "dense", "ordinal"]
-Aggregate = Literal["rank_sum", "log_rank_sum"]
-Images = Literal["shared", "own"]
-
-
-# What the trials of a round share where nothing else is said.
-SHARED: tuple[tuple[str, Any], ...] = (("images", "shared"), ("own_weights", []))
-
-
-class _Pruning(Model):
-    change: Change
-    """How a trial is set against the whole network, repeat by repeat: log a - log b, (a - b) / a, a - b."""
-    decimals: Annotated[Whole, Field(ge=0, le=15)] | None = None
-    """Decimals that each repeat's change is rounded to; null for none."""
-    ranks: Ranks
-    """Ranks of equal changes: their mean, the same without gaps, or by their place in the list of trials."""
-    aggregate: Aggregate = "rank_sum"
-    """How the ranks of several measures become one: their sum, or the sum of their logarithms."""
-    images: Images = "shared"
-    """Whether all trials of a repeat see the same inputs, or each draws its own, on which the whole network is measured too."""
-    own_weights: Annotated[list[str], Distinct] = []
-    """Measures for which each trial draws its own weights as well, those of the whole and the rest; only with own images."""
-    measures: dict[str, Any]
-    """What is measured: name of a measure (or a reference to one's own) -> its settings."""
-
-    @model_serializer(mode="wrap")
-    def _without_shared(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Left out as before there were these keys: what is recorded of such rounds stays what their settings say.
-        return {key: value for key, value in handler(self).items() if (key, value) not in SHARED}
-
-
-class OperatorsRound(_Pruning):
-    """A round that prunes operators of a supernet (TE-NAS)."""
-
-    kind: Literal["operators"] = "operators"
-    prune: Positive = 1
-    """Operators that an edge loses in a round; the last one always stays."""
-    edge: tuple[str, Whole] | None = None
-    """Cell type and number of the one edge that the round settles; null for all edges at once."""
-
-
-class OperatorsEntry(OperatorsRound):
-    """A round of operators in a preset, which stands for as many as leave one operator on each edge."""
-
-    times: Positive | None = None
-    """How many such rounds there are at most; null for as many as leave one operator on each edge."""
-    order: Literal["together", "edge_by_edge"] = "together"
-    """Whether a round prunes all edges at once, or each edge is settled in a round of its own."""
-
-
-class EdgesRound(_Pruning):
-    """A round that prunes edges: a node keeps as many as its space says (DARTS)."""
-
-    kind: Literal["edges"] = "edges"
-
-
-class CellsRound(Model):
-    """A round that measures discrete cells and keeps the best."""
-
-    kind: Literal["cells"] = "cells"
-    sample: Annotated[Positive | Literal["all"] | str | None, BeforeValidator(number_of)] = None
-    """Cells that are drawn from what is left of the space: a number, ``all``, or a CSV file with a column ``arch`` of one's own;
-    null for those that the round before has kept."""
-    listed: Positive | None = None
-    """Cells of that file: counted when a preset is resolved, and not to be given."""
-    keep: Positive
-    """Cells that are kept."""
-    aggregate: Aggregate = "log_rank_sum"
-    """How the ranks of several measures become one: their sum, or the sum of their logarithms (AZ-NAS)."""
-    each: Annotated[Whole, Field(ge=0)] = 0
-    """Of the kept cells, how many are the best of each measure alone, before the best of all together fill the rest."""
-    measures: dict[str, Any]
-    """What is measured, as in rounds of operators."""
-
-
-class TrainingRound(Model):
-    """A round that trains cells for a few epochs, or looks such trainings up, and keeps the best by validation accuracy."""
-
-    kind: Literal["training"] = "training"
-    keep: Positive = 1
-    """Cells that are kept."""
-    training: dict[str, Any] = {}
-    """Keys of the run's retraining that are different here: fewer epochs, a validation part."""
-    column: str | None = None
-    """Column of the space's table that is looked up instead of training; null to train."""
-
-
-KINDS: dict[str, type[Model]] = {
-    "operators": OperatorsRound, "edges": EdgesRound, "cells": CellsRound, "training": TrainingRound,
-}  # fmt: skip
-
-
-class LatencyLimit(Model):
-    """A limit on figures of a table, such as measured latencies."""
-
-    table: str
-    """CSV or Parquet file with a column ``arch``, or ``index`` for the numbers of the space's table."""
-    column: str
-    """Column with the figure of each cell; cells without one, or with a negative one, are left out."""
-    most: Amount
-    """Largest figure, or a share of the largest cell's, such as ``"60%"``."""
-
-
-class Limits(Model):
-    """Limits on the network that is trained in the end, not on the search network."""
-
-    parameters: Amount | None = None
-    """Trainable parameters at most: a number, or a share of the largest cell's, such as ``"60%"``."""
-    flops: Amount | None = None
-    """Multiply-adds for an image at most, likewise."""
-    latency: LatencyLimit | None = None
-    """Figures of a table of one's own."""
-
-
-def _trainings(value: str) -> str:
-    if re.fullmatch(r"real|none|table(:.+)?", value) is None:
-        raise PydanticCustomError("allowed", "real, table, table:COLUMN, none")
-    return value
-
-
-class Preset(Model):
-    """A preset of a search. Keys that a round leaves out are taken from here."""
-
-    exclude: Annotated[list[str], Distinct] = []
-    """Operators that are masked before the first round."""
-    prune: Positive = 1
-    """Operators that an edge loses in a round of operators."""
-    change: Change = "log"
-    """How a trial is set against the whole network, repeat by repeat: log a - log b, (a - b) / a, a - b."""
-    decimals: Annotated[Whole, Field(ge=0, le=15)] | None = None
-    """Decimals that each repeat's change is rounded to; null for none."""
-    ranks: Ranks = "average"
-    """Ranks of equal changes: their mean, the same without gaps, or by their place in the list of trials."""
-    aggregate: Aggregate | None = None
-    """How the ranks of several measures become one; null for rank_sum in rounds that prune, log_rank_sum in rounds of cells."""
-    images: Images = "shared"
-    """Whether all trials of a repeat see the same inputs, or each draws its own, on which the whole network is measured too."""
-    own_weights: Annotated[list[str], Distinct] = []
-    """Measures for which each trial draws its own weights as well, those of the whole and the rest; only with own images."""
-    order: Literal["together", "edge_by_edge"] = "together"
-    """Whether a round of operators prunes all edges at once, or each edge is settled in a round of its own."""
-    measures: dict[str, Any] = Field(default={})
-    """Settings of measures by name; a round that names none takes all of them."""
-    rounds: list[Any] = Field(default=[{"kind": "operators"}, {"kind": "edges"}], min_length=1)
-    """The rounds in their order. ``operators`` stands for as many as leave one operator on each edge."""
-    limits: dict[str, Any] = {}
-    """Limits on the network that is trained in the end: parameters, flops, latency."""
-    trainings: Annotated[str, AfterValidator(_trainings)] = "real"
-    """What a round of trainings does: ``real``, ``table`` or ``table:COLUMN`` (looked up), ``none`` (left out)."""
-
-
-class Settings(Model):
-    """A search's settings, resolved: what search.json holds."""
-
-    space: str
-    preset: str
-    exclude: list[str]
-    rounds: list[dict[str, Any]] = Field(min_length=1)
-    limits: dict[str, Any] = {}
-    network: dict[str, Any] = {}
-    """The network that is trained in the end: channels, cells, stem, side (null for that of the images)."""
-
 
 def measure_settings(measures: Mapping[str, Any], where: str, at: str = "measures") -> dict[str, dict[str, Any]]:
-    """Checked settings of measures, by name or reference. Raises TenasError for unknown measures and keys."""
+    """Check settings of measures, by name or reference. Raises TenasError for unknown measures and keys."""
     if not measures:
         raise TenasError(f"{where}: '{at}' names no measure.")
     found, names = {}, set()
@@ -249,14 +37,14 @@ def measure_settings(measures: Mapping[str, Any], where: str, at: str = "measure
         except TenasError as error:
             raise TenasError(f"{where}: unknown key in '{at}': {error}") from error
         if measure.name in names:
-            raise TenasError(f"{where}: '{at}' has two measures of the name {measure.name!r}.")
+            raise TenasError(f"{where}: '{at}' has two measures named {measure.name!r}.")
         names.add(measure.name)
         found[str(reference)] = checked(MEASURE_SETTINGS[measure.inputs], value, where, f"{at}.{reference}").model_dump()
     return found
 
 
 def measures_of(settings: Mapping[str, Any]) -> dict[str, tuple[Measure, dict[str, Any]]]:
-    """The measures of a round or of a study by name: each with its settings."""
+    """Measures of a round or study, by name, with their settings."""
     found = {}
     for reference, value in settings["measures"].items():
         measure = get_measure(reference)
@@ -265,7 +53,7 @@ def measures_of(settings: Mapping[str, Any]) -> dict[str, tuple[Measure, dict[st
 
 
 def _measures_of_round(entry: Mapping[str, Any], shared: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The round's own measures over the preset's shared ones; all of those where the round names none."""
+    """Merge the measures of a round over those shared by the preset; all of these if the round names none."""
     own = entry.get("measures")
     if own is None:
         return dict(shared)
@@ -277,7 +65,7 @@ def _measures_of_round(entry: Mapping[str, Any], shared: Mapping[str, Any], wher
 
 
 def as_trained(measures: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of measures with the size of the network that is trained in the end in the place of ``trained``."""
+    """Replace ``trained`` in settings of measures by the size of the finally trained network."""
     sizes = {key: min(shape[key], most) for key, most in MOST_AS_TRAINED.items()}
     return {
         name: {key: sizes[key] if item == "trained" and key in sizes else item for key, item in value.items()}
@@ -288,7 +76,7 @@ def as_trained(measures: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[st
 
 
 def _over(base: object, value: object) -> object:
-    """A value merged over that of the preset; what is no mapping is left as it is, to be refused."""
+    """Merge a mapping over that of the preset; return any other value unchanged, for validation to refuse."""
     given = {} if value is None else value
     return merged(base, given) if isinstance(base, Mapping) and isinstance(given, Mapping) else given
 
@@ -296,7 +84,7 @@ def _over(base: object, value: object) -> object:
 def _rounds(
     preset: Preset, space: Space, retraining: Mapping[str, Any] | None, datasets: Sequence[str], where: str
 ) -> list[dict[str, Any]]:
-    """The preset's rounds, each with all of its keys, as many as the space needs."""
+    """Expand the rounds of a preset: as many as the space needs, each with all keys."""
     shared = {name: value for name, value in preset.measures.items() if value is not None}
     left = operators_left(space.full_mask(preset.exclude))
     found: list[dict[str, Any]] = []
@@ -320,7 +108,7 @@ def _rounds(
             found.append(cells)
             continue
         for value in entry["measures"].values():
-            # In a smaller network a cell type does not stand, and its trials would change nothing.
+            # A smaller network would lack a cell type, whose trials would change nothing.
             value["cells"] = max(value["cells"], space.least_cells)
         entry = {key: getattr(preset, key) for key in ("change", "decimals", "ranks", "images", "own_weights")} | entry
         if kind == "edges":
@@ -343,7 +131,7 @@ def _rounds(
 
 
 def is_list(sample: object) -> bool:
-    """Whether a round's ``sample`` names a file of cells."""
+    """Whether the ``sample`` of a round names a file of cells."""
     return isinstance(sample, str) and sample != "all"
 
 
@@ -374,11 +162,11 @@ def _training(
         protocol = merged(retraining or {**SHORT, **space.trained}, model.training)
         model.training = checked(Retraining, protocol, where, "training").model_dump()
         if not model.training["validation"]:
-            raise TenasError(f"{where}: 'training.validation' is 0; cells are chosen by images that are held out, such as 0.2.")
+            raise TenasError(f"{where}: 'training.validation' is 0; held-out images choose the cells: set a share, such as 0.2.")
     return model.model_dump()
 
 
-# What a short training is where the run has no retraining: NAS-Bench-201's protocol (its own short trainings have 12 epochs).
+# Short trainings of a run without retraining: NAS-Bench-201's protocol (its own short trainings have 12 epochs).
 SHORT = {
     "epochs": 12, "batch": 256, "learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0005,
     "crop_padding": 4, "flip": True, "validation": 0.2,
@@ -386,7 +174,7 @@ SHORT = {
 
 
 def with_changes(preset: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A preset with changes merged in; those of ``rounds`` may be a mapping from a round's number, from 1, to its changes."""
+    """Merge changes into a preset; those of ``rounds`` may map round numbers, from 1, to changes."""
     changes = dict(changes)
     by_number = changes.pop("rounds", None)
     result = merged(preset, changes)
@@ -405,7 +193,7 @@ def with_changes(preset: Mapping[str, Any], changes: Mapping[str, Any], where: s
 
 
 def _places(key: str) -> list[str]:
-    """The parts of a key: between dots, but for those of a reference under ``measures``."""
+    """Split a key at its dots, except those within a reference under ``measures``."""
     before, _, after = key.partition("measures.")
     reference = re.match(r"(.+?:\w+)(\..*)?$", after)
     if not reference:
@@ -414,7 +202,7 @@ def _places(key: str) -> list[str]:
 
 
 def assigned(assignments: Iterable[str]) -> dict[str, Any]:
-    """Changes from texts KEY=VALUE, such as ``prune=2`` or ``rounds.1.keep=8``; values are YAML. Raises TenasError for others."""
+    """Parse changes such as ``prune=2`` or ``rounds.1.keep=8``; values are YAML. Raises TenasError for other texts."""
     changes: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
@@ -429,7 +217,7 @@ def assigned(assignments: Iterable[str]) -> dict[str, Any]:
         for parent in parents:
             part = part.setdefault(parent, {})
             if not isinstance(part, dict):
-                raise TenasError(f"{text!r} changes a key below one that was given a value.")
+                raise TenasError(f"{text!r} changes a key below one that another change sets to a value.")
         part[last] = parsed
     return changes
 
@@ -444,12 +232,12 @@ def search_settings(
     trainings: str | None = None,
     datasets: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The resolved settings of a search, what search.json holds.
+    """Resolve the settings of a search: the content of search.json.
 
-    ``preset``: a name, or the path of a YAML file; ``changes``: keys that are different (a measure that is null is left out).
-    ``retraining``: resolved settings of the run's retraining, which limits and short trainings are about. ``limits`` and
-    ``trainings``: of the run. ``datasets``: names that its data set goes by, for a table of trainings. Raises TenasError for
-    whatever would stop the search later.
+    ``preset``: a name, or the path of a YAML file; ``changes``: to the preset (a measure set to null is left out).
+    ``retraining``: resolved settings of the run's retraining, to which limits and short trainings refer. ``limits`` and
+    ``trainings``: of the run. ``datasets``: names of its data set, to find a column of short trainings. Raises TenasError for
+    anything that would stop the search later.
     """
     space = get_space(space)
     where = f"preset {preset}" if not changes else f"preset {preset} with the run's changes"
@@ -460,7 +248,7 @@ def search_settings(
         given["limits"] = dict(limits)
     model = checked(Preset, given, where)
     if "exclude" not in (changes or {}):
-        # A preset is for any space; an operator that this one does not have need not be left out.
+        # Presets serve all spaces: ignore operators that this space does not have.
         model.exclude = [operator for operator in model.exclude if operator in space.operators]
     shape = retraining or space.trained
     rounds = _rounds(model, space, retraining, datasets, where)
@@ -478,7 +266,7 @@ def search_settings(
 
 
 def _check_used(changed: object, rounds: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Raise TenasError for a measure that the run changes and no round takes: its user would wait for it in vain."""
+    """Raise TenasError for a measure that the run changes but no round takes: the change would be ignored silently."""
     taken = {name for entry in rounds for name in entry.get("measures", ())}
     for name, value in changed.items() if isinstance(changed, Mapping) else ():
         if value is not None and str(name) not in taken:
@@ -490,7 +278,7 @@ def _check_used(changed: object, rounds: Sequence[Mapping[str, Any]], where: str
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings of a search from its search.json, checked again: the file may have been edited."""
+    """Read the settings of a search from its search.json, and check them: the file may have been edited."""
     value = read_json(path, "search settings")
     if is_of_earlier_version(value):
         raise TenasError(
@@ -501,12 +289,12 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def is_of_earlier_version(value: Mapping[str, Any]) -> bool:
-    """Whether these are settings from before searches had a list of rounds."""
+    """Whether the settings are of a version whose searches had no list of rounds."""
     return "measures" in value and "rounds" not in value
 
 
 def check_settings(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Resolved settings of a search, checked. Raises TenasError; ``where`` begins its sentence."""
+    """Check resolved settings of a search. Raises TenasError with a sentence that begins with ``where``."""
     settings = checked(Settings, value, where).model_dump()
     for number, entry in enumerate(settings["rounds"], start=1):
         here = f"{where}: round {number}"
@@ -518,7 +306,7 @@ def check_settings(value: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def check_search(settings: Mapping[str, Any]) -> None:
-    """Raise TenasError unless the rounds follow from each other, and end with a decision."""
+    """Raise TenasError unless each round can follow the one before and the last one ends the search."""
     space = get_space(settings["space"])
     mask = space.full_mask(settings["exclude"])
     kinds = [entry["kind"] for entry in settings["rounds"]]
@@ -558,13 +346,13 @@ def check_search(settings: Mapping[str, Any]) -> None:
                 )
             if first and entry["sample"] != "all" and entry["keep"] > round.trials:
                 raise TenasError(f"Round {round.number} draws {round.trials} cells and cannot keep {entry['keep']}.")
-    # A search that ends with a mask must have nothing left to choose.
+    # A search that ends with a mask must leave no choice.
     if kinds[-1] in ("operators", "edges") and (max(left.values()) > 1 or ("edges" not in kinds and space.edges_rounds(1))):
         raise TenasError("The rounds leave a choice: they must prune to one operator per edge, or end with cells or trainings.")
 
 
 def schedule(settings: Mapping[str, Any]) -> tuple[Round, ...]:
-    """The rounds of a search with the number of their subjects, known beforehand: it makes the graph of jobs a static one."""
+    """List the rounds of a search with their numbers of subjects: known beforehand, so the graph of jobs is static."""
     space = get_space(settings["space"])
     left = operators_left(space.full_mask(settings["exclude"]))
     spanned, held, rounds = space.size_of(left), 0, []
@@ -577,7 +365,7 @@ def schedule(settings: Mapping[str, Any]) -> tuple[Round, ...]:
                 spanned = space.size_of(left)
             case "edges":
                 if not space.edges_rounds(number):
-                    raise TenasError(f"Round {number} is of edges, but the cells of {space.name} keep all of them.")
+                    raise TenasError(f"Round {number} prunes edges, but the cells of {space.name} keep all of them.")
                 (round,) = space.edges_rounds(number)
                 spanned = 1
             case "cells":
@@ -592,7 +380,7 @@ def schedule(settings: Mapping[str, Any]) -> tuple[Round, ...]:
 
 
 def _sampled(entry: Mapping[str, Any], spanned: int, number: int) -> int:
-    """How many cells a round of cells draws at most, where ``spanned`` are left."""
+    """Maximum number of cells that a round of cells draws, with ``spanned`` cells left."""
     if is_list(entry["sample"]):
         if entry["listed"] is None:
             raise TenasError(f"Round {number} has a list of cells, but not the key 'listed' that says how many they are.")
@@ -601,14 +389,8 @@ def _sampled(entry: Mapping[str, Any], spanned: int, number: int) -> int:
 
 
 def find_round(settings: Mapping[str, Any], number: int) -> Round:
-    """The round of a number. Raises TenasError where there is none."""
+    """Get the round ``number``. Raises TenasError if there is none."""
     rounds = schedule(settings)
     if not 1 <= number <= len(rounds):
         raise TenasError(f"There is no round {number}; this search has rounds 1 to {len(rounds)}.")
     return rounds[number - 1]
-
-
-__all__ = [
-    "Limits", "Preset", "check_search", "find_round", "measure_settings", "measures_of", "read_settings", "retrain_settings",
-    "schedule", "search_settings",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Estimate what settings would take in memory, before anything is allocated. No torch."""
+"""Estimate the memory that settings need, before anything is allocated. No torch."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from tenas.errors import TenasError
 from tenas.settings.search import measures_of, schedule
 
-# What the largest machines have, and what a plan of measurements can list.
+# Memory of the largest machines, and the longest list of measurements that a plan can hold.
 MOST_BYTES, MOST_MEASUREMENTS = 2**38, 10**8
-# Bytes of a number; channels of the last of NAS-Bench-201's stages, in those of the first; weights of a 3x3 kernel.
+# Bytes per number; widening from NAS-Bench-201's first stage to its last; weights of a 3x3 kernel.
 NUMBER, WIDENED, KERNEL = 4, 4, 9
 
 
 def network_bytes(batch: int, channels: int, cells: int, side: int) -> int:
-    """About what a batch takes in a network: one feature map per cell, and the weights of one convolution per cell."""
+    """Rough memory of a batch in a network, in bytes: one feature map and the weights of one convolution per cell."""
     return NUMBER * cells * (batch * channels * side**2 + KERNEL * (WIDENED * channels) ** 2)
 
 
@@ -39,9 +39,9 @@ def _of_training(settings: Mapping[str, Any], side: int) -> int:
 
 
 def check_sizes(settings: Mapping[str, Any], side: int, retraining: Mapping[str, Any] | None = None) -> None:
-    """Raise TenasError for a search or a study that no memory holds. ``side``: of the images; ``retraining``: the run's.
+    """Raise TenasError for a search or study that exceeds any memory. ``side``: of the images; ``retraining``: of the run.
 
-    The estimate is of batches, channels and cells alone, and low: what passes may still be more than a machine has.
+    A lower bound, from batches, channels and cells alone: settings that pass may still exceed the memory of a machine.
     """
     needs = [*_needs(settings, side), *([("'retraining'", _of_training(retraining, side))] if retraining else [])]
     for name, size in needs:

@@ -14,26 +14,26 @@ from tenas.spaces import get_space
 
 
 class Study(Model):
-    """Measures of a sample of cells, against their accuracy in the space's table."""
+    """A study: measures of a sample of cells, against their accuracy in the space's table."""
 
     space: str
-    """Name of a space, or reference to one's own."""
+    """Name of a space, or reference to a user-defined one."""
     dataset: str
     """Name of a data set of the configuration."""
     cells: Annotated[Whole, Field(ge=10)] | Literal["all"]
-    """Cells that are drawn from the table, or all of them."""
+    """Number of cells drawn from the table, or all of them."""
     exclude: Annotated[list[str], Distinct] = []
-    """Operators whose cells are left out of the table, as a preset's ``exclude`` leaves them out of a search."""
+    """Operators whose cells are excluded from the sample, like a preset's ``exclude``."""
     seed: Annotated[Whole, Field(ge=0, le=2**32 - 1)] = 0
     """Seed of the sample, of weights, of images and of the bootstrap."""
     measures: dict[str, Any] = Field(min_length=1)
-    """What is measured: name of a measure (or reference to one's own) -> its settings, as in a preset of a search."""
+    """Measures: name (or reference to a user-defined one) -> settings, as in a preset of a search."""
     together: list[Annotated[list[str], Distinct, Field(min_length=2)]] = []
-    """Sets of those measures that are correlated together as well: by the sum of their log ranks, and by that of their ranks."""
+    """Sets of those measures to correlate also in combination: by the sum of their log ranks, and by the sum of their ranks."""
 
 
 def study_settings(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The resolved settings of a study, what study.json holds. ``where`` begins the sentence of an error."""
+    """Resolve the settings of a study: the content of study.json. Errors begin with ``where``."""
     settings = checked(Study, value, where).model_dump()
     try:
         space = get_space(settings["space"])
@@ -49,5 +49,5 @@ def study_settings(value: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def read_study(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings of a study from its study.json, checked again: the file may have been edited."""
+    """Read the settings of a study from its study.json, and check them: the file may have been edited."""
     return study_settings(read_json(path, "study settings"), str(path))

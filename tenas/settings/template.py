@@ -1,4 +1,4 @@
-"""A configuration to begin with: one search on a user's own images, with comments that say what to change. No torch."""
+"""A commented configuration to start from: one search on a user's images. No torch."""
 
 import json
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from tenas.settings.search import search_settings
 
 
 class Images(NamedTuple):
-    """What a configuration says of the images that it is for.
+    """Facts about the images of a configuration.
 
-    ``entry``: of its ``datasets``. ``height`` and ``width``: of the first image, in pixels. ``side``: that all are resized to.
+    ``entry``: in its ``datasets``. ``height`` and ``width``: of the first image, in pixels. ``side``: of the resized images.
     """
 
     entry: Mapping[str, Any]
@@ -31,55 +31,55 @@ class Images(NamedTuple):
 
 TEMPLATE = """\
 # yaml-language-server: $schema={schema}
-# A search for a network for the images in {path}, and the training of what it finds. From the folder that this was written in:
+# Search a network for the images in {path}, and train it. From the folder in which this file was written:
 #
 #     tenas run {file}
-#         the search, the training, the export; the same command goes on where it was stopped
+#         run search, training and export; the same command resumes an interrupted run
 #     tenas status results/{name}
-#         how far it is, from another terminal
+#         show its progress, from another terminal
 #     tenas show results/{name}
-#         what it has found
+#         show its results
 #
-# {train:,} images to search and train on, {test:,} that are held out for testing, {classes} classes.
-# What is left out has a default; config/README.md of the project explains every key.
+# {train:,} images to search and train on, {test:,} held out for testing, {classes} classes.
+# Keys left out have defaults; config/README.md of the project explains all keys.
 
-shards: 2 # jobs that a round is split into; the result does not depend on it
-device: auto # a GPU where there is one; or cpu, cuda
-threads: {{score: 1, retrain: 2}} # of a job; as many jobs run at once as fit the cores
+shards: 2 # jobs per round; does not affect the result
+device: auto # the CPU for scoring, a GPU for training if there is one; or cpu, cuda
+threads: {{score: 1, retrain: 2}} # per job; as many jobs run at once as fit the cores
 
 datasets:
   {key}:
     source: {source}
     path: {quoted}
-    side: {side} # pixels that each image's middle square is resized to; the first one has {height} x {width}
+    side: {side} # pixels of the resized images, cropped to the middle square; the first one has {height} x {width}
 
 runs:
   {key}:
-    space: nas-bench-201 # or darts, or one of your own: path/to/file.py:OBJECT
+    space: nas-bench-201 # or darts, or your own space: path/to/file.py:OBJECT
     dataset: {key}
     preset: default # 1,000 cells measured untrained, 64 and then 16 of them more closely, the best trained for a few epochs
-    search: # keys of the preset that are different: fewer and shorter trainings, so that a first search takes minutes
+    search: # changes to the preset: fewer and shorter trainings, so that a first search takes minutes
       rounds:
         "3": {{keep: 8}} # 16 in the preset
         "4": {{training: {{epochs: 4}}}} # 12 in the preset
-    limits: {{}} # on the network that is trained in the end, such as {{parameters: 0.5e6, flops: 60%}}
-    trainings: {trainings} # of the last round: real, or none (the best-ranked cell is found then, several times as fast)
-    seeds: [0] # each is a search of its own
-    retrain: {retrain} # a small network, trained for minutes; nas-bench-201: a large one, for a GPU; null: the search alone
-    retraining: {{channels: 16, epochs: 30, flip: true}} # keys that are different; flip: mirror every second image
+    limits: {{}} # on the finally trained network, such as {{parameters: 0.5e6, flops: 60%}}
+    trainings: {trainings} # of the last round: real, or none (the search ends with the best-ranked cell, several times as fast)
+    seeds: [0] # one search per seed
+    retrain: {retrain} # a small network, trained for minutes; nas-bench-201: a large one, for a GPU; null: no retraining
+    retraining: {{channels: 16, epochs: 30, flip: true}} # changes to that preset; flip: mirror images at random
 """
 
 
 def _scalar(text: str) -> str:
-    """A text as YAML reads it back: bare where it can be, else in quotation marks."""
+    """Quote a text for YAML where it needs quotation marks."""
     plain = text.strip() == text and not set(text) & set("#{}[],&*!|>'\"%@`:?\n") and yaml.safe_load(text) == text
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def configuration(name: str, file: str, images: Images) -> str:
-    """The text of a configuration with one data set and one run, both called ``name``. ``file``: its own name.
+    """Text of a configuration with one data set and one run, both called ``name``. ``file``: name of its file.
 
-    Raises TenasError for a name that is none, and for images too few for the search that it describes.
+    Raises TenasError for an invalid name, and for too few images for the search.
     """
     source, path = images.entry["source"], images.entry["path"]
     text = TEMPLATE.format(

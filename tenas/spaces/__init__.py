@@ -21,16 +21,16 @@ from tenas.spaces.base import (
 )
 from tenas.spaces.custom import CellSpace, ChainSpace, Layer
 
-# Name -> reference. What a user brings goes through the same door.
+# Name -> reference, the same form as for users' spaces.
 BUILT_IN = {"nas-bench-201": "tenas.spaces.nas_bench_201:SPACE", "darts": "tenas.spaces.darts:SPACE"}
 
 
-# Spaces that no file holds, by name.
+# Spaces that no file defines, by name.
 _MADE_HERE: dict[str, Space] = {}
 
 
 class _Spaces(Mapping[str, Space]):
-    """The spaces that the package ships, by name, imported when asked for."""
+    """Mapping of the built-in spaces, by name, imported on first access."""
 
     def __getitem__(self, name: str) -> Space:
         if name not in BUILT_IN:
@@ -53,9 +53,9 @@ __all__ = [
 
 
 def get_space(space: str | Space) -> Space:
-    """The space of a name or of a reference (``path/to/file.py:object``); a space object is given back as it is.
+    """Get a space by name or by reference (``path/to/file.py:object``); a space object is returned unchanged.
 
-    Raises TenasError for an unknown name, and for a reference to something else than a space.
+    Raises TenasError for an unknown name, and for a reference to anything but a space.
     """
     if isinstance(space, Space):
         return space
@@ -63,7 +63,7 @@ def get_space(space: str | Space) -> Space:
         found = load_object(space, "space")
         if not isinstance(found, Space):
             raise TenasError(f"{space!r} is a {type(found).__name__}, not a space: see tenas.spaces.CellSpace and ChainSpace.")
-        # What the package ships keeps its name.
+        # A built-in space keeps its name.
         if BUILT_IN.get(found.name) != space:
             found._reference = space
         return found
@@ -75,10 +75,10 @@ def get_space(space: str | Space) -> Space:
 
 
 def known(space: str | Space) -> Space:
-    """``get_space`` of an object that may have no reference yet: afterwards settings and files can name it, in this process.
+    """Get a space, and register an object without a reference: settings and files of this process can then name it.
 
-    An object that an imported module holds gets that module's reference. One that no module holds (it was made in a script or
-    a notebook) is known by its name, to this process alone. Raises TenasError where that is the name of another space.
+    An object found in an imported module gets a reference to it. Any other object (made in a script or notebook) is registered
+    by its name, in this process only. Raises TenasError if another space has that name.
     """
     if not isinstance(space, Space):
         return get_space(space)
@@ -86,16 +86,16 @@ def known(space: str | Space) -> Space:
         space._reference = reference_of(space)
         if space._reference is None:
             if space.name in BUILT_IN:
-                raise TenasError(f"{space.name!r} is the name of a space of the package: give yours another.")
+                raise TenasError(f"{space.name!r} is the name of a built-in space: choose another one.")
             space._token = space._token or token_hex()
             _MADE_HERE[space.name] = space
     return space
 
 
 def load_genotype(genotype: Genotype | str | os.PathLike[str], space: str | Space | None = None) -> Genotype:
-    """A genotype from an object, a JSON file (a path that ends in .json) or a space's text.
+    """Get a genotype from an object, a JSON file (a path that ends in .json) or a space's text.
 
-    Without ``space`` a JSON file names its space itself, and a text is given to each space in turn.
+    Without ``space``, a JSON file names its space, and a text is tried with each space in turn.
     """
     if isinstance(genotype, Genotype):
         if space is not None and genotype.space is not get_space(space):
@@ -115,7 +115,7 @@ def load_genotype(genotype: Genotype | str | os.PathLike[str], space: str | Spac
             continue
         except TenasError as error:
             reasons.append(error)
-    # A text in a space's own form has its fault named; what none of them knows is of no space.
+    # WrongFormError: not the form of this space, so try the next. A text of the right form has its own error.
     raise (
         reasons[-1] if reasons else TenasError(f"{genotype!r} is not the text of a genotype of any space ({', '.join(SPACES)}).")
     )

@@ -1,4 +1,4 @@
-"""What every search space is made of. Plain data: nothing here imports torch."""
+"""Base of all search spaces: edges, masks, rounds, genotypes. Plain data, no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class WrongFormError(TenasError):
-    """A text that isn't of the form in which a space writes its genotypes: it may be of another space."""
+    """A text is not of the form in which a space writes its genotypes: it may belong to another space."""
 
 
 class Edge(NamedTuple):
@@ -33,7 +33,7 @@ class Edge(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """An edge of a found cell with the operator that is left on it."""
+    """An edge of a genotype, with its operator."""
 
     target: int
     source: int
@@ -41,7 +41,7 @@ class Choice(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One operator of one edge, to be taken away from a mask."""
+    """One operator of one edge, to be removed from a mask."""
 
     cell: str
     edge: int
@@ -49,12 +49,12 @@ class Trial(NamedTuple):
 
 
 class Round(NamedTuple):
-    """A round of a search: what kind it is, and how many subjects it scores.
+    """A round of a search: its kind, and the number of its subjects.
 
-    ``operators``: trials of an edge compete and ``prune`` of them go, never the last one; with ``edge`` (cell type, edge) only
-    those of that edge. ``edges``: the incoming edges of a node compete and all but the best go (DARTS; TE-NAS's released code,
-    last stage). ``cells``: discrete cells, of which ``keep`` stay. ``training``: cells that are trained, of which ``keep`` stay.
-    ``trials``: operators or edges that are tried, cells that are measured or trained.
+    ``operators``: the trials of each edge compete, and ``prune`` of them are removed, never the last one; with ``edge`` (cell
+    type, edge) only those of that edge. ``edges``: the incoming edges of each node compete, and all but the best are removed
+    (DARTS; TE-NAS's released code, last stage). ``cells``: discrete cells are measured, ``keep`` stay. ``training``: cells are
+    trained, ``keep`` stay. ``trials``: number of operators or edges tried, or of cells measured or trained.
     """
 
     number: int
@@ -67,7 +67,7 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True)
 class Mask:
-    """Which operators are active: ``active[cell type][edge][operator]``, booleans."""
+    """The active operators: ``active[cell type][edge][operator]``, booleans."""
 
     space: Space
     active: tuple[tuple[tuple[bool, ...], ...], ...]
@@ -90,7 +90,7 @@ class Mask:
         return tuple(operator for operator, on in zip(self.space.operators, row, strict=True) if on)
 
     def without(self, trials: Iterable[Trial]) -> Mask:
-        """This mask with the operators of ``trials`` taken away."""
+        """This mask without the operators of ``trials``."""
         active = [[list(row) for row in cell] for cell in self.active]
         for cell, edge, operator in trials:
             active[self.space.cell_types.index(cell)][edge][self.space.operators.index(operator)] = False
@@ -107,14 +107,14 @@ class Mask:
 
 @dataclass(frozen=True)
 class Genotype:
-    """A found architecture: for each cell type of its space, the chosen edges with their operators, by target then source."""
+    """A discrete architecture: for each cell type of its space, the chosen edges with their operators, by target then source."""
 
     space: Space
     cells: tuple[tuple[Choice, ...], ...]
 
     @property
     def arch(self) -> str:
-        """The text that is customary in the genotype's space; ``space.parse`` is its inverse."""
+        """The customary text of the genotype's space; ``space.parse`` is its inverse."""
         return self.space.text(self)
 
     def to_json(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Genotype:
 
 
 def operators_left(mask: Mask) -> dict[tuple[str, int], int]:
-    """For each (cell type, edge) how many operators are active."""
+    """Number of active operators for each (cell type, edge)."""
     space = mask.space
     return {
         (cell, edge): sum(row) for cell, rows in zip(space.cell_types, mask.active, strict=True) for edge, row in enumerate(rows)
@@ -145,7 +145,7 @@ def after(left: Mapping[tuple[str, int], int], round: Round) -> dict[tuple[str, 
 
 
 def edges_left(mask: Mask) -> Counter[tuple[str, int]]:
-    """For each (cell type, node) how many incoming edges have an operator."""
+    """Number of incoming edges with an operator for each (cell type, node)."""
     space = mask.space
     left = Counter({(cell, target): 0 for cell in space.cell_types for target in range(space.inputs, space.nodes)})
     for cell, rows in zip(space.cell_types, mask.active, strict=True):
@@ -161,13 +161,13 @@ class Space:
     them. ``output`` are the nodes whose concatenation is the cell's output; by default that is the last node.
     ``edges_of_a_node``: how many incoming edges a node of a genotype keeps; None for all.
 
-    ``networks``: what builds networks, by default a module's name, imported when the first is built: functions ``supernet``,
-    ``cells`` and ``network`` (tenas.networks.builders), and ``operator`` unless the space has factories. ``trained``: what
-    Network takes for the networks that are trained in the end, unless a retraining says otherwise. ``stems`` and
-    ``auxiliary``: what those networks may have. ``least_cells``: of a supernet in which each cell type stands.
-    ``short_trainings``: data set -> the column of the space's table that has validation accuracies after a few epochs.
-    ``listed_cells``: how many cells a whole table of the space lists; None where none lists all. ``side_step``: whose multiples
-    the sides of images have to be.
+    ``networks``: builder of the networks, an object or the name of a module, imported when the first network is built: functions
+    ``supernet``, ``cells`` and ``network`` (tenas.networks.builders), and ``operator`` unless the space has factories.
+    ``trained``: default arguments of Network for the finally trained networks. ``stems``: those that these networks may have;
+    ``auxiliary``: whether they may have an auxiliary head. ``least_cells``: number of cells of the smallest supernet with every
+    cell type. ``short_trainings``: data set -> column of the space's table with validation accuracies after a few epochs.
+    ``listed_cells``: number of cells in a complete table of the space; None if no table is complete. ``side_step``: sides of
+    images must be multiples of it.
     """
 
     name: str
@@ -187,16 +187,16 @@ class Space:
     listed_cells: int | None = None
     side_step: int = 1
     _reference: str | None = None
-    # What stands in the code digest for the code of a space that no file holds: nothing is taken for made by the same.
+    # Stands for the code of a space that no file defines in code digests: unique, so that no result counts as made by it.
     _token: str | None = None
 
     @property
     def reference(self) -> str:
-        """What a configuration calls the space: the name of one that the package ships, else ``path/to/file.py:object``."""
+        """Name of the space in configurations: its name if it is built in, else ``path/to/file.py:object``."""
         return self._reference or self.name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Other processes import the space themselves, so that there is one object of it in each.
+        # Pickled by reference: other processes import the space, so each has a single object of it.
         from tenas.spaces import get_space
 
         if self._token is not None:
@@ -212,7 +212,7 @@ class Space:
     # --- texts
 
     def parse(self, text: str) -> Genotype:
-        """The genotype of a text (see ``text``). Raises TenasError when the text isn't one, WrongFormError for another form."""
+        """Parse the text of a genotype (see ``text``). Raises TenasError for an invalid text, WrongFormError for another form."""
         cells = []
         texts = text.strip().split(";")
         if len(texts) != len(self.cell_types):
@@ -232,7 +232,7 @@ class Space:
         return genotype
 
     def text(self, genotype: Genotype) -> str:
-        """The customary text of a genotype of this space: ``|op~0|+|op~0|op~1|``, nodes by ``+``, cell types by ``;``."""
+        """The customary text of a genotype: ``|op~0|+|op~0|op~1|``, nodes joined by ``+``, cell types by ``;``."""
         return ";".join(
             "+".join(
                 "|" + "".join(f"{c.operator}~{c.source}|" for c in cell if c.target == target)
@@ -250,7 +250,7 @@ class Space:
         return ";".join(["+".join(nodes)] * len(self.cell_types))
 
     def _check_complete(self, genotype: Genotype, text: str) -> None:
-        """Raise TenasError unless each node has as many incoming edges as a genotype of this space must have."""
+        """Raise TenasError unless each node has the number of incoming edges required in a genotype of this space."""
         incoming = Counter(edge.target for edge in self.edges)
         for choices in genotype.cells:
             found = Counter(choice.target for choice in choices)
@@ -263,15 +263,15 @@ class Space:
                     )
 
     def kept_edges(self, incoming: int) -> int:
-        """How many of its incoming edges a node of a genotype keeps."""
+        """Number of edges that a node with ``incoming`` edges keeps in a genotype."""
         return incoming if self.edges_of_a_node is None else min(incoming, self.edges_of_a_node)
 
     def canonical_form(self, genotype: Genotype) -> str | None:
-        """A text that two cells share when they are the same network; None where the space does not know."""
+        """A text shared by all cells that are the same network; None if the space does not define one."""
         return None
 
     def check_side(self, side: int) -> None:
-        """Raise TenasError for images of a side, in pixels, that the space's networks cannot take."""
+        """Raise TenasError for a side of images, in pixels, that the space's networks cannot process."""
         step = self.side_step
         if side % step:
             below, above = side // step * step, (side // step + 1) * step
@@ -284,13 +284,13 @@ class Space:
     # --- what an edge can choose from
 
     def choices(self, cell: str, edge: int) -> tuple[str, ...]:
-        """The operators that an edge can have, in the space's order; by default all."""
+        """Candidate operators of an edge, in the space's order; by default all."""
         return self.operators
 
     def operation(self, name: str, inputs: int, outputs: int, stride: int) -> Any:
-        """The module of an operator, (n, inputs, h, w) to (n, outputs, h / stride, w / stride); None for one that gives nothing.
+        """The module of an operator, (n, inputs, h, w) to (n, outputs, h / stride, w / stride); None if it adds nothing.
 
-        By default the function ``operator`` of ``networks`` makes it, of the same arguments.
+        By default made by the function ``operator`` of ``networks``, with the same arguments.
         """
         networks = importlib.import_module(self.networks) if isinstance(self.networks, str) else self.networks
         if not hasattr(networks, "operator"):
@@ -300,10 +300,10 @@ class Space:
     # --- masks
 
     def check(self, mask: Mask) -> None:
-        """Raise TenasError unless a network can be built from the mask.
+        """Raise TenasError if no network can be built from the mask.
 
-        Every edge needs an operator. Where a node keeps some of its edges, edges may be empty once no edge has more than one
-        operator (the round of edges), as long as enough of them are left.
+        Every edge needs an operator. If nodes keep only some of their edges, edges may be empty once no edge has more than one
+        operator (after the round of edges), as long as enough edges are left.
         """
         pruned_edges = self.edges_of_a_node is not None and max(sum(row) for rows in mask.active for row in rows) == 1
         if not pruned_edges:
@@ -323,7 +323,7 @@ class Space:
                 )
 
     def full_mask(self, exclude: Sequence[str] = ()) -> Mask:
-        """The supernet that a search starts from: every operator of every edge, but those in ``exclude``."""
+        """Mask of the supernet at the start of a search: every operator of every edge, except those in ``exclude``."""
         for operator in exclude:
             if operator not in self.operators:
                 raise one_of(f"operator of {self.name}", operator, self.operators)
@@ -339,16 +339,16 @@ class Space:
         )
 
     def size(self, mask: Mask) -> int:
-        """How many genotypes a mask spans."""
+        """Number of genotypes that a mask spans."""
         return self.size_of(operators_left(mask))
 
     def size_of(self, left: Mapping[tuple[str, int], int]) -> int:
-        """``size`` where each (cell type, edge) has as many operators as ``left`` says."""
+        """``size`` of a mask with the numbers of operators ``left``, by (cell type, edge)."""
         total = 1
         for cell in self.cell_types:
             for target in range(self.inputs, self.nodes):
                 counts = [left[cell, index] for index, edge in enumerate(self.edges) if edge.target == target]
-                # Over all choices of the edges that are kept, the sum of the products of their operators: an elementary
+                # Sum over all choices of kept edges of the product of their numbers of operators: an elementary
                 # symmetric polynomial.
                 sums = [1] + [0] * self.kept_edges(len(counts))
                 for count in counts:
@@ -358,7 +358,7 @@ class Space:
         return total
 
     def genotypes(self, mask: Mask | None = None) -> Iterator[Genotype]:
-        """All genotypes that a mask spans, by default the whole space, the last edge's operator changing fastest."""
+        """All genotypes of a mask, by default of the whole space; the operator of the last edge changes fastest."""
         mask = self.full_mask() if mask is None else mask
         per_type = []
         for cell in self.cell_types:
@@ -378,7 +378,7 @@ class Space:
             yield Genotype(self, tuple(tuple(c for _ in nodes for c in next(chosen)) for nodes in per_type))
 
     def random_genotype(self, mask: Mask, generator: np.random.Generator) -> Genotype:
-        """A genotype that a mask spans, each as likely as any other."""
+        """Draw a genotype of a mask uniformly."""
         cells = []
         for cell in self.cell_types:
             choices: list[Choice] = []
@@ -386,7 +386,7 @@ class Space:
                 incoming = [index for index, edge in enumerate(self.edges) if edge.target == target]
                 active = [index for index in incoming if mask.operators(cell, index)]
                 subsets = list(combinations(active, self.kept_edges(len(incoming))))
-                # A subset of edges is as likely as it has ways to choose their operators.
+                # Weigh each subset of edges by its number of ways to choose operators.
                 ways = list(accumulate(math.prod(len(mask.operators(cell, index)) for index in subset) for subset in subsets))
                 subset = subsets[bisect_right(ways, int(generator.integers(ways[-1])))]
                 for index in subset:
@@ -398,7 +398,7 @@ class Space:
     # --- TE-NAS's rounds
 
     def rounds(self, exclude: Sequence[str] = (), prune: int = 1) -> tuple[Round, ...]:
-        """TE-NAS's schedule, known beforehand: rounds of operators until one is left on each edge, then one of edges, if any."""
+        """TE-NAS's schedule: rounds of operators until one is left on each edge, then a round of edges, if nodes keep some."""
         left = operators_left(self.full_mask(exclude))
         rounds: list[Round] = []
         while max(left.values()) > 1:
@@ -409,19 +409,19 @@ class Space:
     def operators_round(
         self, number: int, left: Mapping[tuple[str, int], int], prune: int, edge: tuple[str, int] | None = None
     ) -> Round:
-        """A round of operators where each edge has as many as ``left`` says, or of one ``edge`` alone, down to one."""
+        """A round of operators, of all edges or of one ``edge``. ``left``: numbers of operators by (cell type, edge)."""
         competing = [count for key, count in left.items() if count > 1 and edge in (None, key)]
         most = max(competing, default=1) - 1
         return Round(number, "operators", most if edge else min(prune, most), sum(competing), edge)
 
     def edges_rounds(self, number: int) -> list[Round]:
-        """The round of edges, for the nodes that have more incoming edges than they keep; none where all are kept."""
+        """The round of edges, for nodes with more incoming edges than they keep; empty if all nodes keep all."""
         incoming = Counter(edge.target for edge in self.edges).values()
         trials = len(self.cell_types) * sum(count for count in incoming if count > self.kept_edges(count))
         return [Round(number, "edges", 1, trials)] if trials else []
 
     def candidates(self, mask: Mask, round: Round) -> Iterator[Trial]:
-        """What a round tries to take away from a mask, by cell type, edge and operator."""
+        """All possible trials of a round on a mask, by cell type, edge and operator."""
         left = edges_left(mask)
         incoming = Counter(edge.target for edge in self.edges)
         for cell in self.cell_types:
@@ -435,7 +435,7 @@ class Space:
                     yield from (Trial(cell, edge, operator) for operator in operators)
 
     def trials(self, mask: Mask, round: Round) -> tuple[Trial, ...]:
-        """The trials of a round, by cell type, edge and operator. Raises TenasError when the mask is of another round."""
+        """The trials of a round, by cell type, edge and operator. Raises TenasError if the mask belongs to another round."""
         trials = tuple(self.candidates(mask, round))
         if len(trials) != round.trials:
             raise TenasError(
@@ -445,7 +445,7 @@ class Space:
         return trials
 
     def rivals(self, trials: Sequence[Trial], round: Round) -> list[tuple[list[int], int]]:
-        """Groups of trials (their indices) that compete with each other, and how many of each group are pruned."""
+        """Groups of competing trials (their indices), and the number pruned of each group."""
         groups: dict[tuple[str, int], list[int]] = {}
         for index, trial in enumerate(trials):
             place = self.edges[trial.edge].target if round.stage == "edges" else trial.edge
@@ -458,7 +458,7 @@ class Space:
     # --- genotypes
 
     def genotype(self, mask: Mask) -> Genotype:
-        """What is left when a search has ended. Raises TenasError while an edge or a node still has a choice."""
+        """The genotype left in a mask. Raises TenasError while an edge or a node still has a choice."""
         cells = []
         for cell in self.cell_types:
             choices: list[Choice] = []
@@ -479,7 +479,7 @@ class Space:
         return Genotype(self, tuple(cells))
 
     def mask(self, genotype: Genotype) -> Mask:
-        """The mask in which just the genotype's operators are active."""
+        """Mask in which only the operators of a genotype are active."""
         chosen = [{(c.target, c.source, c.operator) for c in cell} for cell in genotype.cells]
         return Mask(
             self,
@@ -489,12 +489,12 @@ class Space:
         )
 
     def read_mask(self, path: str | os.PathLike[str]) -> Mask:
-        """A mask from its JSON file. Raises TenasError when it is damaged, empty on an edge, or of another space."""
+        """Read a mask from its JSON file. Raises TenasError if it is damaged, empty on an edge, or of another space."""
         value = read_json(path, "mask")
         if value.get("space") != self.reference:
             raise TenasError(f"The mask {path} is of the space {value.get('space')!r}, not {self.reference}.")
         if value.get("operators") != list(self.operators):
-            raise TenasError(f"The mask {path} lists other operators than {self.name} has.")
+            raise TenasError(f"The mask {path} lists other operators than those of {self.name}.")
         active: Any = value.get("active")
         try:
             cells = tuple(tuple(tuple(row) for row in active[cell]) for cell in self.cell_types)
@@ -513,7 +513,7 @@ class Space:
         return mask
 
     def _genotype(self, parsed: Iterable[Iterable[Choice]], text: str) -> Genotype:
-        """A genotype from parsed choices, checked against the space; ``text`` is what the error quotes."""
+        """Make a genotype from parsed choices, checked against the space; error messages quote ``text``."""
         cells = tuple(tuple(sorted(cell)) for cell in parsed)
         for choice in (choice for cell in cells for choice in cell):
             if choice.operator not in self.operators:
@@ -538,7 +538,7 @@ class Space:
 
 
 def genotype_from_json(space: Space, value: dict[str, Any], what: str) -> Genotype:
-    """The genotype in a JSON object with the key ``arch``; ``what`` names it in the error."""
+    """Parse the genotype in a JSON object with the key ``arch``; ``what``: its name in error messages."""
     if value.get("space", space.reference) != space.reference:
         raise TenasError(f"{what} is of the space {value['space']!r}, not {space.reference}.")
     if not isinstance(value.get("arch"), str):
@@ -547,5 +547,5 @@ def genotype_from_json(space: Space, value: dict[str, Any], what: str) -> Genoty
 
 
 def is_json_path(genotype: str | os.PathLike[str]) -> bool:
-    """Whether this names a file rather than being a genotype's text."""
+    """Whether this names a file, and is not the text of a genotype."""
     return isinstance(genotype, os.PathLike) or str(genotype).endswith(".json")

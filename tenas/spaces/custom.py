@@ -1,6 +1,6 @@
-"""Spaces of a user's own: cells whose edges choose an operator, and chains of layers that each choose one. No torch.
+"""User-defined spaces: cells whose edges choose an operator, and chains of layers that each choose one. No torch.
 
-Both are made from factories of operators, and get supernet, discrete networks, sampling, drawing and texts from the package::
+Both are made from factories of operators; the package provides supernet, discrete networks, sampling, drawing and texts::
 
     from torch import nn
     from tenas.spaces import CellSpace
@@ -29,11 +29,11 @@ from tenas.spaces.base import Choice, Edge, Genotype, Space, WrongFormError
 if TYPE_CHECKING:
     from torch import nn
 
-# (channels in, channels out, stride) -> a module, or None for an operator that gives nothing.
+# (channels in, channels out, stride) -> a module, or None for an operator that adds nothing.
 Factory = Callable[[int, int, int], Any]
 
 NAME = re.compile(r"[A-Za-z0-9_.]+")
-SIDE = 8  # of the features on which an operator's shape is looked at
+SIDE = 8  # side of the features on which the shapes of operators are checked
 
 
 class _FromFactories(Space):
@@ -53,7 +53,7 @@ class _FromFactories(Space):
         self._seen: set[tuple[str, int, int, int]] = set()
 
     def operation(self, name: str, inputs: int, outputs: int, stride: int) -> nn.Module | None:
-        """The module that the operator's factory makes. Raises TenasError where it is none, or gives another shape."""
+        """Make the module of an operator by its factory. Raises TenasError for anything else, or for a wrong output shape."""
         from torch import nn
 
         made = self.factories[name](inputs, outputs, stride)
@@ -74,13 +74,11 @@ class _FromFactories(Space):
         except Exception as error:
             raise TenasError(f"{asked} cannot read features of {given}: {' '.join(str(error).split())}.") from error
         if found != wanted:
-            raise TenasError(
-                f"{asked} gives {found} for {given}, not {wanted}: its factory has to take channels and stride into account."
-            )
+            raise TenasError(f"{asked} gives {found} for {given}, not {wanted}: its factory must respect channels and stride.")
 
 
 def _shape_of(module: nn.Module, given: tuple[int, ...]) -> object:
-    """The shape that a module gives for features of another, computed on a copy, and where it can be without arithmetic."""
+    """Output shape of a module for features of a shape, computed on a copy; without arithmetic (meta device) where possible."""
     import torch
 
     def on(device: str) -> object:
@@ -92,26 +90,26 @@ def _shape_of(module: nn.Module, given: tuple[int, ...]) -> object:
     try:
         return on("meta")
     except Exception:
-        # Not every operator of one's own can run there.
+        # Not every user-defined operator can run on the meta device.
         if own == "meta":
             raise
         return on(own)
 
 
 class CellSpace(_FromFactories):
-    """A space of cells: every edge chooses one of ``operators``, a node is the sum of its edges.
+    """A space of cells: each edge chooses one of ``operators``, a node is the sum of its edges.
 
-    ``operators``: name -> factory. ``nodes``: with the inputs; each node after them reads all earlier ones, unless ``edges`` says
-    otherwise, as pairs (target, source). With ``inputs`` 1 a cell maps (n, C, h, w) to the same and stands in the skeleton of
-    NAS-Bench-201: stem, three stages of cells with residual blocks of stride 2 between them, classifier; factories are asked
-    for stride 1 alone. With ``inputs`` 2 it reads the two cells before it and stands in DARTS's skeleton, with a reduction
-    cell where ``cell_types`` has a second name; factories are also asked for stride 2.
+    ``operators``: name -> factory. ``nodes``: their number, including the inputs. ``edges``: pairs (target, source); by default
+    each node after the inputs reads all earlier ones. With ``inputs`` 1, a cell maps (n, C, h, w) to the same shape, in the
+    skeleton of NAS-Bench-201: stem, three stages of cells with residual blocks of stride 2 between them, classifier; factories
+    are called with stride 1 only. With ``inputs`` 2, a cell reads the previous two cells, in DARTS's skeleton, which has
+    reduction cells if ``cell_types`` has a second name; factories are also called with stride 2.
 
-    ``output``: nodes whose concatenation is the output (DARTS); by default the last node. ``edges_of_a_node``: incoming edges
-    that a node of a genotype keeps. ``channels`` and ``cells``: of the network that is trained in the end (cells per stage, or
-    in all with ``inputs`` 2). ``choices``: of an edge (target, source), the operators that it can have; by default all.
-    ``networks``: what builds networks of another skeleton (tenas.networks.builders), a module, an object or a module's name.
-    Raises TenasError for what is no cell.
+    ``output``: nodes whose concatenation is the output (DARTS); by default the last node. ``edges_of_a_node``: number of
+    incoming edges that a node of a genotype keeps. ``channels`` and ``cells``: of the finally trained network (cells per stage,
+    or in all with ``inputs`` 2). ``choices``: edge (target, source) -> its candidate operators; by default all. ``networks``:
+    builder of another skeleton (tenas.networks.builders): an object, a module, or the name of one.
+    Raises TenasError for an invalid cell.
     """
 
     def __init__(
@@ -139,11 +137,11 @@ class CellSpace(_FromFactories):
         if inputs == 1 and (output or len(cell_types) != 1):
             raise TenasError(f"A cell of {name} with one input has one cell type, and its last node for output.")
         if not 1 <= len(set(cell_types)) == len(cell_types) <= 2:
-            raise TenasError(f"{name} has the cell types {', '.join(cell_types)}; 1 or 2 (normal, reduction) can be built.")
+            raise TenasError(f"{name} has the cell types {', '.join(cell_types)}; at most 2 (normal, reduction) can be built.")
         if edges_of_a_node is not None and edges_of_a_node < 1:
             raise TenasError(f"A node of {name} keeps at least one edge, not {edges_of_a_node}.")
         if inputs == 1 and networks is None:
-            self.side_step = 4  # as in NAS-Bench-201, whose skeleton it has
+            self.side_step = 4  # as in NAS-Bench-201, for the same skeleton
         if inputs == 2 and networks is None:
             self.stems, self.auxiliary, self.least_cells = ("cifar", "imagenet"), True, len(cell_types)
         self.inputs, self.nodes, self.cell_types, self.output = inputs, nodes, tuple(cell_types), tuple(output)
@@ -160,7 +158,7 @@ class CellSpace(_FromFactories):
         self._choices: dict[tuple[int, int], tuple[str, ...]] = {}
         for pair, allowed in (choices or {}).items():
             if pair not in self.edges:
-                raise TenasError(f"{name} has no edge {pair[0]}<-{pair[1]} to give choices to.")
+                raise TenasError(f"'choices' names the edge {pair[0]}<-{pair[1]}, which {name} does not have.")
             self._choices[pair] = _allowed(allowed, self, f"The edge {pair[0]}<-{pair[1]}")
 
     def choices(self, cell: str, edge: int) -> tuple[str, ...]:
@@ -168,12 +166,12 @@ class CellSpace(_FromFactories):
 
 
 def _allowed(names: Sequence[str], space: Space, where: str) -> tuple[str, ...]:
-    """Operators that a place can choose from, in the space's order. Raises TenasError for others, and for none."""
+    """Candidate operators of an edge or layer, in the space's order. Raises TenasError for unknown operators, and for none."""
     for operator in names:
         if operator not in space.operators:
             raise TenasError(f"{where}: {one_of(f'operator of {space.name}', operator, space.operators)}")
     if not names:
-        raise TenasError(f"{where} of {space.name} has no operator to choose.")
+        raise TenasError(f"{where} of {space.name} needs at least one operator to choose from.")
     return tuple(name for name in space.operators if name in names)
 
 
@@ -181,8 +179,8 @@ def _allowed(names: Sequence[str], space: Space, where: str) -> tuple[str, ...]:
 class Layer:
     """A place in a chain. ``width``: channels, as a multiple of the network's. ``stride``: 1 or 2.
 
-    ``operators``: those that the layer can choose from; by default all. An identity, say, only fits where neither
-    width nor size changes.
+    ``operators``: candidates of the layer; by default all. An identity, for example, fits only if neither width nor size
+    changes.
     """
 
     width: float = 1.0
@@ -194,8 +192,8 @@ class ChainSpace(_FromFactories):
     """A chain of layers that each choose an operator: kernel size, expansion, skip.
 
     The text of a genotype is its operators joined by ``-``. The network: a stem (3x3 convolution, batch normalisation), the
-    layers, BN-ReLU, global average pooling, a linear classifier. ``channels`` of the network times a layer's ``width``, at
-    least 1, are its channels. ``cells``: how often a layer is repeated, with its stride in the first (depth multiplier).
+    layers, BN-ReLU, global average pooling, a linear classifier. A layer has ``channels`` times its ``width`` channels, at least
+    1. ``cells``: number of repeats of each layer, the first of which has its stride (depth multiplier).
     """
 
     cell_types = ("chain",)
@@ -233,7 +231,7 @@ class ChainSpace(_FromFactories):
     def operation(self, name: str, inputs: int, outputs: int, stride: int) -> nn.Module:
         made = super().operation(name, inputs, outputs, stride)
         if made is None:
-            raise TenasError(f"The operator {name!r} of {self.name} gives nothing, and a chain would end there: use an identity.")
+            raise TenasError(f"The operator {name!r} of {self.name} adds nothing, which would cut the chain: use an identity.")
         return made
 
     def parse(self, text: str) -> Genotype:
@@ -249,5 +247,5 @@ class ChainSpace(_FromFactories):
         return "-".join(choice.operator for choice in genotype.cells[0])
 
     def channels_of(self, place: int, channels: int) -> int:
-        """The channels of a layer of a network of ``channels``."""
+        """Number of channels of a layer, in a network of ``channels``."""
         return max(1, round(channels * self.layers[place].width))

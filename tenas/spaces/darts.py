@@ -10,12 +10,12 @@ from tenas.spaces.base import Choice, Edge, Genotype, Space, WrongFormError
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 FORM = (
     "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), "
-    "reduce=[...], reduce_concat=range(2, 6)) with 8 pairs a cell"
+    "reduce=[...], reduce_concat=range(2, 6)) with 8 pairs per cell"
 )
 
 
 class Darts(Space):
-    """Nodes 0 and 1 are the outputs of the two cells before; a cell's output is the concatenation of nodes 2 to 5.
+    """DARTS's space: nodes 0 and 1 are the outputs of the previous two cells, the output concatenates nodes 2 to 5.
 
     A search ends with a round of edges, as in TE-NAS's released code: a node of a genotype reads two nodes.
     """
@@ -40,8 +40,8 @@ class Darts(Space):
     def parse(self, text: str) -> Genotype:
         """Read ``Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=..., reduce_concat=...)``.
 
-        As it stands in papers' code and logs: assigned to a name or not, lists or tuples, any white space and quotes,
-        ``[2, 3, 4, 5]`` for the range. Pair 2i and 2i + 1 are the inputs of node i + 2. Nothing of it is executed.
+        All forms in papers' code and logs are accepted: with or without an assignment, lists or tuples, any white space and
+        quotes, ``[2, 3, 4, 5]`` for the range. Pairs 2i and 2i + 1 are the inputs of node i + 2. The text is not executed.
         """
         fields = _fields(text)
         cells = []
@@ -77,8 +77,8 @@ class Darts(Space):
 
 
 def _fields(text: str) -> dict[str, ast.expr]:
-    """The four arguments of ``Genotype(...)``, by name. Raises WrongFormError when the text isn't that."""
-    # What may stand before it: "TENAS = ", "genotypes.", a log's "03/15 genotype = ".
+    """The four arguments of ``Genotype(...)``, by name. Raises WrongFormError for any other text."""
+    # A prefix is allowed: "TENAS = ", "genotypes.", "03/15 genotype = " of a log.
     call = re.fullmatch(r"(?:[^()\[\]]*[=.:\s])?(Genotype\s*\(.*\))[\s,;]*", text.strip(), re.DOTALL)
     try:
         expression = ast.parse(call[1], mode="eval").body if call else None
@@ -89,12 +89,12 @@ def _fields(text: str) -> dict[str, ast.expr]:
     fields = dict(zip(FIELDS, expression.args, strict=False))
     fields |= {str(keyword.arg): keyword.value for keyword in expression.keywords}
     if set(fields) != set(FIELDS) or len(expression.args) + len(expression.keywords) != len(FIELDS):
-        raise TenasError(f"A genotype of darts has {', '.join(FIELDS)}, each once; this has not: {text!r}.")
+        raise TenasError(f"A genotype of darts needs {', '.join(FIELDS)}, each exactly once, unlike {text!r}.")
     return fields
 
 
 def _literal(expression: ast.expr) -> object:
-    """The value of a literal, or None where it is something else."""
+    """The value of a literal; None for any other expression."""
     try:
         return ast.literal_eval(expression)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):

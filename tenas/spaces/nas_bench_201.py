@@ -6,7 +6,7 @@ from tenas.spaces.base import Edge, Genotype, Space
 
 
 class NasBench201(Space):
-    """15,625 cells; the text of a cell is ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``."""
+    """The space of 15,625 cells with texts ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``."""
 
     name = "nas-bench-201"
     operators = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -16,7 +16,7 @@ class NasBench201(Space):
     networks = "tenas.networks.nas_bench_201"
     edges = tuple(Edge(target, source) for target in range(1, 4) for source in range(target))
 
-    # A residual block adds a convolution of stride 2, padded, to an average pooling that is not: their sizes differ at odd sides.
+    # A residual block adds a padded convolution of stride 2 to an unpadded average pooling: their sizes differ for odd sides.
     side_step = 4
     listed_cells = len(operators) ** len(edges)
     short_trainings = MappingProxyType(
@@ -28,15 +28,14 @@ class NasBench201(Space):
     )
 
     def canonical_form(self, genotype: Genotype) -> str:
-        """A text that two cells share when they are isomorphic: the same sums of the same operators.
+        """A text shared by all isomorphic cells: the same sums of the same operators.
 
-        ``skip_connect`` is taken for the identity, ``none`` for nothing, and so is a pooling of nothing. A convolution of nothing
-        stays: its batch normalisation still adds a learned constant. What does not reach the output is left out. An empty text is
-        a cell without an output. The 15,625 cells have 5,545 forms.
+        ``skip_connect`` is the identity; ``none`` and a pooling of an empty node add nothing. A convolution of an empty node
+        stays: its batch normalisation still adds a learned constant. Operators that do not reach the output are left out. A cell
+        without an output has an empty text. The 15,625 cells have 5,545 forms.
 
-        The benchmark's own count is 6,466 (NATS-Bench, table 1): its text takes a convolution of nothing for nothing, but does
-        not see that a node is empty when it has more than one edge, nor that sums are equal when one of them is reached by a
-        skip.
+        The benchmark's own count is 6,466 (NATS-Bench, table 1): its text drops convolutions of empty nodes, but misses empty
+        nodes with more than one edge, and equal sums of which one is reached by a skip.
         """
         (cell,) = genotype.cells
         nodes = [["x"]]

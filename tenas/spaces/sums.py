@@ -1,4 +1,4 @@
-"""Figures of a cell that are sums over its operators: parameters, multiply-adds. No torch."""
+"""Costs of a cell that are sums over its operators: parameters, multiply-adds. No torch."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from tenas.spaces.base import Genotype, Mask, Space
 
 @dataclass(frozen=True)
 class Sums:
-    """A figure that is a sum: of ``base``, and of one number for each operator, ``operators[cell type][edge][operator]``."""
+    """A cost that is the sum of ``base`` and of one number per operator, ``operators[cell type][edge][operator]``."""
 
     space: Space
     base: int
     operators: tuple[tuple[tuple[int, ...], ...], ...]
 
     def of(self, genotype: Genotype) -> int:
-        """The figure of a cell."""
+        """The cost of a cell."""
         places = {(edge.target, edge.source): index for index, edge in enumerate(self.space.edges)}
         return self.base + sum(
             self.operators[number][places[choice.target, choice.source]][self.space.operators.index(choice.operator)]
@@ -23,7 +23,7 @@ class Sums:
         )
 
     def extreme(self, mask: Mask, largest: bool = False) -> int:
-        """The smallest (or largest) figure of all cells that a mask spans."""
+        """The smallest (or largest) cost of all cells that a mask spans."""
         best, total = (max if largest else min), self.base
         for rows, costs in zip(mask.active, self.operators, strict=True):
             for target in range(self.space.inputs, self.space.nodes):

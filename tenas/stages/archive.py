@@ -20,7 +20,7 @@ def archive(
 
     listed = pack(runs, out)
     commit = "no known commit" if listed["commit"] is None else f"commit {listed['commit']['sha1']}"
-    changed = ", with changes that are not committed" if (listed["commit"] or {}).get("changed") else ""
+    changed = ", with uncommitted changes" if (listed["commit"] or {}).get("changed") else ""
     size = f"{out.stat().st_size / 1000:,.0f} kB"
     return (
         f"{out}: {len(listed['runs'])} runs, {len(listed['files'])} files, {size}, by {commit}{changed}\n"

@@ -5,10 +5,10 @@ from typing import Annotated
 
 
 def audit(
-    run: Annotated[Path, "folder of the run or of a study, or an archive of some"],
+    run: Annotated[Path, "folder of a run or study, or an archive of several"],
     *,
-    data: Annotated[Path | None, "folder of its images (default: where its records say)"] = None,
-    table: Annotated[Path | None, "table of its space, if one was read (default: where its records say)"] = None,
+    data: Annotated[Path | None, "folder of its images (default: that of the records)"] = None,
+    table: Annotated[Path | None, "table of its space, if one was read (default: that of the records)"] = None,
 ) -> str:
     """Follow a run's genotypes back to the images, and report what differs from the records.
 

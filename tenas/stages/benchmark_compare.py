@@ -7,7 +7,7 @@ from typing import Annotated
 def benchmark_compare(
     table: Annotated[Path, "a table as CSV or Parquet, one row per cell"],
     *,
-    other: Annotated[Path, "another; builtin is the one that comes with the project"] = Path("builtin"),
+    other: Annotated[Path, "another one; builtin is the built-in table"] = Path("builtin"),
 ) -> str:
     """Report where two tables of a space differ.
 

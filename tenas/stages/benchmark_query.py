@@ -8,7 +8,7 @@ def benchmark_query(
     cell: Annotated[str, "text of a cell, its number in the table, or JSON file of a genotype"],
     *,
     index: Annotated[
-        Path, "the table as CSV or Parquet, one row per cell; builtin is the one that comes with the project, none for no table"
+        Path, "the table as CSV or Parquet, one row per cell; builtin is the built-in one, none for no table"
     ] = Path("builtin"),
     out: Annotated[Path | None, "JSON file of the result; without it a table is printed"] = None,
 ) -> str | None:

@@ -9,13 +9,13 @@ from tenas.stages.types import Count
 
 def benchmark_search(
     *,
-    index: Annotated[
-        Path, "the table as CSV or Parquet, all cells of nas-bench-201; builtin is the one that comes with the project"
-    ] = Path("builtin"),
+    index: Annotated[Path, "the table as CSV or Parquet, all cells of nas-bench-201; builtin is the built-in one"] = Path(
+        "builtin"
+    ),
     datasets: Annotated[list[str], "default: cifar10 cifar100 imagenet16"] = [],  # noqa: B006
     methods: Annotated[list[str], "default: random_search regularised_evolution local_search"] = [],  # noqa: B006
-    budgets: Annotated[list[Count], "cells that a search may look at"] = [1, 10, 54, 100, 1000],  # noqa: B006
-    searches: Annotated[Count, "searches of each kind, with seeds from 0"] = 100,
+    budgets: Annotated[list[Count], "number of cells that a search may look up"] = [1, 10, 54, 100, 1000],  # noqa: B006
+    searches: Annotated[Count, "number of searches of each kind, with seeds from 0"] = 100,
     out: Annotated[Path, "CSV file, one row per search and budget; its record is written next to it as JSON"],
     progress: Progress = silent,
 ) -> str:

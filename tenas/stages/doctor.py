@@ -1,4 +1,4 @@
-"""Say what this machine is and whether anything is wrong with it."""
+"""Diagnose this machine."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +8,9 @@ def doctor(
     *,
     data: Annotated[Path, "folder of prepared data sets"] = Path("data"),
 ) -> str:
-    """Say what this machine is, which device each stage would use and why, and what is wrong: then the exit status is 2.
+    """Diagnose this machine: resources, device of each stage and why, problems. With problems, the exit status is 2.
 
-    Computes a small NTK by the compiled kernels, on a GPU where there is one, and by the plain loop, and compares them.
+    Computes a small NTK by the compiled kernels, on a GPU if there is one, and by the plain loop, and compares them.
 
     Examples:
         tenas doctor

@@ -12,7 +12,7 @@ def finalists(
     shortlist: Annotated[Path, "shortlist.json of the round before"],
     round: Annotated[Count, "number of the round, from 1"],
     trainings: Annotated[list[Path], "metrics.json of each training, in the shortlist's order"] = [],  # noqa: B006
-    table: Annotated[Path | None, "table of the space, where short trainings are looked up"] = None,
+    table: Annotated[Path | None, "table of the space, if short trainings are looked up"] = None,
     ranking: Annotated[Path, "CSV file of the trainings, one row per cell"],
     out: Annotated[Path, "JSON file of the cells that are kept, best first"],
 ) -> None:

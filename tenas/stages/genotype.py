@@ -10,7 +10,7 @@ def genotype(
     state: Annotated[Path, "state after the last round: mask.json, shortlist.json or finalists.json"],
     out: Annotated[Path, "JSON file of the genotype"],
 ) -> None:
-    """Write the genotype that a search has found: of the last mask, or the first cell of the last list."""
+    """Write the genotype that a search has found: that of the last mask, or the first cell of the last list."""
     from tenas.files import write_json
     from tenas.search.made_by import made_by
     from tenas.search.state import found_genotype

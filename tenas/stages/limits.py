@@ -22,7 +22,7 @@ def limits(
     resolved, (data, _) = read_settings(settings), read_card(card)
     value = resolved_limits(resolved, classes=data["classes"], side=data["side"])
     latency = resolved["limits"].get("latency")
-    # The card is no input: only two of its numbers are used, which are recorded, and the rest are time and place.
+    # The card is no input: only two of its numbers are used, which are recorded; others depend on time and place.
     inputs = [index_path(latency["table"], resolved["space"])] if latency else []
     # Sealed, as no decision records its hash in a search whose rounds only draw cells.
     write_json(out, sealed(value | {"made_by": made_by("limits", resolved, inputs)}))

@@ -1,4 +1,4 @@
-"""Write a configuration to begin with."""
+"""Write a configuration to start from."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +7,10 @@ from typing import Annotated
 def new(
     name: Annotated[str, "name of the run and of its data set"],
     *,
-    images: Annotated[Path, "a folder with a folder of images for each class (or train/ and val/ with such), or an .npz file"],
+    images: Annotated[Path, "a folder with one folder of images per class (or train/ and val/ with those), or an .npz file"],
     out: Annotated[Path | None, "file to write (default: NAME.yaml)"] = None,
 ) -> str:
-    """Write a commented configuration for a search on one's own images, which runs as it stands.
+    """Write a commented configuration for a search on your own images, ready to run.
 
     Examples:
         tenas new flowers --images photos/flowers
@@ -25,7 +25,7 @@ def new(
 
     out = Path(f"{name}.yaml") if out is None else out
     if out.exists():
-        raise TenasError(f"The file {out} is there already: give another one with --out.")
+        raise TenasError(f"The file {out} already exists: choose another one with --out.")
     if not images.exists():
         raise TenasError(f"There is no folder or file {images}.")
     entry = filled(entry_of(str(images)))

@@ -11,10 +11,10 @@ def prepare(
         str, "a folder of classes, an .npz file, a source's name, path/to/file.py:object, or a configuration's entry as JSON"
     ],
     *,
-    path: Annotated[str | None, "folder or file of a source that is named: cifar10, imagenet16-120, ..."] = None,
-    images: Annotated[Count | None, "images that the search may draw from, at most 10,000 (the default)"] = None,
+    path: Annotated[str | None, "folder or file of a named source: cifar10, imagenet16-120, ..."] = None,
+    images: Annotated[Count | None, "number of images that the search draws from, at most 10,000 (the default)"] = None,
     side: Annotated[
-        Count | None, "height and width in pixels that images are resized to (default: the source's, mostly 32)"
+        Count | None, "height and width of the resized images in pixels (default: those of the source, mostly 32)"
     ] = None,
     seed: Annotated[Seed | None, "seed of the sample (default: 0)"] = None,
     out: Annotated[Path, "folder for images.npy, labels.npy, card.json and preview.png"],

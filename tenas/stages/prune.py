@@ -12,7 +12,7 @@ def prune(
     mask: Annotated[Path, "mask before the round"],
     round: Annotated[Count, "number of the round, from 1"],
     scores: Annotated[list[Path], "scores of all shards"],
-    limits: Annotated[Path | None, "limits.json of the run, where it has limits"] = None,
+    limits: Annotated[Path | None, "limits.json of the run, if it has limits"] = None,
     ranking: Annotated[Path, "CSV file of the ranking, one row per trial"],
     out: Annotated[Path, "mask after the round"],
 ) -> None:
@@ -35,6 +35,6 @@ def prune(
     columns, rows, after = rank_round(entry, subjects, values, read_limits(limits))
     write_csv(ranking, columns, rows)
     warn_of_nothing(rows, "_change", round)
-    # The ranking holds the decision and depends on the scores, whatever their shards: its hash ties the mask to both.
+    # The ranking contains the decision and depends on the scores, not on their shards: its hash ties the mask to both.
     inputs = [mask, ranking, *([limits] if limits else [])]
     write_json(out, after.to_json() | {"made_by": made_by("prune", resolved, inputs, entry)})

@@ -12,7 +12,7 @@ def retrain(
     genotype: Annotated[Path, "JSON file of the genotype"],
     seed: Annotated[Seed, "seed of the search, and of the training"],
     threads: Annotated[Count, "processor threads to use"] = 1,
-    device: Annotated[Device, "auto is a GPU where there is one"] = "auto",
+    device: Annotated[Device, "auto is a GPU if there is one"] = "auto",
     out: Annotated[Path, "folder for history.csv, metrics.json, network.pt and the checkpoint"],
 ) -> None:
     """Train the network of a genotype from scratch and test it."""

@@ -7,19 +7,17 @@ from tenas.stages.types import Cores
 
 
 def run(
-    config: Annotated[str, "YAML file, or the name of a configuration that comes with the package, such as nas-bench-201"],
-    targets: Annotated[list[Path], "files to make (default: all that the configuration asks for)"] = [],  # noqa: B006
+    config: Annotated[str, "YAML file, or name of a built-in configuration, such as nas-bench-201"],
+    targets: Annotated[list[Path], "files to make (default: all of the configuration)"] = [],  # noqa: B006
     *,
     cores: Annotated[Cores, "processor cores to use at most, or all"] = "all",
-    profile: Annotated[
-        str | None, "folder of a Snakemake profile, or the name of one of the package's: slurm, kubernetes"
-    ] = None,
-    dry_run: Annotated[bool, "say how many jobs of each rule would run, and end"] = False,
-    report: Annotated[Path | None, "write the report of what has been made to this HTML file, and end"] = None,
+    profile: Annotated[str | None, "folder of a Snakemake profile, or name of a built-in one: slurm, kubernetes"] = None,
+    dry_run: Annotated[bool, "print how many jobs of each rule would run, and exit"] = False,
+    report: Annotated[Path | None, "write the report of the existing results to this HTML file, and exit"] = None,
 ) -> None:
-    """Run the workflow on a configuration, in the present folder: Snakemake, with the package's rules.
+    """Run the workflow on a configuration, in the current folder: Snakemake with the package's rules.
 
-    Results lie in results/, prepared images in data/, logs in logs/. The same command goes on where it was stopped.
+    Results are in results/, prepared images in data/, logs in logs/. The same command resumes an interrupted run.
 
     Examples:
         tenas run mine.yaml
@@ -52,5 +50,5 @@ def run(
         report.parent.mkdir(parents=True, exist_ok=True)
         command += ["--report", str(report), "--quiet", "all"]
     command += ["--", *map(str, targets)]
-    # Snakemake takes this process's place: it ends its jobs itself on Ctrl-C, and its exit status is the command's.
+    # Snakemake replaces this process: it ends its jobs on Ctrl-C, and its exit status is that of the command.
     os.execv(sys.executable, [sys.executable, "-m", *command])

@@ -12,7 +12,7 @@ def sample(
     round: Annotated[Count, "number of the round, from 1"],
     seed: Annotated[Seed, "seed of the search"],
     before: Annotated[Path, "state after the round before: mask.json or shortlist.json"],
-    limits: Annotated[Path | None, "limits.json of the run, where it has limits"] = None,
+    limits: Annotated[Path | None, "limits.json of the run, if it has limits"] = None,
     out: Annotated[Path, "CSV file of the cells"],
 ) -> None:
     """Choose the cells that a round measures: a sample of the mask, a user's list, or the shortlist."""

@@ -11,7 +11,7 @@ def score(
     *,
     settings: Annotated[Path, "search.json of the run"],
     images: Annotated[Path, "images.npy of a prepared data set, with card.json and labels.npy next to it"],
-    subjects: Annotated[Path, "what is measured: mask.json before a round that prunes, sample.csv of a round of cells"],
+    subjects: Annotated[Path, "the subjects: mask.json before a round that prunes, or sample.csv of a round of cells"],
     round: Annotated[Count, "number of the round, from 1"],
     seed: Annotated[Seed, "seed of the search"],
     shard: Annotated[Shard, "every N-th subject"] = (1, 1),

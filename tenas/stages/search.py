@@ -17,18 +17,16 @@ def search(
     *,
     space: Annotated[str, "name of a space, or path/to/file.py:object"] = "nas-bench-201",
     data: Annotated[
-        str, "images: a folder of classes, an .npz file, a source's name; or the folder that tenas prepare has made of them"
+        str, "images: a folder of classes, an .npz file, a source's name, or the output folder of tenas prepare"
     ] = "digits",
     preset: Annotated[str, "name in config/presets, or a YAML file"] = "default",
     seeds: Annotated[list[Seed], "one search for each"] = [0],  # noqa: B006
     limit: Annotated[list[str], "parameters=0.5e6, flops=60%%, latency=FILE:COLUMN:5.0"] = [],  # noqa: B006
-    trainings: Annotated[str | None, "what a round of trainings does: real, table:COLUMN, none"] = None,
-    table: Annotated[Path, "table of the space, for trainings that are looked up; builtin comes with the project"] = Path(
-        "builtin"
-    ),
-    set: Annotated[list[str], "keys of the preset that are different: KEY=VALUE, such as rounds.1.keep=8"] = [],  # noqa: B006
+    trainings: Annotated[str | None, "mode of a round of trainings: real, table:COLUMN, none"] = None,
+    table: Annotated[Path, "table of the space, for trainings that are looked up; builtin is the built-in one"] = Path("builtin"),
+    set: Annotated[list[str], "changes to the preset: KEY=VALUE, such as rounds.1.keep=8"] = [],  # noqa: B006
     threads: Annotated[Count, "processor threads to use"] = 1,
-    device: Annotated[Device, "auto trains on a GPU where there is one, and measures on the CPU"] = "auto",
+    device: Annotated[Device, "auto trains on a GPU if there is one, and measures on the CPU"] = "auto",
     out: Annotated[Path, "folder of the run"],
     progress: Progress = silent,
 ) -> str:
@@ -50,7 +48,7 @@ def search(
     from tenas.settings.search import assigned, search_settings
 
     settings = search_settings(space, preset, assigned(set), limits=given_limits(limit), trainings=trainings)
-    # Before images are prepared into it: those of another search may lie there.
+    # Before images are prepared into it: it may have those of another search.
     with alone(out):
         _claim(settings, out)
     folder = given_data(data, out)
@@ -64,17 +62,17 @@ def search(
 
 
 def _claim(settings: dict[str, Any], out: Path) -> None:
-    """Write the settings of a search into its folder, which no other process is writing in, or find them there.
+    """Write the settings of a search into its folder, locked by this process, or check those that exist.
 
-    Settings of a search that has measured nothing, as one that was refused, may be replaced. Raises TenasError if the folder has
-    a search with other settings.
+    Settings of a search without measurements, such as a refused one, may be replaced. Raises TenasError if the folder has a
+    search with other settings.
     """
     from tenas.errors import TenasError
     from tenas.files import read_json, write_json
 
     path = layout.path(layout.SEARCH, out)
     others = path.exists() and read_json(path, "search settings") != settings
-    # A lock is of a search that goes on, or was killed.
+    # Locks belong to a running search, or to a killed one.
     begun = (layout.SCORES, str(Path(layout.GENOTYPE).with_name(".lock")))
     if others and any(any(out.glob(pattern.format(seed="*", round="*", shard="*"))) for pattern in begun):
         raise TenasError(f"The folder {out} has a search of other settings: remove it, or choose another folder for this one.")
@@ -114,8 +112,8 @@ def search_seed(
     """Search with one seed in the run's folder ``out``: the files of the workflow, with one shard per round.
 
     ``data``: folder of a prepared data set. ``workers``: for all rounds, as many as threads may be used; by default one thread.
-    Returns the path of the genotype. Finished rounds are kept if they follow from the same settings, images and code. Another
-    process that searches with the seed in the same folder is waited for. Raises TenasError if ``out`` has a search with other
+    Returns the path of the genotype. Finished rounds are kept if they follow from the same settings, images and code. Waits
+    for another process that searches with the same seed in the same folder. Raises TenasError if ``out`` has a search with other
     settings.
     """
     from tenas.locks import alone
@@ -148,7 +146,7 @@ def search_seed(
 
 
 def _score(search: _Seed, round: "Round", subjects: Path) -> Path:
-    """Measure a round's subjects, unless that was done before. Returns the file of the scores."""
+    """Measure a round's subjects, unless their scores exist. Returns the file of the scores."""
     from tenas.scoring.shard import score_shard
     from tenas.scoring.subjects import read_subjects
     from tenas.search.made_by import measuring_code

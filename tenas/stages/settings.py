@@ -7,7 +7,7 @@ from tenas.stages.types import Json
 
 
 def settings(
-    kind: Annotated[Literal["search", "retrain", "study"], "what the settings are of"],
+    kind: Annotated[Literal["search", "retrain", "study"], "kind of the settings"],
     json: Annotated[Json, "the resolved settings, as a JSON object"],
     *,
     out: Annotated[Path, "JSON file of the settings"],

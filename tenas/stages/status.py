@@ -1,15 +1,15 @@
-"""Print how far runs are."""
+"""Print the progress of runs."""
 
 from pathlib import Path
 from typing import Annotated
 
 
 def status(
-    runs: Annotated[list[Path], "folders of runs and studies, or a folder of such"] = [Path("results")],  # noqa: B006
+    runs: Annotated[list[Path], "folders of runs and studies, or a folder that contains them"] = [Path("results")],  # noqa: B006
 ) -> str:
-    """Print how far runs are: rounds, measurements, time left, best so far, failures.
+    """Print the progress of runs: rounds, measurements, time left, best so far, failures.
 
-    Reads files and nothing else, so it can be run anywhere that sees them, while a cluster works on them or after.
+    Only reads files, so it can run on any machine with access to them, during or after the runs.
 
     Examples:
         tenas status

@@ -7,9 +7,9 @@ from typing import Annotated
 def study_cells(
     *,
     settings: Annotated[Path, "study.json of the study"],
-    index: Annotated[
-        Path, "the space's table as CSV or Parquet, one row per cell; builtin is the one that comes with the project"
-    ] = Path("builtin"),
+    index: Annotated[Path, "the space's table as CSV or Parquet, one row per cell; builtin is the built-in one"] = Path(
+        "builtin"
+    ),
     out: Annotated[Path, "CSV file of the cells"],
 ) -> None:
     """Choose the cells that a study measures."""

@@ -8,9 +8,9 @@ def study_correlate(
     *,
     settings: Annotated[Path, "study.json of the study"],
     cells: Annotated[Path, "CSV file of the cells"],
-    index: Annotated[
-        Path, "the space's table as CSV or Parquet, one row per cell; builtin is the one that comes with the project"
-    ] = Path("builtin"),
+    index: Annotated[Path, "the space's table as CSV or Parquet, one row per cell; builtin is the built-in one"] = Path(
+        "builtin"
+    ),
     scores: Annotated[list[Path], "scores of all shards, with their records next to them"],
     out: Annotated[Path, "folder for correlations.csv, correlations.json, forest.svg and scatter.svg"],
 ) -> None:

@@ -15,12 +15,12 @@ def training(
     place: Annotated[Count, "place of the cell on the shortlist, from 1"],
     seed: Annotated[Seed, "seed of the search"],
     threads: Annotated[Count, "processor threads to use"] = 1,
-    device: Annotated[Device, "auto is a GPU where there is one"] = "auto",
+    device: Annotated[Device, "auto is a GPU if there is one"] = "auto",
     out: Annotated[Path, "folder for history.csv, metrics.json and the checkpoint"],
 ) -> None:
     """Train a finalist for a few epochs, with a part of the training images held out.
 
-    Resumes a killed job at the last epoch. Where the shortlist has no cell at that place, the metrics say so.
+    Resumes a killed job after the last finished epoch. If the shortlist has no cell at that place, the metrics say so.
     """
     from tenas.retrain.stage import train_finalist
     from tenas.search.shortlist import read_shortlist

@@ -1,4 +1,4 @@
-"""Print where the workflow lies."""
+"""Print the path of the workflow."""
 
 
 def workflow() -> str:

@@ -222,7 +222,7 @@ HOSTILE: dict[str, tuple[Callable[[], dict | bytes], list, str]] = {
     ),
     "a device": (lambda: listing(NAME), [link(NAME, "", tarfile.CHRTYPE)], "which is not in its list"),
     "less than the list": (lambda: listing(NAME, "runs/r/b.json"), [plain(NAME)], "lacks runs/r/b.json"),
-    "other contents": (lambda: listing(NAME), [plain(NAME, b"[]")], "something else for runs/r/search.json"),
+    "other contents": (lambda: listing(NAME), [plain(NAME, b"[]")], "has a runs/r/search.json that differs"),
     "an edited list": (lambda: listing(NAME) | {"runs": {"s": "data/d"}}, [plain(NAME)], "its own hash differs"),
     "no list": (lambda: b"[]", [], "has the format None"),
     "no JSON": (lambda: b"{", [], "is not valid JSON"),

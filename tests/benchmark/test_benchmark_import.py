@@ -384,11 +384,11 @@ def test_a_full_archive_has_a_hint(tmp_path):
     import torch
 
     for name in ("NATS-tss-v1_0-3ffb9-full", "NATS-sss-v1_0-50262-simple"):
-        with pytest.raises(TenasError, match=r"take the one whose name ends in -simple\.$"):
+        with pytest.raises(TenasError, match=r"use the one whose name ends in -simple\.$"):
             open_archive(save_folder(tmp_path / name, small()))
     folder = save_folder(tmp_path / "renamed", small())
     (folder / "000000.pickle.pbz2").write_bytes(bz2.compress(pickle.dumps({"12": {"net_state_dict": {"w": torch.zeros(2)}}})))
-    with pytest.raises(TenasError, match=r"it names torch\..*take the one whose name ends in -simple\.$"):
+    with pytest.raises(TenasError, match=r"it names torch\..*use the one whose name ends in -simple\.$"):
         imported(folder, tmp_path / "index.parquet")
     (tmp_path / "NATS-tss-v1_0-3ffb9-simple.tar").touch()
     with pytest.raises(TenasError, match="is packed: unpack it"):

@@ -153,7 +153,7 @@ def test_a_space_without_a_table_has_a_reason():
     found = look_up(cell)
     assert (found["index"], found["reason"]) == (None, "No table of the space darts comes with the project.")
     assert look_up(cell, None)["reason"] == "No index file was given for the space darts."
-    with pytest.raises(TenasError, match="No benchmark table of the space darts comes with the project, only of nas-bench-201"):
+    with pytest.raises(TenasError, match="There is no built-in table of the space darts, only of nas-bench-201"):
         read_index("builtin", "darts")
 
 
@@ -172,7 +172,7 @@ def test_the_configuration_takes_it_where_it_says_nothing():
     with pytest.raises(TenasError, match=r"'table_search' needs a table under 'benchmark\.nas-bench-201'"):
         load_config(none | {"table_search": {}})
     for benchmark, sentence in (
-        ({"darts": "builtin"}, "'benchmark': No benchmark table of the space darts comes with the project"),
+        ({"darts": "builtin"}, "'benchmark': There is no built-in table of the space darts"),
         ({"nas": "mine.csv"}, "'benchmark': Unknown space 'nas'"),
     ):
         with pytest.raises(TenasError, match=sentence):
@@ -438,7 +438,7 @@ def test_what_is_no_column_gets_a_sentence(tmp_path, table):
 
     refused(r"Unknown column of the table .*costs\.csv 'energy'; known: score, latency\.", "energy")
     refused("something other than numbers in the column 'note'", "note")
-    refused(r"doesn't say which cells it is of: it needs their texts in a column 'arch'\.", space="darts")
+    refused(r"does not name its cells: it needs their texts in a column 'arch'\.", space="darts")
     few.assign(index=[857, 3, 15_625]).to_csv(path, index=False)
     refused("has the number 15625, which no cell of nas-bench-201 has")
     few.assign(index=[857, 3, 3]).to_csv(path, index=False)

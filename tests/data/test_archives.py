@@ -82,7 +82,7 @@ def twice(path: Path) -> None:
 
 REFUSED = {
     "encrypted": (lambda path: patched(path, 6, 1), "is encrypted"),
-    "unknown compression": (lambda path: patched(path, 8, 93), r"does not know \(number 93\)"),
+    "unknown compression": (lambda path: patched(path, 8, 93), r"unknown to Python \(number 93\)"),
     "10^12 images": (lambda path: zipped(path, images=claiming((10**12, 12, 12, 3)) + bytes(1000)), "432,000,000,000,128 bytes"),
     "10^30 images": (lambda path: zipped(path, images=claiming((10**30, 12, 12, 3)) + bytes(1000)), "is damaged"),
     "10^12 labels": (lambda path: zipped(path, labels=claiming((10**12,), "<i8")), "'labels' in .* is damaged"),
@@ -91,7 +91,7 @@ REFUSED = {
     "a negative length": (lambda path: zipped(path, images=claiming((-1, 12, 12, 3))), r"\.npz"),
     "a bomb of images": (lambda path: bomb(path, "images"), "would unpack from"),
     "a bomb of names": (lambda path: bomb(path, "class_names"), "would unpack from"),
-    "one array twice": (twice, "two arrays of one name"),
+    "one array twice": (twice, "two arrays with one name"),
     "no array": (lambda path: zipfile.ZipFile(path, "w").close(), "has no array 'images'; it has none"),
     "not .npy": (lambda path: zipped(path, images=b"no array"), "not a valid .npz file"),
     "a text": (lambda path: path.write_bytes(b"images"), "not a valid .npz file"),

@@ -110,7 +110,7 @@ READ = {
     "a hidden name that is no UTF-8": (lambda f: renamed(f, b".\xff.png"), 2, 7, 2, "system files"),
     "a name that is no UTF-8": (lambda f: renamed(f, b"\xff\xe9.png"), 2, 8, 2, None),
     "suffixes in capitals": (lambda f: renamed(f, b"a.PNG", b"b.Png"), 2, 8, 2, None),
-    "files that are no images": (lambda f: with_file(f, "ant/Thumbs.db"), 2, 8, 2, r"no image by their suffix .* 1 \(1 \.db\)"),
+    "files that are no images": (lambda f: with_file(f, "ant/Thumbs.db"), 2, 8, 2, r"without an image suffix .* 1 \(1 \.db\)"),
     "a file without a suffix": (lambda f: with_file(f, "ant/LICENSE"), 2, 8, 2, r"1 without a suffix"),
     "TIFF beside PNG": (lambda f: beside(f, *(f"ant/{i}.tif" for i in range(5))), 2, 12, 3, None),
     "folders below a class": (lambda f: beside(f, *(f"ant/more/{i}.png" for i in range(5))), 2, 12, 3, None),
@@ -119,7 +119,7 @@ READ = {
     "a link to a folder below a class": (lambda f: linked(f, "ant/more", "../bee"), 2, 12, 3, "are in the test part too"),
     "an image in no class": (lambda f: beside(f, "loose.png"), 2, 8, 2, "lie in no class folder are not read: 1"),
     "a prepared data set": (prepared_inside, 2, 8, 2, r"system files .*\(data\)"),
-    "classes that differ in case": (lambda f: classes(f, "Ant", "ant"), 2, 8, 2, "differ in case alone"),
+    "classes that differ in case": (lambda f: classes(f, "Ant", "ant"), 2, 8, 2, "differ in case only"),
     # Parts.
     "train": (lambda f: parts(f, "train"), 2, 8, 2, None),
     "train and val": (lambda f: parts(f, "train", "val"), 2, 10, 10, None),
@@ -143,7 +143,7 @@ READ = {
 REFUSED = {
     "a dead link": (lambda f: linked(f, "ant/x.png", "/nowhere.png"), "x.png cannot be read: it is a link that leads nowhere"),
     "a link to itself": (lambda f: linked(f, "ant/x.png", "x.png"), "x.png cannot be read: "),
-    "a folder in itself": (lambda f: linked(f, "ant/more", "../ant"), "more is a link to a folder that it lies in"),
+    "a folder in itself": (lambda f: linked(f, "ant/more", "../ant"), "more is a link to a folder that contains it"),
     "an empty file": (empty, "4.png cannot be read: it is empty"),
     "a pipe": (pipe, "x.png cannot be read: it is no file"),
     "one class": (lambda f: classes(f, "ant"), "neither a folder 'train' nor at least two class folders"),

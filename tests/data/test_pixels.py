@@ -55,7 +55,7 @@ READ = {
 }  # fmt: skip
 
 REFUSED = {
-    "integers.tif": (pillow(RAMP.astype(np.int32) * 1000), "none is known to be white"),
+    "integers.tif": (pillow(RAMP.astype(np.int32) * 1000), "the value of white is not known"),
     "large floats.tif": (pillow(RAMP.astype(np.float32)), "its floats are not all from 0 to 1"),
     "nan.tif": (pillow(np.full((8, 8), np.nan, np.float32)), "its floats are not all from 0 to 1"),
     "text.png": (text(b"no image"), "cannot identify"),

@@ -363,11 +363,11 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(trained, tmp_path, capsys
 )
 def test_a_damaged_checkpoint_is_not_resumed(trained, tmp_path, capsys, damage):
     (tmp_path / "checkpoint.pt").write_bytes(damage((trained[0] / "checkpoint.pt").read_bytes()))
-    (tmp_path / ".checkpoint.abc123.pt").write_bytes(b"left by a killed training")
+    (tmp_path / ".checkpoint.abcd1234.pt").write_bytes(b"left by a killed training")
     train_tiny(tmp_path)
     assert "cannot be read" in capsys.readouterr().err
     assert (tmp_path / "history.csv").read_bytes() == (trained[0] / "history.csv").read_bytes()
-    assert not (tmp_path / ".checkpoint.abc123.pt").exists()
+    assert not (tmp_path / ".checkpoint.abcd1234.pt").exists()
 
 
 @pytest.mark.slow
@@ -616,7 +616,7 @@ def test_a_loss_that_is_not_finite_is_said_in_a_sentence(tmp_path):
         ({"validation": 0.001}, r"none to choose the epoch with"),
         ({"validation": 1}, r"'validation'"),
         ({"batch": 2}, r"'batch' 2 with 1 process\(es\) leaves fewer than 2 of 1151 images per process"),
-        ({"resized_crop": 0.5}, r"either by 'resized_crop' or by 'crop_padding'"),
+        ({"resized_crop": 0.5}, r"only one of 'resized_crop' and 'crop_padding'"),
         ({"colour_jitter": {"hue": 0.7}}, r"'colour_jitter.hue'"),
         ({"precision": "fp8"}, r"allowed: fp32, bf16, fp16"),
         ({"auxiliary": 0.4}, r"no auxiliary head"),
@@ -734,7 +734,7 @@ def test_a_training_that_is_told_to_stop_goes_on_within_its_epoch(trained, tmp_p
     result = stopped(tmp_path / "retrain", step, name)
     assert result.returncode == 75, result.stdout + result.stderr
     where = f"after step {(step - 1) % 18 + 1} of 18 in epoch {(step - 1) // 18 + 1}"
-    assert f"The training was told to stop, {where}: the same command goes on there" in result.stdout
+    assert f"The training was asked to stop, {where}: the same command resumes there" in result.stdout
     assert result.stdout.split()[-1] == str(step)
     assert sorted(path.name for path in (tmp_path / "retrain").iterdir()) == ["checkpoint.pt"]
     state = torch.load(tmp_path / "retrain/checkpoint.pt", weights_only=True)
@@ -750,7 +750,7 @@ def test_a_training_that_is_told_to_stop_goes_on_within_its_epoch(trained, tmp_p
 def test_a_training_that_is_told_to_stop_at_the_end_of_an_epoch(trained, tmp_path):
     result = stopped(tmp_path / "retrain", 18)
     assert result.returncode == 75
-    assert "told to stop, after epoch 1: " in result.stdout
+    assert "asked to stop, after epoch 1: " in result.stdout
     train_tiny(tmp_path / "retrain")
     assert_equal_trainings(tmp_path / "retrain", trained[0])
 

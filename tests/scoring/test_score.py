@@ -493,7 +493,7 @@ def test_workers_that_die_again_end_the_job_with_a_sentence(tmp_path):
         (tmp_path / "marks" / str(number)).touch()
     out, _ = start_job(tmp_path).communicate(timeout=300)
     found = json.loads(out)
-    assert "A worker process was killed twice, probably for want of memory: use fewer 'threads'" in found["error"]
+    assert "A worker process was killed twice, probably for lack of memory: use fewer 'threads'" in found["error"]
     assert len(set(found["told"])) == len(found["told"])
 
 

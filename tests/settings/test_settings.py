@@ -163,10 +163,10 @@ def test_other_names_are_fine(name):
         (run(seeds=[2**32]), "'runs.digits.seeds.0' is 4294967296; it must be at most 4294967295."),
         (run(seeds=[-1]), "'runs.digits.seeds.0' is -1; it must be at least 0."),
         (run(seeds=["0;touch x;"]), "'runs.digits.seeds.0' is '0;touch x;'; it must be a whole number."),
-        (run(seeds=[3, 4, 3.0]), "'runs.digits.seeds': 3 stands there twice."),
+        (run(seeds=[3, 4, 3.0]), "'runs.digits.seeds': 3 is listed twice."),
         (run(seeds=[]), "'runs.digits.seeds' has 0 entries; it must have at least 1."),
         (run(seeds=0), "'runs.digits.seeds' is 0; it must be an array (list)."),
-        (run(search={"exclude": ["none", "none"]}), "'exclude': 'none' stands there twice."),
+        (run(search={"exclude": ["none", "none"]}), "'exclude': 'none' is listed twice."),
         (run(search={"exclude": "none"}), "'exclude' is 'none'; it must be an array (list)."),
         (run(search={"exclude": ["conv"]}), "Unknown operator of nas-bench-201 'conv'; known: none"),
         (regions(blocks=4000), f"'measures.{REGIONS}': 'blocks' is 4000; it must be at most 'count', which is 3000."),
@@ -177,7 +177,7 @@ def test_other_names_are_fine(name):
         (run(retraining={"learning_rate": 0}), "'learning_rate' is 0; it must be above 0."),
         (run(retraining={"momentum": 1}), "'momentum' is 1; it must be below 1."),
         (run(retraining={"nesterov": True, "momentum": 0}), "'nesterov' needs a 'momentum' above 0."),
-        (run(retraining={"resized_crop": 0.5, "crop_padding": 2}), "either by 'resized_crop' or by 'crop_padding'"),
+        (run(retraining={"resized_crop": 0.5, "crop_padding": 2}), "only one of 'resized_crop' and 'crop_padding'"),
         (config(datasets={"digits": {"source": "npz"}}), "data set 'digits': A data set of the source 'npz' needs the key"),
         (config(datasets={"digits": {"source": "digits", "images": 1}}), "'datasets.digits.images' is 1; it must be at least 2."),
         (config(datasets={"digits": {}}), "the key 'source' is missing in 'datasets.digits'."),
@@ -227,10 +227,10 @@ def test_whatever_stands_at_the_top_is_a_sentence():
 def test_yaml_with_a_key_twice_is_refused(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("runs:\n  a: {space: x}\n  b: {space: y}\n  a: {space: z}\n")
-    with pytest.raises(TenasError, match="the key 'a' stands twice in one mapping"):
+    with pytest.raises(TenasError, match="the key 'a' is given twice in one mapping"):
         read_yaml(path, "configuration")
     path.write_text("a: 1\nb: {c: 1, c: 2}\n")
-    with pytest.raises(TenasError, match=r"the key 'c' stands twice .* line 2"):
+    with pytest.raises(TenasError, match=r"the key 'c' is given twice .* line 2"):
         read_yaml(path, "configuration")
     path.write_text("? [1, 2]\n: 3\n")
     with pytest.raises(TenasError, match="is not valid YAML"):
@@ -416,7 +416,7 @@ def test_assignments_are_yaml():
         (["=1"], "expected KEY=VALUE"),
         (["a..b=1"], "expected KEY=VALUE"),
         (["a=[1"], r"The value of 'a=\[1' is not valid YAML"),
-        (["a=1", "a.b=2"], "changes a key below one that was given a value"),
+        (["a=1", "a.b=2"], "changes a key below one that another change sets to a value"),
     ):
         with pytest.raises(TenasError, match=message):
             assigned(texts)
@@ -519,7 +519,7 @@ def test_short_trainings_are_the_runs_retraining_with_fewer_epochs():
     assert resolved["rounds"][1]["training"] == protocol | {"epochs": 3, "validation": 0.25}
     assert resolved["network"]["channels"] == 6
     rounds = [CELLS, TRAINING | {"training": {"validation": 0}}]
-    with pytest.raises(TenasError, match="cells are chosen by images that are held out"):
+    with pytest.raises(TenasError, match="held-out images choose the cells"):
         search_settings("nas-bench-201", "pruning", {"rounds": rounds})
     rounds = [CELLS, TRAINING | {"training": {"epoch": 3}}]
     with pytest.raises(TenasError, match=r"round 2: unknown key 'epoch' in 'training'"):
@@ -567,7 +567,7 @@ def test_cells_of_a_study():
 def test_two_measures_of_one_name_are_refused(tmp_path):
     (tmp_path / "own.py").write_text(f"from tenas.measures import Measure\nOWN = Measure('{KAPPA}', print)\n")
     changes = {"measures": {f"{tmp_path}/own.py:OWN": ON_A_BATCH}}
-    with pytest.raises(TenasError, match=f"two measures of the name '{KAPPA}'"):
+    with pytest.raises(TenasError, match=f"two measures named '{KAPPA}'"):
         search_settings("nas-bench-201", "pruning", changes)
 
 

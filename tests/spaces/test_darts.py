@@ -19,7 +19,8 @@ from tenas.data import prepare
 from tenas.errors import TenasError
 from tenas.measures import linear_regions
 from tenas.networks import Network, Supernet, SupernetCells, count_flops, count_parameters, initialise
-from tenas.networks.darts import FactorisedReduce, drop_path
+from tenas.networks.darts import FactorisedReduce
+from tenas.networks.edge import drop_path
 from tenas.report.drawing import draw
 from tenas.scoring.subjects import Measurement, Trials
 from tenas.search.prune import rank_round
@@ -124,8 +125,8 @@ def changed(old: str, new: str) -> str:
         (changed("normal=[('dil_conv_3x3', 0)", "normal=[exit()"), "'normal' must be a list of pairs"),
         (changed("normal=[('dil_conv_3x3', 0)", "normal=[('dil_conv_3x3', True)"), "'normal' must be a list of pairs"),
         (changed("normal=[('dil_conv_3x3', 0)", "normal=[('dil_conv_3x3', 0, 1)"), "'normal' must be a list of pairs"),
-        (changed(", reduce_concat=range(2, 6)", ""), "has normal, normal_concat, reduce, reduce_concat, each once"),
-        (changed("reduce_concat", "steps"), "has normal, normal_concat, reduce, reduce_concat, each once"),
+        (changed(", reduce_concat=range(2, 6)", ""), "needs normal, normal_concat, reduce, reduce_concat, each exactly once"),
+        (changed("reduce_concat", "steps"), "needs normal, normal_concat, reduce, reduce_concat, each exactly once"),
         (changed("('sep_conv_5x5', 1), ", ""), "'normal' has 7 pairs, not 8"),
         (changed("reduce=[", "reduce=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "), "'reduce' has 10 pairs, not 8"),
         (changed("dil_conv_3x3", "nor_conv_3x3"), "'nor_conv_3x3' is no operator of darts"),

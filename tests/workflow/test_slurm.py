@@ -230,7 +230,7 @@ def test_a_retraining_that_slurm_stops_goes_on_where_it_was(slurm, finished, tmp
     wait_for(process, folder, checkpoint.exists)
     (job,) = running()
     succeed(call("scancel", "--signal=TERM", job["JobId"], cwd=folder))
-    wait_for(process, folder, lambda: "told to stop" in log.read_text())
+    wait_for(process, folder, lambda: "asked to stop" in log.read_text())
     status, output = ended(process, folder)
     assert status == 0, output + log.read_text()
     assert "Error in rule retrain" in output

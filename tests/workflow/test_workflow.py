@@ -331,7 +331,7 @@ def test_limits_that_were_taken_are_not_counted_again(funnel):
 def test_a_round_that_a_search_does_not_have(finished):
     for name, sentence in {
         "round4/ranking.csv": "The run digits has no round 4; its rounds are 1 to 3.",
-        "round1/cells.csv": "Round 1 of the run digits is one of operators, not of cells.",
+        "round1/cells.csv": "Round 1 of the run digits is a round of operators, not of cells.",
         "round1/scores/3.csv": "Round 1 of the run digits has 2 shards.",
     }.items():
         refused = snakemake(finished, "--dry-run", SEED / name)

@@ -1,4 +1,4 @@
-# The configuration, checked before anything else is done, and what the rules ask of it.
+# The checked configuration, and functions of it for the rules.
 import json
 import os
 import re
@@ -30,20 +30,20 @@ STUDIES = CONFIG["studies"]
 # Kinds of rounds that end with a mask.
 PRUNES = ("operators", "edges")
 
-# The `tenas` of the environment that Snakemake itself runs in, whether that is activated or not.
+# Jobs use the `tenas` of Snakemake's own environment, even if that is not activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
-# `cores: all` counts the processors of the machine, and not how many of them a container has by its quota.
+# `cores: all` counts the processors of the machine; a container may have a smaller quota.
 if workflow.is_main_process and workflow.resource_settings.cores == available_cpu_count() > processors():
     workflow.global_resources["_cores"] = workflow.resource_settings.cores = processors()
 
-# A job that its cluster stops is told so by a signal, to all of its processes: the shell has to wait for what a training still
-# writes.
+# A cluster signals all processes of a job that it stops: the shell must ignore the signal, and wait until the training has written
+# its checkpoint.
 shell.prefix("set -euo pipefail; trap : TERM USR1; ")
 
 
 def any_of(names):
-    """A pattern of these names and of nothing else, where there are none too: an empty pattern would let anything pass."""
+    """Regular expression that matches exactly these names; without names it matches nothing."""
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
@@ -62,13 +62,13 @@ def dataset_of(run):
 
 
 def file_of(dataset):
-    """A data set that is one file is an input: what reads it runs again when it changes. Folders and downloads aren't watched."""
+    """File of a data set, as an input: its jobs run again when it changes. Folders and downloads are not tracked."""
     path = CONFIG["datasets"][dataset].get("path")
     return [path] if path and Path(path).is_file() else []
 
 
 def of_run(pattern):
-    """The file of a pattern of the layout, of the run, seed and round that the wildcards say."""
+    """Input or output: the file of a pattern of the layout, for the wildcards of a job."""
     return lambda wildcards: layout.results(pattern).format(**wildcards)
 
 
@@ -79,19 +79,19 @@ def prepared(name, of=RUNS):
 
 @cache
 def rounds(run):
-    """The schedule of a run's search, known beforehand: it makes the graph of jobs a static one."""
+    """Schedule of a run's search: known beforehand, so the graph of jobs is static."""
     return schedule(RUNS[run]["settings"])
 
 
 def round_of(wildcards, *kinds):
-    """The round of a job. Raises WorkflowError where the run has none of that number, or one of another kind."""
+    """Round of a job. Raises WorkflowError if the run has no round of that number, or one of another kind."""
     number, found = int(wildcards.round), rounds(wildcards.run)
     if number > len(found):
         raise WorkflowError(f"The run {wildcards.run} has no round {number}; its rounds are 1 to {len(found)}.")
     round = found[number - 1]
     if kinds and round.stage not in kinds:
         raise WorkflowError(
-            f"Round {number} of the run {wildcards.run} is one of {round.stage}, not of {' or '.join(kinds)}."
+            f"Round {number} of the run {wildcards.run} is a round of {round.stage}, not of {' or '.join(kinds)}."
         )
     return round
 
@@ -106,18 +106,18 @@ def entry_of(wildcards):
 
 
 def state_after(run, seed, number):
-    """What a round has left of a search; round 0 is its start."""
+    """File of the state after a round; round 0 is the start of the search."""
     stage = rounds(run)[number - 1].stage if number else "operators"
     return layout.results(layout.STATE[stage]).format(run=run, seed=seed, round=number)
 
 
 def state_before(*kinds):
-    """An input: what the round before has left, for a rule that is of rounds of these kinds."""
+    """Input: file of the state after the previous round, for rules of rounds of these kinds."""
     return lambda wildcards: state_after(wildcards.run, wildcards.seed, round_of(wildcards, *kinds).number - 1)
 
 
 def subjects_of(wildcards):
-    """What a round measures: the mask before it, or its sample of cells."""
+    """Input: the subjects of a round, the mask before it or its sample of cells."""
     round = round_of(wildcards, *PRUNES, "cells")
     if int(wildcards.shard) > shards_of(wildcards):
         raise WorkflowError(f"Round {round.number} of the run {wildcards.run} has {shards_of(wildcards)} shards.")
@@ -127,13 +127,13 @@ def subjects_of(wildcards):
 
 
 def limits_of(wildcards):
-    """The limits of a run as an input, where it has some."""
+    """Input: the limits of a run; empty if it has none."""
     return layout.results(layout.LIMITS).format(run=wildcards.run) if RUNS[wildcards.run]["settings"]["limits"] else []
 
 
 @cache
 def measured_shards(records, code, settings):
-    """How many shards there were when one of them ended, measured with the same code and settings; None where none has ended."""
+    """Number of shards in the record of a finished shard with the same code and settings; None without one."""
     for record in sorted(Path(records).glob("[0-9]*.json")):
         try:
             found = json.loads(record.read_text(encoding="utf-8"))
@@ -145,8 +145,10 @@ def measured_shards(records, code, settings):
 
 
 def split(subjects, folder, code, settings):
-    """Jobs that measurements are split into: as configured, but none without a subject. Where a shard has ended already, the
-    others are split as it was: how work is split changes no result, and must not repeat any."""
+    """Number of shards: as configured, at most one per subject.
+
+    If a shard is finished, its number of shards is kept: the number does not affect results, so changing it must not repeat work.
+    """
     return measured_shards(folder, code, json.dumps(settings)) or min(CONFIG["shards"], subjects)
 
 
@@ -157,7 +159,7 @@ def score_code(run, number):
 
 @cache
 def shards(run, seed, number):
-    """Shards of a round of a search. Trial 0 of a round that prunes is the whole network."""
+    """Number of shards of a round of a search. Trial 0 of a round that prunes is the whole network."""
     round = rounds(run)[number - 1]
     folder = Path(layout.results(layout.SCORES).format(run=run, seed=seed, round=number, shard=1)).parent
     subjects = round.trials + (round.stage in PRUNES)
@@ -176,7 +178,7 @@ def study_shards(study):
 
 
 def scores(run, seed, number, pattern):
-    """Of each shard of a round the scores, or their records."""
+    """Scores of all shards of a round, or their records, by ``pattern``."""
     return [
         layout.results(pattern).format(run=run, seed=seed, round=number, shard=shard)
         for shard in range(1, shards(run, seed, number) + 1)
@@ -184,7 +186,7 @@ def scores(run, seed, number, pattern):
 
 
 def scores_of(pattern):
-    """An input: ``scores`` of a job's round."""
+    """Input: ``scores`` of a job's round."""
     return lambda wildcards: scores(wildcards.run, wildcards.seed, round_of(wildcards).number, pattern)
 
 
@@ -196,7 +198,7 @@ def study_scores_of(wildcards, pattern=layout.STUDY_SCORES):
 
 
 def trainings(run, seed, number):
-    """The metrics of a round's short trainings; none where they are looked up."""
+    """Metrics of a round's short trainings; empty if they are looked up."""
     if entry(run, number)["column"] is not None:
         return []
     return [
@@ -210,7 +212,7 @@ def trainings_of(wildcards):
 
 
 def tables(run, seed):
-    """What each round has found: the ranking of its trials or cells."""
+    """Tables of all rounds: the rankings of trials, cells or finalists."""
     return [
         layout.results(layout.TABLE[round.stage]).format(run=run, seed=seed, round=round.number)
         for round in rounds(run)
@@ -218,9 +220,9 @@ def tables(run, seed):
 
 
 def code_of(stage, networks=False, images=False):
-    """A parameter: the digest of the code that a stage of a search runs, with its space.
+    """Parameter: digest of the code of a stage of a search, including its space.
 
-    ``images``: whether it reads the data set itself, for which a source of one's own is part of its code.
+    ``images``: whether the stage reads the data set itself; then the code of a user-defined source is included.
     """
 
     def code(wildcards):
@@ -232,18 +234,18 @@ def code_of(stage, networks=False, images=False):
 
 
 def index_of(space):
-    """The table of a space, as commands take it: a file, `builtin` or `none`."""
+    """Table of a space as an option of commands: a file, `builtin` or `none`."""
     return CONFIG["benchmark"].get(space) or "none"
 
 
 def index_file(space):
-    """It as an input, where it is a file of the user's. The built-in one is the package's own, whose checksum is in the code."""
+    """Input: table of a space if it is a user's file. The checksum of the built-in table is part of the code digest."""
     index = index_of(space)
     if index in ("builtin", "none"):
         return []
     if not Path(index).is_file():
         raise WorkflowError(
-            f"There is no table {index}, which 'benchmark' has for {space}: give a CSV or Parquet file, builtin, or null for none."
+            f"There is no table {index}, which 'benchmark' names for {space}: give a CSV or Parquet file, builtin, or null for none."
         )
     return [index]
 
@@ -253,7 +255,7 @@ def space_of(run):
 
 
 def records_of(run, seed):
-    """All that the summary of a seed says of its search: the records of its measurements, the tables of its rounds."""
+    """Input: files of a seed's search that its summary reads: records of measurements, tables of rounds."""
     found = tables(run, seed)
     for round in rounds(run):
         if round.stage == "training":
@@ -264,15 +266,15 @@ def records_of(run, seed):
 
 
 def figures(run):
-    """What belongs to a seed of a run in the report, and isn't an input of its summary."""
+    """Files of a seed in the report that are no inputs of its summary."""
     return ["genotype.svg", "rankings.svg"] + (["retrain/history.csv"] if RUNS[run]["retrain"] else [])
 
 
 def gpus_of_a_job(measures):
-    """1 when jobs are to run on a GPU, 0 when on the CPU: then they must not queue for a GPU that isn't there.
+    """Number of GPUs per job: 1, or 0 on the CPU, so that jobs do not queue for a missing GPU.
 
-    `auto` is a GPU where one is seen and the job trains; what measures is faster on the processors (docs/gpu.md). Torch would
-    know better whether the GPU can be used, but importing it takes seconds, and this is read by every command.
+    `auto` is a GPU for a job that trains, if one is visible; measures are faster on the CPU (docs/gpu.md). Torch could also check
+    that the GPU can be used, but its import would cost every command seconds.
     """
     if CONFIG["device"] == "auto":
         return int(not measures and has_gpu())
@@ -280,26 +282,26 @@ def gpus_of_a_job(measures):
 
 
 def device_of(wildcards, resources):
-    """A parameter: the device that a job was given, and never `auto`, by which it might take one that is somebody else's."""
+    """Parameter: the device given to a job, never `auto`, with which it could take the GPU of another job."""
     return "cuda" if CONFIG["device"] != "cpu" and resources.get("gpu", 0) else "cpu"
 
 
 def processes(resources):
-    """Processes of a training on one machine: one a GPU. A job on several nodes has a task, and its share of the GPUs, on each."""
+    """Processes of a training per machine, one per GPU. A job on several nodes has one task per node, with its share of the GPUs."""
     return max(1, resources.get("gpu", 0) // (resources.tasks if "mpi" in resources.keys() else 1))
 
 
 def launched(resources, threads):
-    """The command line, once for each of the GPUs that a job was given: with more than one, torchrun starts a process for each.
+    """Beginning of a training's command line: with several GPUs, torchrun starts one process per GPU.
 
-    Where a profile gives the job `mpi`, its launcher (srun) starts a torchrun on each of its nodes; they meet on the first
-    one, where this command itself runs, at a port that goes by the job's number so that two jobs can meet on one node.
+    If a profile sets `mpi` for the job, that launcher (srun) starts torchrun on each of its nodes. They rendezvous on the first
+    node, where this command runs, at a port derived from the job's number, so that jobs on one node do not collide.
     """
     local = processes(resources)
     if "mpi" not in resources.keys():
         return f"torchrun --standalone --nproc-per-node {local} -m tenas.cli" if local > 1 else "tenas"
-    # A node that fails ends the others, which would wait for it; and each says the address that the cluster knows it by, for its
-    # own name may mean 127.0.1.1 to it.
+    # A failed node ends the others, which would wait for it. Each node passes its address in the cluster, as its own name may
+    # resolve to 127.0.1.1 locally.
     return (
         f"{resources.mpi} --kill-on-bad-exit=1 --nodes {resources.get('nodes', 1)} --ntasks {resources.tasks}"
         f' --cpus-per-task {threads} bash -c \'exec torchrun --local-addr "$(hostname -I | cut -d " " -f 1)" "$@"\' torchrun'
@@ -310,13 +312,12 @@ def launched(resources, threads):
 
 @cache
 def tested():
-    """The runs and studies that the claims ask for and the configuration has."""
+    """Runs and studies of the configuration that claims need."""
     return [run for run in runs_of(read_claims(CONFIG["claims"])) if run in RUNS or run in STUDIES]
 
 
 def beside(run):
-    """What says what a run is to be set beside: its settings and limits, the table, its images, and what it would have found
-    without its trainings."""
+    """Input: files that determine the comparisons of a run: settings, limits, table, images, results without its trainings."""
     seeds, ranked = RUNS[run]["seeds"], ranked_round(RUNS[run]["settings"])
     found = [layout.results(layout.SEARCH).format(run=run), *index_file(space_of(run))]
     found += [layout.results(layout.LIMITS).format(run=run)] if RUNS[run]["settings"]["limits"] else []
@@ -328,12 +329,12 @@ def beside(run):
 
 
 def claims_code():
-    """The digest of the code behind the claims, with the spaces of the runs that test them."""
+    """Parameter: digest of the code of the claims, including the spaces of the runs that test them."""
     spaces = [get_space(space_of(run)) for run in tested() if run in RUNS] if CONFIG["claims"] else []
     return code_digest("tenas.stages.claims", *dict.fromkeys(name for space in spaces for name in space_modules(space)))
 
 
 def exports(run):
-    """The trained networks of a seed in forms that other programs read."""
+    """Exports of a seed's trained network."""
     names = ("network.pt2", "network.onnx", "export.json")
     return [f"export/{name}" for name in names] if RUNS[run]["retrain"] else []

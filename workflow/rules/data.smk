@@ -1,4 +1,4 @@
-# Any data set into one small file of images that the search reads, with a card and a picture beside it.
+# Prepare a data set: one small file of images for the search, with a card and a preview.
 rule prepare:
     input:
         lambda wildcards: file_of(wildcards.dataset),

@@ -1,4 +1,4 @@
-# What a genotype is worth: its accuracy in the space's benchmark, and that of the network trained from it.
+# Evaluate a genotype: its accuracy in the space's benchmark, and that of its network after retraining.
 rule lookup:
     input:
         genotype=layout.results(layout.GENOTYPE),
@@ -19,7 +19,7 @@ rule lookup:
         "tenas benchmark query {input.genotype:q} --index {params.index:q} --out {output:q} > {log:q} 2>&1"
 
 
-# What searches find that may look accuracies up: what a run's genotypes have to stand against.
+# Tabular searches, which look accuracies up: baselines for the genotypes of runs.
 rule table_search:
     input:
         lambda wildcards: index_file("nas-bench-201"),
@@ -65,7 +65,7 @@ rule retrain_settings:
         "tenas settings retrain {params.resolved:q} --out {output:q} > {log:q} 2>&1"
 
 
-# checkpoint.pt, beside the outputs, is not one of them: it has to outlive a job that failed, to be resumed from.
+# checkpoint.pt, in the same folder, is no output: it must survive a failed job, for the next one to resume.
 rule retrain:
     input:
         settings=layout.results(layout.RETRAIN),

@@ -1,4 +1,4 @@
-# What a run has found, over its seeds, what that says of the claims, and the figures of the report (snakemake --report results/report.html).
+# Summaries over the seeds of runs, verdicts on claims, and figures of the report (snakemake --report results/report.html).
 rule plot_rankings:
     input:
         rankings=lambda wildcards: tables(wildcards.run, wildcards.seed),

@@ -1,4 +1,4 @@
-# A search: settings, the mask it starts from, then round by round what is measured (in shards) and what is kept; last the genotype.
+# A search: settings, initial mask, then per round measurements (in shards) and decision; last the genotype.
 rule search_settings:
     output:
         layout.results(layout.SEARCH),
@@ -15,7 +15,7 @@ rule search_settings:
         "tenas settings search {params.resolved:q} --out {output:q} > {log:q} 2>&1"
 
 
-# What each operator costs in the network that is trained in the end; only runs with limits need it.
+# Costs of operators in the finally trained network; only for runs with limits.
 rule limits:
     input:
         settings=layout.results(layout.SEARCH),
@@ -39,7 +39,7 @@ rule limits:
 rule mask:
     input:
         settings=layout.results(layout.SEARCH),
-        # A limit that nothing can meet stops the search here.
+        # A limit that no cell meets stops the search here.
         limits=limits_of,
     output:
         layout.results(layout.MASK).replace("{round}", "0"),
@@ -110,7 +110,7 @@ rule score:
         " --threads {threads} --device {params.device} --out {output.scores:q} > {log:q} 2>&1"
 
 
-# A round of operators or edges: rank its trials, prune.
+# Round of operators or edges: rank its trials, prune.
 rule prune:
     input:
         settings=layout.results(layout.SEARCH),
@@ -136,7 +136,7 @@ rule prune:
         " {params.limits:q} --ranking {output.ranking:q} --out {output.mask:q} > {log:q} 2>&1"
 
 
-# A round of cells: rank them, keep the best.
+# Round of cells: rank them, keep the best.
 rule shortlist:
     input:
         settings=layout.results(layout.SEARCH),
@@ -160,7 +160,7 @@ rule shortlist:
         " --scores {input.scores:q} --ranking {output.ranking:q} --out {output.cells:q} > {log:q} 2>&1"
 
 
-# A round of trainings: one job for each cell of the shortlist. checkpoint.pt, beside the outputs, has to outlive a job that failed.
+# Round of trainings: one job per cell of the shortlist. checkpoint.pt is no output, so that it survives a failed job.
 rule training:
     input:
         settings=layout.results(layout.SEARCH),

@@ -1,4 +1,4 @@
-# A correlation study: its settings, a sample of the benchmark's cells, their measures (in shards), and what these say of accuracy.
+# A correlation study: settings, a sample of the benchmark's cells, their measures (in shards), correlations with accuracy.
 rule study_settings:
     output:
         layout.results(layout.STUDY, "study"),

@@ -1,6 +1,6 @@
-"""The NTK's reverse pass with kernels that numba compiles, on a CPU. Importing it imports numba: do that when it is needed.
+"""The NTK's reverse pass with kernels compiled by numba, on a CPU. Imports numba: import it only when needed.
 
-README.md in this folder says how it works, with a picture and an example.
+README.md in this folder explains it, with a picture and an example.
 """
 
 from tenas.measures.kernel.forward import FORWARD

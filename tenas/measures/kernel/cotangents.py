@@ -1,4 +1,4 @@
-"""What a plan knows of cotangents before it computes any: arrays, what is a multiple of them, and what flows into them."""
+"""Symbolic cotangents of a plan: arrays, multiples of arrays, and contributions to them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tenas.measures.ntk_tape import Value
 
 @dataclasses.dataclass(eq=False)
 class Buffer:
-    """Memory for cotangents: of all samples or, as scratch, of one at a time.
+    """Memory for cotangents: of all samples or, as scratch memory, of one at a time.
 
-    ``tensor``: (n or 1, channels, height + 2 halo, width + 2 halo, lanes), another one each time the plan is loaded, wherefore
-    ``address`` is of a region (``workspace``).
+    ``tensor``: (n or 1, channels, height + 2 halo, width + 2 halo, lanes), a different one each time the plan is loaded; so
+    ``address`` refers to a region (``workspace``).
     """
 
     channels: int
@@ -39,7 +39,7 @@ class Convolution:
     bias: Array
 
     def by_group(self, array: Array) -> Array:
-        """An array of the weight's shape as (groups, channels of a group, input channels of a group, height, width)."""
+        """View an array of the weight's shape as (groups, channels of a group, input channels of a group, height, width)."""
         return array.reshape(self.groups, -1, *array.shape[1:])
 
 
@@ -47,7 +47,7 @@ class Convolution:
 class Products:
     """The sums of g * patch for one convolution: row ``rows[c, e]`` of the base's sums for weight element (c, e).
 
-    ``channel``: where the convolution's output starts in the base. The rows are known when the base's program is made.
+    ``channel``: first channel of the convolution's output in the base. The rows are set when the base's program is made.
     """
 
     channel: int
@@ -57,7 +57,7 @@ class Products:
 
 @dataclasses.dataclass(eq=False)
 class Dots:
-    """The sums of g * z, z (n, C, H, W): rows ``row`` to ``row`` + C of the base's sums, known when its program is made."""
+    """The sums of g * z, z (n, C, H, W): rows ``row`` to ``row`` + C of the base's sums, set when its program is made."""
 
     channel: int
     z: Value
@@ -66,11 +66,11 @@ class Dots:
 
 @dataclasses.dataclass(eq=False)
 class Base:
-    """A value's cotangents in an array of their own, and the sums over the batch that are wanted of them.
+    """A value's cotangents in their own array, and the requested sums over the batch.
 
     ``array``: used from step ``created`` to step ``last``.
-    ``sums``: (rows, lanes) in float64, the first rows the plain sums of each channel, if a batch normalisation
-    asks for them (``normalised``); ``part``: those of some samples. All three come with the base's program.
+    ``sums``: (rows, lanes) in float64; the first rows are the plain sums of each channel, if a batch normalisation
+    needs them (``normalised``). ``part``: those of some samples. Set by the base's program.
     """
 
     channels: int
@@ -90,12 +90,12 @@ class Base:
 
 
 def images_of(channels: int, grid: Grid) -> Images:
-    """What an instruction goes over in arrays of a grid."""
+    """Extent of an instruction in arrays of a grid."""
     return Images(channels, grid.height, grid.width)
 
 
 class Coupling(NamedTuple):
-    """What batch normalisation adds to a cotangent: shift + slope * z, shift and slope (C, lanes), z (n, C, H, W)."""
+    """Term of a batch normalisation in a cotangent: shift + slope * z, shift and slope (C, lanes), z (n, C, H, W)."""
 
     shift: Array
     slope: Array
@@ -104,10 +104,10 @@ class Coupling(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Cotangent:
-    """gain * base + shift + slope * z: the cotangents of a value, in terms of an array. No coupling: only scaled.
+    """Cotangents of a value in terms of an array: gain * base + shift + slope * z; without coupling gain * base.
 
-    ``channel`` is where the value's channels start in the base. ``gain`` (C,) doesn't depend on the lane.
-    ``products``: of the convolution whose output the value is, if they have been summed.
+    ``channel``: first of the value's channels in the base. ``gain``: (C,), the same for all lanes. ``products``: those of the
+    convolution with the value as output, if they have been summed.
     """
 
     base: Base
@@ -117,12 +117,12 @@ class Cotangent:
     products: Products | None = None
 
 
-# The contributions to a cotangent. ``mask``: the output of a ReLU, where it is zero nothing is contributed.
+# Contributions to a cotangent. ``mask``: the output of a ReLU; nothing is contributed where it is zero.
 
 
 @dataclasses.dataclass(eq=False)
 class Dense:
-    """A cotangent itself, from pixel (y, x) of the value on."""
+    """A cotangent itself, starting at pixel (y, x) of the value."""
 
     cotangent: Cotangent
     mask: Value | None = None
@@ -132,8 +132,10 @@ class Dense:
 
 @dataclasses.dataclass(eq=False)
 class Gathered:
-    """Through the transpose of a convolution or an average pooling (a weight of ones; ``share`` (h, w) is 1 / the number of
-    pixels behind each average)."""
+    """Contribution through the transpose of a convolution or average pooling.
+
+    A pooling has a weight of ones, and ``share`` (h, w): 1 / the number of pixels in each average.
+    """
 
     cotangent: Cotangent
     convolution: Convolution
@@ -143,7 +145,7 @@ class Gathered:
 
 @dataclasses.dataclass(eq=False)
 class Scattered:
-    """Through the transpose of a max pooling: to where each maximum was."""
+    """Contribution through the transpose of a max pooling, at the position of each maximum."""
 
     cotangent: Cotangent
     indices: Value
@@ -151,7 +153,7 @@ class Scattered:
 
 
 class FromTorch:
-    """What the rules in plain torch leave under the value's name when the pass runs."""
+    """Contribution of rules in plain torch, stored by value when the pass runs."""
 
 
 Pulled = Dense | Gathered | Scattered

@@ -1,4 +1,4 @@
-"""Forward operators of small images with compiled kernels, where torch's are slow: the same results to rounding.
+"""Forward operators for small images by compiled kernels, where torch's are slow: the same results to rounding.
 
 Torch needs 4.5 ms for a 1x1 convolution of 72 images of 3 x 32 x 32, and 1.8 ms for an average pooling.
 """
@@ -21,7 +21,7 @@ from tenas.measures.ntk_primitives import PRIMITIVES
 from tenas.measures.ntk_tape import aten
 
 Forward = Callable[..., Tensor | tuple[Tensor, Tensor] | None]
-# Above this many input channels a group, torch's convolutions are as fast.
+# With more input channels per group, torch's convolutions are as fast.
 CHANNELS = 8
 
 
@@ -50,7 +50,7 @@ def _convolve(x: Tensor, weight: Array, share: Array, groups: int, window: Windo
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor | None:
-    """The convolution, or None where torch's is the better one."""
+    """A convolution; None where torch's is faster."""
     window = window_of(x.ndim, weight.shape[2:], *settings)
     if window is None or bias is not None or not _suits(x, window, weight.shape[1]) or weight.dtype != x.dtype:
         return None
@@ -61,7 +61,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) 
 
 
 def average_pool(x: Tensor, *settings: Any) -> Tensor | None:
-    """The average pooling, or None where torch's is the better one."""
+    """An average pooling; None where torch's is faster."""
     window = average_window(x.ndim, *settings)
     if window is None or not _suits(x, window, 1):
         return None
@@ -71,7 +71,7 @@ def average_pool(x: Tensor, *settings: Any) -> Tensor | None:
 
 
 def max_pool(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor] | None:
-    """The maxima and their places, or None where torch's are as fast: with planes innermost, which torch has vectors for."""
+    """Maxima and their positions; None where torch's are as fast: with channels innermost, which torch vectorises."""
     if x.ndim != 4 or x.device.type != "cpu" or x.numel() == 0:
         return None
     planes = x.detach().reshape(1, -1, *x.shape[2:]).contiguous(memory_format=torch.channels_last)

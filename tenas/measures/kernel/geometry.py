@@ -1,4 +1,4 @@
-"""Where pixels lie in arrays with a border, and which of them a window reads. No torch."""
+"""Positions of pixels in arrays with a border, and the pixels that a window reads. No torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Pair = tuple[int, int]
 
 
 class Grid(NamedTuple):
-    """Where the pixels of an image lie in an array with a border of ``halo`` zeros.
+    """Positions of an image's pixels in an array with a border of ``halo`` zeros.
 
-    In vectors: from one row to the next (``row``), from one channel to the next (``plane``), and from the start of a plane
-    to the first pixel (``first``).
+    Strides in vectors: to the next row (``row``) and the next channel (``plane``); ``first``: from the start of a plane to the
+    first pixel.
     """
 
     height: int
@@ -34,7 +34,7 @@ class Grid(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What a convolution or a pooling reads: its kernel, stride, padding and dilation, square or not."""
+    """Window of a convolution or pooling: kernel, stride, padding and dilation, per dimension."""
 
     kernel: Pair
     stride: int
@@ -42,7 +42,7 @@ class Window(NamedTuple):
     dilation: int
 
     def phases(self, axis: int) -> list[list[tuple[int, int]]]:
-        """For an input coordinate q = stride * p + phase: the (tap, o) with which it contributes to output p + o."""
+        """Pairs (tap, o) by which input coordinate q = stride * p + phase contributes to output p + o."""
         result: list[list[tuple[int, int]]] = [[] for _ in range(self.stride)]
         for tap in reversed(range(self.kernel[axis])):
             for phase in range(self.stride):
@@ -54,7 +54,7 @@ class Window(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def centre_of(window: Window) -> Pair | None:
-    """The tap that an output reads at its own place, of a window that keeps an image's size."""
+    """Tap that reads the output's own position, in a window that preserves the size."""
     y, x = (k // 2 for k in window.kernel)
     same = window.stride == 1 and window.padding == (window.dilation * y, window.dilation * x)
     return (y, x) if same and all(k % 2 for k in window.kernel) else None
@@ -62,7 +62,7 @@ def centre_of(window: Window) -> Pair | None:
 
 @functools.lru_cache(maxsize=1024)
 def halo_of(window: Window, size: Pair, out: Pair) -> int:
-    """How far beyond outputs of size ``out`` inputs of ``size`` reach."""
+    """Border of an output of size ``out`` that contributions to inputs of ``size`` read."""
     halo = 0
     for axis in (0, 1):
         for remainder, taps in enumerate(window.phases(axis)):
@@ -74,10 +74,10 @@ def halo_of(window: Window, size: Pair, out: Pair) -> int:
 
 
 class Phase(NamedTuple):
-    """The part of a convolution that input pixels with these remainders of the stride take part in.
+    """Part of a convolution for input pixels with the same remainders by the stride.
 
     ``offsets``: in bytes, from the output pixel at the quotients, in the order (channel of a group, row, column).
-    ``rows``, ``columns``: of the kernel, which of its taps these are. ``runs``: whether each row is three neighbours.
+    ``rows``, ``columns``: of the kernel, the taps of this part. ``runs``: whether each row is three neighbours.
     """
 
     remainders: Pair
@@ -89,7 +89,7 @@ class Phase(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def phases_of(window: Window, channels: int, size: Pair, grid: Grid, vector: int) -> list[Phase]:
-    """The phases of a convolution to ``channels`` channels a group from images of a size; those without taps left out.
+    """Phases of a convolution with ``channels`` channels per group, for images of a size; phases without taps are left out.
 
     ``grid``: of its output. ``vector``: bytes of a vector.
     """
@@ -113,9 +113,9 @@ def phases_of(window: Window, channels: int, size: Pair, grid: Grid, vector: int
 def products_of(
     window: Window, shape: tuple[int, ...], channels: int, size: Pair, grid: Grid, vector: int
 ) -> tuple[Array, list[tuple[Phase, int, Array]]]:
-    """Where the sums of g * patch go for a weight of a shape: the row of each of its elements, -1 for one without any.
+    """Rows of the sums of g * patch by element of a weight of a shape, -1 for an element without any.
 
-    And for each phase where its rows start, and its offsets made up to what the instruction ``Accumulate`` works on.
+    Also for each phase its first row, and its offsets padded to the tiles of the instruction ``Accumulate``.
     """
     outer, each = shape[:2]
     groups = channels // each
@@ -135,7 +135,7 @@ def products_of(
 
 @functools.lru_cache(maxsize=1024)
 def share_of(window: Window, size: Pair, include_padding: bool) -> Array:
-    """1 / the number of pixels that each output of an average pooling is the average of: (height, width)."""
+    """1 / the number of pixels averaged by each output of an average pooling: (height, width)."""
     counts = []
     for axis in (0, 1):
         out = (size[axis] + 2 * window.padding[axis] - window.kernel[axis]) // window.stride + 1

@@ -1,7 +1,7 @@
-"""The instructions of a program, each a small record of what its operation reads, and how they are packed for compiled code.
+"""Instructions of a program, one record type per operation, and their packing for compiled code.
 
-All do something for one sample at a time. Arrays of cotangents are of vectors; what comes from the forward pass, and what
-an instruction multiplies with, are scalars of the same dtype.
+Each works on one sample at a time. Arrays of cotangents consist of vectors; values of the forward pass and factors are scalars
+of the same dtype.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from tenas.measures.kernel.compiled import record
 from tenas.measures.kernel.geometry import Array
 
-# Of memory that whoever runs the program keeps alive; NOWHERE stands for what isn't there.
+# Address of memory that the caller of the program keeps alive; NOWHERE: no such memory.
 Address = NewType("Address", int)
 NOWHERE = Address(0)
 
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
 
 class Images(NamedTuple):
-    """How many channels, rows and columns an operation goes over."""
+    """Number of channels, rows and columns of an operation."""
 
     channels: int
     height: int
@@ -37,7 +37,7 @@ class Images(NamedTuple):
 
 
 class Data(NamedTuple):
-    """A value of the forward pass, (n, C, H, W) without gaps, and the bytes to the next sample."""
+    """A contiguous value of the forward pass, (n, C, H, W), and the stride in bytes to the next sample."""
 
     address: Address
     sample: int
@@ -49,8 +49,8 @@ NO_DATA = Data(NOWHERE, 0)
 class Positions(NamedTuple):
     """Pixels as int32 differences of addresses, in the plane of a convolution's input (``targets``) and its output (``sources``).
 
-    Either listed by sample and channel: the list of channel c of sample j begins at ``starts[j * channels + c]``, and ``values``
-    is aligned with it. Or, where ``dense`` isn't zero, the same ``dense`` pixels for all, with ``values`` by sample and channel.
+    Either lists by sample and channel: that of channel c of sample j begins at ``starts[j * channels + c]``, aligned with
+    ``values``. Or, if ``dense`` is not zero, the same ``dense`` pixels for all, with ``values`` by sample and channel.
     """
 
     targets: Address
@@ -95,8 +95,8 @@ class Mask(NamedTuple):
 class Gather(NamedTuple):
     """target[p] += sum over t of weights[c, t] * source[q + offsets[t]] for the positions (p, q): a convolution's transpose.
 
-    Both places are corners of borders. ``group`` channels of the target read the same planes of the source, the next ones
-    those that are ``group_stride`` bytes further.
+    Both positions are corners of borders. ``group`` channels of the target read the same planes of the source, the next ones
+    the planes ``group_stride`` bytes further.
     """
 
     target: Place
@@ -148,7 +148,7 @@ class Accumulate(NamedTuple):
     """target[c, t] += sum over positions q of values[q] * source[q + offsets[t]]: a convolution's weight gradient.
 
     ``channels``: of the convolution's input, with ``group`` and ``group_stride`` as in ``Gather``. A channel has
-    ``padded_taps`` rows of the target; what lies beyond ``taps`` is not defined. ``runs``: 1 if every three offsets are
+    ``padded_taps`` rows of the target, which are undefined beyond ``taps``. ``runs``: 1 if every three offsets are
     neighbours.
     """
 
@@ -179,7 +179,7 @@ OPERATIONS: dict[type, int] = {
 
 
 def _columns(kind: type) -> tuple[slice | int, ...]:
-    """One column for a number, several for a record within the instruction."""
+    """Flatten a field: one column for a number, several for a record within the instruction."""
     result: list[slice | int] = []
     for name, hint in get_type_hints(kind).items():
         parts = getattr(hint, "_fields", None)
@@ -191,12 +191,12 @@ def _columns(kind: type) -> tuple[slice | int, ...]:
     return tuple(result)
 
 
-# Where the fields of an instruction go in a row of ``record.FIELDS``.
+# Columns of the fields of an instruction in a row of ``record.FIELDS``.
 COLUMNS = {kind: _columns(kind) for kind in OPERATIONS}
 
 
 def pack(instructions: Sequence[Instruction]) -> Array:
-    """The instructions as compiled code reads them: an array of ``record.RECORD``."""
+    """Pack instructions for compiled code: an array of ``record.RECORD``."""
     table = []
     for instruction in instructions:
         kind = type(instruction)

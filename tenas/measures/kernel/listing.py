@@ -1,4 +1,4 @@
-"""Programs as text, for whoever wants to see what a plan has made of a network."""
+"""List programs as text, to inspect the plan of a network."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from tenas.measures.kernel.instructions import NO_DATA, NOWHERE, Address, Data, 
 from tenas.measures.kernel.program import Program
 from tenas.measures.kernel.workspace import Region, address
 
-# The most numbers of a constant that are written out.
+# Most numbers of a constant in a listing.
 SHOWN = 4
 
 
 def dump(program: Program) -> str:
-    """A listing: the base that the program fills, then a line for each instruction with the fields it has.
+    """List a program: the base that it fills, then one line per instruction with its fields.
 
-    ``array0[2, -1, -1]`` is channel 2 of the first array of cotangents, one row above and one column left of the image, where
-    the border begins. ``scratch`` arrays hold one sample, ``sums[5]`` is row 5 of the base's sums. Of lists of numbers the first
-    few are shown, and how many there are; of tables the shape. Of positions the number, per image where all images have the
-    same. Only while the program's plan is loaded.
+    ``array0[2, -1, -1]`` is channel 2 of the first array of cotangents, one row above and one column left of the image, where the
+    border begins. ``scratch`` arrays have one sample, ``sums[5]`` is row 5 of the base's sums. Lists of numbers show the first
+    few and their count, tables their shape; positions their number, per image if all images have the same. The program's plan
+    must be loaded.
     """
     base, workspace = program.base, program.workspace
     names = _Names([Region("sums", address(base.part), base.part.nbytes), *workspace.regions()], workspace.vector_bytes)
@@ -32,14 +32,14 @@ def dump(program: Program) -> str:
 
 
 class _Names:
-    """What lies at addresses."""
+    """Names of the memory at addresses."""
 
     def __init__(self, regions: list[Region], vector_bytes: int) -> None:
         self.regions = regions
         self.vector_bytes = vector_bytes
 
     def fields(self, instruction: Instruction) -> Iterator[str]:
-        """The fields of an instruction, without those that it doesn't have."""
+        """Fields of an instruction, without unused ones."""
         for (name, kind), value in zip(get_type_hints(type(instruction)).items(), instruction, strict=True):
             if isinstance(value, Images):
                 yield "{}x{}x{}".format(*value)
@@ -56,7 +56,7 @@ class _Names:
                 yield f"{name}={self.constant(value)}"
 
     def region(self, address: int) -> tuple[Region, int]:
-        """The region that an address lies in, and how many bytes from its start."""
+        """Region of an address, and its offset in bytes."""
         for region in self.regions:
             if region.address <= address < region.address + region.bytes:
                 return region, address - region.address

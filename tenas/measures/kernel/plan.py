@@ -1,19 +1,19 @@
-"""From a tape to programs of the compiled kernels: the reverse pass on a CPU, a vector of cotangents at a time.
+"""Plan the reverse pass of a tape as programs of the compiled kernels: on a CPU, one vector of cotangents at a time.
 
 The cotangent of a value (n, C, H, W) is an array (n, C, H + 2 halo, W + 2 halo, lanes) with a border of zeros, so that
-no kernel looks at edges. Most values don't get an array. Walking the tape backwards, each operator leaves with its inputs
-a note of what it contributes, and a value
+kernels need no special cases at edges. Most values have no array. Walking the tape backwards, each operator adds a contribution
+to its inputs, and a value
 
-- that has one contribution which is another array, scaled, is that array (sums, averages, concatenations);
-- else pulls all its contributions at once, sample by sample, while the sample is in cache: averages and skips as plain
-  sums; convolutions and pooling as gathers at listed positions. Behind a ReLU only positions where it is active are
-  listed, for all convolutions that read it: the others' cotangent is zero, for all lanes.
+- with a single contribution that is a scaled array is that array (sums, averages, concatenations);
+- otherwise is computed from all its contributions at once, sample by sample, while the sample is in cache: averages and skips
+  as plain sums; convolutions and poolings as gathers at listed positions. Behind a ReLU only its active positions are listed,
+  for all convolutions that read it: at the others the cotangent is zero, for all lanes.
 
-Right when a value has been pulled, the sums that need it are taken: sum g * patch for every convolution that ends in it,
-over positions where the patch isn't zero. Batch normalisation follows in closed form from those sums: the cotangent at its
-input, gain * g + shift + slope * z, is not stored either; whoever pulls it computes it a sample at a time.
+The sums over a value's cotangent are taken as soon as it is computed: sum g * patch for every convolution with this output, over
+positions where the patch is not zero. Batch normalisation follows in closed form from those sums: the cotangent at its input,
+gain * g + shift + slope * z, is not stored either, but computed where it is needed, one sample at a time.
 
-What has no kernel goes through the rules in plain torch (``ntk_rules``), with the layout changed on the way in and out.
+Operators without a kernel go through the rules in plain torch (``ntk_rules``), with a change of layout before and after.
 ``README.md`` in this folder has a picture and an example.
 """
 
@@ -38,10 +38,10 @@ from tenas.measures.ntk_primitives import PRIMITIVES
 from tenas.measures.ntk_reverse import empty_rows, parameter_columns, reverse_record, seed
 from tenas.measures.ntk_tape import Record, Tape, Value
 
-# Samples whose products are summed in the network's own dtype before they are added up in float64.
+# Number of samples whose products are summed in the network's dtype before they are added up in float64.
 SAMPLES = 16
 
-# Of the cotangents in plain torch, by value, and how many of the lanes are in use.
+# Cotangents in plain torch by value, and the number of lanes in use.
 Step = Callable[[dict[Value, Tensor], int], None]
 RULES: dict[object, Callable[[Plan, Record], bool]] = {
     op: getattr(rules, primitive.compiled) for op, primitive in PRIMITIVES.items() if primitive.compiled
@@ -50,7 +50,7 @@ RULES: dict[object, Callable[[Plan, Record], bool]] = {
 
 @dataclasses.dataclass(eq=False)
 class Pull:
-    """A step that fills a base: from what, and its program, which is made when every base has an array."""
+    """A step that fills a base: its contributions, and its program, which is made when every base has an array."""
 
     base: Base
     contributions: Sequence[Pulled]
@@ -58,14 +58,14 @@ class Pull:
 
 
 class Plan:
-    """The reverse pass of a tape for a vector of cotangents: planned once, run for each chunk of LANES samples.
+    """Reverse pass of a tape for a vector of cotangents: planned once, run for each chunk of LANES samples.
 
-    What is planned depends on the tape's operators and shapes alone. ``load`` takes what the tape's values hold at present,
-    ``run`` is then the pass, and ``release`` lets go of them; with other values in the same tape all three can be called again.
+    The plan depends on the tape's operators and shapes only. ``load`` reads the present values of the tape, ``run`` is the pass,
+    ``release`` frees the values; all three can be called again with other values in the same tape.
 
-    For rules: ``cotangent`` of a record's output, ``add`` to what its inputs get, ``steps``, ``workspace``, and ``gradients``
-    (parameters' elements, lanes), of which a parameter has the rows ``columns[parameter]``. ``left_to_torch``: the operators
-    that go through plain torch, in the order of the pass. ``reusable``: whether nothing planned depends on values.
+    For rules: ``cotangent`` of a record's output, ``add`` for contributions to its inputs, ``steps``, ``workspace``, and
+    ``gradients`` (parameters' elements, lanes), of which a parameter has the rows ``columns[parameter]``. ``left_to_torch``: the
+    operators that go through plain torch, in the order of the pass. ``reusable``: whether no part of the plan depends on values.
     """
 
     def __init__(self, tape: Tape, logits: Value) -> None:
@@ -94,7 +94,7 @@ class Plan:
         self._link = self._tabulate()
 
     def _tabulate(self) -> Callable[[], None]:
-        """Put the instructions of all programs into one table. Returns what writes the addresses of a run into it."""
+        """Put the instructions of all programs into one table. Returns a function that writes the addresses of a run into it."""
         if not self.pulls:
             return lambda: None
         table = np.concatenate([program.records for program in self.programs])
@@ -107,21 +107,21 @@ class Plan:
         return self.workspace.link(table.view(np.int64))
 
     def load(self) -> None:
-        """Take what the values of the tape hold."""
+        """Read the present values of the tape."""
         self.workspace.load()
         self._link()
 
     def release(self) -> None:
-        """Give the arrays of a run back."""
+        """Return the arrays of a run to the pool."""
         self.workspace.release()
 
     @property
     def nbytes(self) -> int:
-        """Memory that the plan keeps between runs."""
+        """Memory of the plan between runs, in bytes."""
         return self.workspace.nbytes + self.table_bytes + self.gradients.nbytes
 
     def run(self) -> Tensor:
-        """The gradients of all samples' sums of logits, a row each: (n, parameters)."""
+        """Gradients of all samples' sums of logits: (n, parameters)."""
         rows = empty_rows(self.tape, self.n)
         for start in range(0, self.n, LANES):
             stop = min(start + LANES, self.n)
@@ -136,7 +136,7 @@ class Plan:
         return rows
 
     def close(self) -> None:
-        """``release``, and break the cycles that would keep everything else until collected."""
+        """``release``, and break reference cycles, to free all memory without garbage collection."""
         self.workspace.close()
         self.steps.clear()
         self.bases.clear()
@@ -145,13 +145,13 @@ class Plan:
 
     @property
     def programs(self) -> list[Program]:
-        """The programs in the order in which they run."""
+        """All programs, in order of execution."""
         return [pull.program for pull in self.pulls]
 
-    # Walking the tape.
+    # --- walk of the tape
 
     def fits(self, record: Record) -> bool:
-        """Whether the record is of batches of images, in the dtype of the logits."""
+        """Whether the values of a record are batches of images in the dtype of the logits."""
         if "fits" not in record.cache:
             images = [v.tensor for v in (record.out, *record.inputs) if v is not None and v.tensor.ndim == 4]
             out = record.out.tensor
@@ -161,7 +161,7 @@ class Plan:
         return bool(record.cache["fits"])
 
     def _find_halos(self) -> dict[Pair, int]:
-        """The border that images of each size need, so that whatever reads their cotangents stays within the array."""
+        """Border for images of each size, so that all reads of their cotangents stay within the array."""
         halos: dict[Pair, int] = {}
         for record in self.tape.records:
             window = window_at(record)
@@ -174,7 +174,7 @@ class Plan:
         self.contributions.setdefault(value, []).append(contribution)
 
     def cotangent(self, value: Value, *, plain: bool = False) -> Cotangent:
-        """The cotangent of a value all of whose consumers have been met. ``plain``: without coupling."""
+        """Cotangent of a value after all its consumers have been visited. ``plain``: without coupling."""
         contributions = self.contributions[value]
         if len(contributions) == 1 and isinstance(only := contributions[0], Dense):
             whole = only.mask is None and only.cotangent.base.grid == self.workspace.grid(value)
@@ -190,7 +190,7 @@ class Plan:
         return cotangent
 
     def _pull(self, value: Value, contributions: Sequence[Pulled], *, arriving: bool = False) -> Cotangent:
-        """A step that fills a new base with a value's cotangent, from contributions or from plain torch, and takes its sums."""
+        """Add a step that fills a new base with a value's cotangent, from contributions or plain torch, and takes its sums."""
         number = len(self.steps)
         base = Base(value.shape[1], self.workspace.grid(value), created=number, last=number)
         self.bases.append(base)
@@ -230,7 +230,7 @@ class Plan:
                     contributions.append(FromTorch())
 
     def _to_torch(self, value: Value) -> None:
-        """A step that leaves a value's cotangent to the rules in plain torch."""
+        """Add a step that passes a value's cotangent to the rules in plain torch."""
         cotangent = self.cotangent(value, plain=True)
         base, channel = cotangent.base, cotangent.channel
         base.last = len(self.steps)

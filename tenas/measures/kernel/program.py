@@ -1,4 +1,4 @@
-"""From what flows into a base to the program that fills it."""
+"""Compile the contributions to a base to the program that fills it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ from tenas.measures.kernel.workspace import Workspace
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """What fills a base and takes its sums, sample by sample: all instructions for one sample, then for the next.
+    """Program that fills a base and takes its sums: all instructions for one sample, then for the next.
 
-    ``records``: the instructions as compiled code reads them, a part of the plan's table; the memory is the workspace's and the
-    base's.
+    ``records``: packed instructions, a part of the plan's table. The memory belongs to the workspace and the base.
     """
 
     base: Base
@@ -41,9 +40,9 @@ class Program:
 
 
 def assemble(workspace: Workspace, base: Base, contributions: Sequence[Pulled]) -> Program:
-    """The program of a base that has an array. Makes its sums, and says in what is wanted of them which rows they are in.
+    """Make the program of a base with an array. Allocates its sums, and sets their rows in the requests for them.
 
-    What a mask works on comes first. A gather doesn't need it: it lists only the positions that the mask leaves.
+    Instructions that need the mask come first. Gathers do not: they list only positions within the mask.
     """
     program: list[Instruction] = []
     gathered = [c for c in contributions if isinstance(c, Gathered)]
@@ -68,7 +67,7 @@ def assemble(workspace: Workspace, base: Base, contributions: Sequence[Pulled]) 
 
 
 def _combine(workspace: Workspace, target: Place, cotangent: Cotangent, *, accumulate: bool) -> Combine:
-    """The instruction that adds a cotangent to an array or stores it there."""
+    """Instruction that adds a cotangent to an array, or stores it there."""
     base = cotangent.base
     instruction = Combine(
         target,
@@ -100,11 +99,11 @@ def _scatter(workspace: Workspace, base: Base, contribution: Scattered) -> list[
     ]
 
 
-# Convolutions and poolings.
+# --- convolutions and poolings
 
 
 def _gathered(workspace: Workspace, base: Base, contributions: Sequence[Gathered]) -> list[Instruction]:
-    """Gathers, merged where that is one pass instead of several.
+    """Merge gathers that can share a pass.
 
     Convolutions between the same two values differ only in their taps. Poolings of one kind are summed before they are
     transposed, which is linear.
@@ -132,7 +131,7 @@ def _poolings(workspace: Workspace, base: Base, group: Sequence[Gathered], share
     array = workspace.scratch(grid, base.channels)
     target = workspace.place(array, grid)
     program: list[Instruction] = []
-    # Shares come last, but where nothing is added to the cotangents they are a factor like any other.
+    # Shares are applied last; without added terms they are a factor like any other.
     plain = all(contribution.cotangent.coupling is None for contribution in group)
     shares = workspace.constant(share)
     for contribution in group:
@@ -167,9 +166,9 @@ def _convolutions(workspace: Workspace, base: Base, group: Sequence[Gathered]) -
 def _gathers(
     workspace: Workspace, base: Base, group: Sequence[Gathered], weights: Sequence[Array], array: Buffer, channels: Sequence[int]
 ) -> list[Instruction]:
-    """The instructions that gather from the planes of ``array`` from ``channels`` on: one for each phase of the stride.
+    """Instructions that gather from the planes of ``array`` starting at ``channels``: one per phase of the stride.
 
-    More than one contribution only without groups and stride, when they differ just in their taps.
+    Several contributions only without groups and stride, and if they differ only in their taps.
     """
     first = group[0]
     grid = first.cotangent.base.grid
@@ -205,7 +204,7 @@ def _gathers(
 
 
 def _taps(workspace: Workspace, pieces: Sequence[tuple[Array, Array]]) -> Address:
-    """The taps of a gather: elements of weights, by number (channels, taps), side by side."""
+    """Taps of a gather: elements of weights by index (channels, taps), concatenated."""
     taps = np.empty((len(pieces[0][1]), sum(numbers.shape[1] for _, numbers in pieces)), workspace.dtype)
 
     def renew() -> None:

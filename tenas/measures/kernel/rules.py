@@ -1,7 +1,7 @@
-"""The reverse rules of operators that have a kernel, as ``ntk_primitives`` names them.
+"""Reverse rules of operators with compiled kernels, by the names in ``ntk_primitives``.
 
-A rule asks the plan for the cotangent of a record's output and adds contributions to its inputs. It returns False to leave
-the record to plain torch, and then must have changed nothing.
+A rule takes the cotangent of a record's output from the plan and adds contributions to its inputs. It returns False, without any
+change, to leave the record to plain torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tenas.measures.ntk_tape import Record, Value, aten
 if TYPE_CHECKING:
     from tenas.measures.kernel.plan import Plan
 
-# Stand in for arrays that a compiled pass doesn't get.
+# Placeholders for absent arrays of a compiled pass.
 NO_TABLE = np.empty((0, 0))
 NO_ROWS = np.empty((0, 0), np.int64)
 
@@ -88,7 +88,7 @@ def batch_norm(plan: Plan, record: Record) -> bool:
 
 
 def _convolution_of(plan: Plan, record: Record) -> Convolution | None:
-    """The record as a convolution that has a kernel, if it is one."""
+    """The record as a convolution with a compiled kernel; None if it is none."""
     if record.op is not aten.convolution.default:
         return None
     if "convolution" not in record.cache:
@@ -134,7 +134,7 @@ def convolution(plan: Plan, record: Record) -> bool:
 
 
 def _weight_gradient(plan: Plan, cotangent: Cotangent, products: Products, gradient: Array) -> None:
-    """Add the step that adds to a convolution's gradient, (elements, lanes), from the products of its cotangent."""
+    """Add a step that adds to a convolution's gradient, (elements, lanes), from the products of its cotangent."""
     weight = products.convolution.weight
     table = weight.reshape(len(weight), -1)
     gradient = gradient.reshape(*table.shape, LANES)
@@ -153,7 +153,7 @@ def _weight_gradient(plan: Plan, cotangent: Cotangent, products: Products, gradi
 
 
 def _forward_products(plan: Plan, convolution: Convolution) -> tuple[Array, Array]:
-    """The sums over the batch of patch and of z * patch, for a convolution's output z: (channels, elements) each."""
+    """Sums over the batch of patch and of z * patch, for a convolution's output z: (channels, elements) each."""
     window, weight = convolution.window, convolution.weight
     patches, products = np.empty((2, *weight.shape[:2], weight[0, 0].size))
 
@@ -191,7 +191,7 @@ def add(plan: Plan, record: Record) -> bool:
 
 
 def _scaled(plan: Plan, cotangent: Cotangent, factor: float) -> Cotangent:
-    """That of a value whose cotangent is this one's times ``factor``. Only without coupling."""
+    """Cotangent of a value that is this one times ``factor``. Only without coupling."""
     gain = cotangent.gain if factor == 1 else plan.workspace.scaled(cotangent.gain, factor)
     return Cotangent(cotangent.base, cotangent.channel, gain)
 

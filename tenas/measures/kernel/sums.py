@@ -1,4 +1,4 @@
-"""The instructions that take the sums over the batch which are wanted of a base."""
+"""Instructions for the requested sums of a base over the batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tenas.measures.ntk_tape import Value
 
 
 def sums_of(workspace: Workspace, base: Base) -> list[Instruction]:
-    # After the sums of the channels, a row that stays zero: that of taps which never meet a pixel.
+    # After the sums of the channels, a row of zeros for taps that never meet a pixel.
     rows = base.channels + 1
     steps: list[Dot | Accumulate] = []
     done: list[Products] = []
@@ -38,7 +38,7 @@ def sums_of(workspace: Workspace, base: Base) -> list[Instruction]:
 
 
 def _share_products(workspace: Workspace, want: Products, other: Products) -> bool:
-    """Whether ``other`` has the sums that ``want`` asks for; if so, say in which rows."""
+    """Whether ``other`` has the sums requested by ``want``; if so, set their rows."""
     a, b = want.convolution, other.convolution
     if want.channel != other.channel or workspace.same_rectified(a.x) is not workspace.same_rectified(b.x):
         return False
@@ -58,7 +58,7 @@ def _share_products(workspace: Workspace, want: Products, other: Products) -> bo
 
 
 def _pixels(workspace: Workspace, x: Value, y: int, u: int, stride: int) -> Address:
-    """Every ``stride``th pixel of a value's images, from (y, u) on."""
+    """Every ``stride``th pixel of a value's images, starting at (y, u)."""
     (address,) = workspace.made(
         1, lambda: [np.ascontiguousarray(x.data[:, :, y::stride, u::stride].numpy(), dtype=workspace.dtype)]
     )
@@ -66,7 +66,7 @@ def _pixels(workspace: Workspace, x: Value, y: int, u: int, stride: int) -> Addr
 
 
 def _products(workspace: Workspace, steps: list[Dot | Accumulate], base: Base, want: Products, first_row: int) -> int:
-    """Add the instructions that sum g * patch for a convolution. Returns the first row that is free after them."""
+    """Add the instructions that sum g * patch for a convolution. Returns the next free row."""
     convolution, grid = want.convolution, base.grid
     x = workspace.same_rectified(convolution.x)
     rectified = x.producer is not None and x.producer.op in RELUS

@@ -1,4 +1,4 @@
-"""The windows of torch's convolutions and average poolings, as far as there are kernels for them."""
+"""Windows of those of torch's convolutions and average poolings that have kernels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def window_of(
     ndim: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], transposed: bool,
     *_: object,
 ) -> Window | None:  # fmt: skip
-    """The window of a convolution as torch's operator gives it; None where it is not of images, or transposed, or skewed."""
+    """Window of a convolution from the arguments of torch's operator; None if it is transposed, anisotropic, or not of images."""
     if ndim != 4 or transposed or len(set(stride)) > 1 or len(set(dilation)) > 1:
         return None
     return Window(_pair(kernel), stride[0], _pair(padding), dilation[0])
 
 
-# Of the operator's settings after the kernel: stride, padding, ceil_mode, count_include_pad, divisor_override.
+# Defaults of the operator's arguments after the kernel: stride, padding, ceil_mode, count_include_pad, divisor_override.
 _AVERAGE_DEFAULTS: tuple[Any, ...] = ([], [0], False, True, None)
 
 
@@ -32,7 +32,7 @@ def _average_settings(settings: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def average_window(ndim: int, kernel: Sequence[int], *settings: Any) -> Window | None:
-    """The window of an average pooling as torch's operator gives it; None where its output is more than whole windows."""
+    """Window of an average pooling from the arguments of torch's operator; None if it has incomplete windows."""
     stride, padding, ceil, _, divisor = _average_settings(settings)
     stride = stride or kernel
     if ndim != 4 or ceil or divisor is not None or len(set(stride)) > 1:
@@ -41,7 +41,7 @@ def average_window(ndim: int, kernel: Sequence[int], *settings: Any) -> Window |
 
 
 def average_share(window: Window, size: Sequence[int], kernel: Sequence[int], *settings: Any) -> Array:
-    """1 / the number of pixels that each output of an average pooling is the average of: (height, width)."""
+    """1 / the number of pixels averaged by each output of an average pooling: (height, width)."""
     *_, include_padding, _ = _average_settings(settings)
     return share_of(window, (size[0], size[1]), include_padding)
 
@@ -53,7 +53,7 @@ _WINDOWS: dict[object, Callable[[Record], Window | None]] = {
 
 
 def window_at(record: Record) -> Window | None:
-    """The window of a convolution or an average pooling that there are kernels for."""
+    """Window of a convolution or average pooling with kernels."""
     if record.op not in _WINDOWS:
         return None
     if "window" not in record.cache:

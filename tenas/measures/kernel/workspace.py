@@ -1,4 +1,4 @@
-"""The memory that the programs of a plan work on: arrays with borders, what they read besides, and who keeps it alive."""
+"""Memory of the programs of a plan: arrays with borders, constants, values of the forward pass, and their lifetimes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tenas.measures.kernel.instructions import NOWHERE, Address, Data, Place, Po
 from tenas.measures.ntk_rules import RELUS
 from tenas.measures.ntk_tape import Value
 
-# Cotangents in a vector.
+# Number of cotangents per vector.
 LANES = 8
-# Bytes of arrays that are kept from one kernel to the next.
+# Most bytes of arrays kept from one kernel to the next.
 KEPT_BYTES = 2**28
-# An address below 2**48 is one. Above, what is over these bits numbers a region, which lies elsewhere in each run of the plan.
+# Addresses below 2**48 are real. In others, the bits above number a region, whose location differs between runs of the plan.
 REGION_BITS = 48
 
 
 def address(array: Array) -> Address:
-    """Where the array's memory starts."""
+    """Address of an array's memory."""
     return Address(array.__array_interface__["data"][0])  # several times faster than array.ctypes.data
 
 
@@ -34,9 +34,9 @@ def _zeros(*outer: int, grid: Grid, dtype: torch.dtype) -> Tensor:
 
 
 class Arrays:
-    """Arrays of cotangents that are not in use: fresh memory from the system costs as much time as the work on it.
+    """Pool of unused arrays of cotangents: fresh memory from the system costs as much time as the work on it.
 
-    Kernels don't write to borders, so those of an array that comes back are zero for the next one of the same shape.
+    Kernels do not write to borders, so the borders of a returned array are zero for its next use with the same shape.
     """
 
     def __init__(self, most: int) -> None:
@@ -65,7 +65,7 @@ ARRAYS = Arrays(KEPT_BYTES)
 
 
 class Region(NamedTuple):
-    """A stretch of memory with a name. ``grid``: of an array of cotangents; ``values``: the numbers of what is none."""
+    """A named piece of memory. ``grid``: of an array of cotangents; ``values``: the contents of any other."""
 
     name: str
     address: int
@@ -77,11 +77,11 @@ class Region(NamedTuple):
 class Workspace:
     """Arrays, scratch arrays and constants of one plan, for batches of ``n`` images.
 
-    A plan is made once and run many times. What lies elsewhere in each run (arrays of cotangents, values of the forward pass,
-    lists of positions) is a region: its addresses are numbers of the region until ``link`` writes in where it is. What follows
-    from values and has a fixed size is an array of the plan's own, which a function fills anew (``renew``).
+    A plan is made once and run many times. Memory whose location differs between runs (arrays of cotangents, values of the
+    forward pass, lists of positions) is a region: its addresses contain the region's number until ``link`` replaces it by the
+    location. Data of fixed size that depend on values are arrays of the plan, which a function refills in each run (``renew``).
 
-    ``halos``: the border that images of each size need, none where a size isn't there.
+    ``halos``: border by size of images; no border for other sizes.
     """
 
     def __init__(self, n: int, dtype: torch.dtype, halos: dict[Pair, int]) -> None:
@@ -98,36 +98,36 @@ class Workspace:
         self._rectified: dict[Value, Value] = {}
         self._positions: dict[tuple[Value | None, Grid, int, Pair, Grid], Positions] = {}
         self._renewals: list[Callable[[], None]] = []
-        # By number of the region: where it starts, and what keeps it alive, both of the present run. There is no region 0.
+        # By number of the region: its address and its owner in the present run. There is no region 0.
         self._starts = [0]
         self._held: dict[int, Array | Tensor] = {}
 
     def grid(self, value: Value) -> Grid:
-        """Where the pixels of a value's cotangents lie."""
+        """Grid of a value's cotangents."""
         size = value.shape[2:]
         if size not in self._grids:
             self._grids[size] = Grid.of(size[0], size[1], self._halos.get((size[0], size[1]), 0))
         return self._grids[size]
 
     def same_rectified(self, value: Value) -> Value:
-        """The first of all ReLUs of the same value that the plan has met: they hold the same."""
+        """The first ReLU of the same value in the plan: all of them have equal outputs."""
         if value.producer is not None and value.producer.op in RELUS:
             return self._rectified.setdefault(value.producer.args[0], value)
         return value
 
-    # What changes from run to run.
+    # --- changes between runs
 
     def renew(self, function: Callable[[], None]) -> None:
-        """Call ``function`` each time the forward pass has left other values, after those that are here already."""
+        """Call ``function`` whenever the forward pass has new values, after the functions added before."""
         self._renewals.append(function)
 
     def region(self) -> Address:
-        """The start of a new region."""
+        """Start address of a new region."""
         self._starts.append(0)
         return Address((len(self._starts) - 1) << REGION_BITS)
 
     def load(self) -> None:
-        """Get arrays for a run, and whatever follows from the values of the forward pass."""
+        """Get arrays for a run, and refill all data that depend on values of the forward pass."""
         for buffer in self._buffers():
             buffer.tensor = ARRAYS.take(self.n if buffer.samples else 1, buffer.channels, buffer.grid, self.torch_dtype)
             self._starts[buffer.address >> REGION_BITS] = buffer.tensor.data_ptr()
@@ -135,7 +135,7 @@ class Workspace:
             renewal()
 
     def link(self, table: Array) -> Callable[[], None]:
-        """A function that writes the present addresses into a table of instructions, in the place of those of regions."""
+        """Make a function that replaces addresses of regions in a table of instructions by present addresses."""
         flat = table.reshape(-1)
         places = np.flatnonzero(flat >> REGION_BITS)
         regions, offsets = flat[places] >> REGION_BITS, flat[places] & (1 << REGION_BITS) - 1
@@ -146,7 +146,7 @@ class Workspace:
         return write
 
     def release(self) -> None:
-        """Give the arrays back for the next run, of whichever plan, and let go of the forward pass."""
+        """Return the arrays to the pool, for the next run of any plan, and release the values of the forward pass."""
         for buffer in self._buffers():
             if "tensor" in vars(buffer):
                 ARRAYS.give(buffer.tensor, buffer.grid)
@@ -154,23 +154,23 @@ class Workspace:
         self._held.clear()
 
     def close(self) -> None:
-        """``release``, and break cycles."""
+        """``release``, and break reference cycles."""
         self.release()
         self._renewals.clear()
 
     @property
     def nbytes(self) -> int:
-        """The plan's own memory, not that of a run."""
+        """Memory of the plan itself, without that of a run, in bytes."""
         return sum(array.nbytes for array in self._constants)
 
-    # Arrays of cotangents.
+    # --- arrays of cotangents
 
     def _buffers(self) -> Iterator[Buffer]:
         yield from self._arrays
         yield from self._scratches.values()
 
     def place_bases(self, bases: Iterable[Base]) -> None:
-        """Give each base an array; one of the same shape that is no longer used is used again."""
+        """Give each base an array; reuse arrays of the same shape that are no longer needed."""
         free: dict[tuple[int, Grid], list[tuple[int, Buffer]]] = {}
         for base in bases:
             held = free.setdefault((base.channels, base.grid), [])
@@ -184,40 +184,40 @@ class Workspace:
             base.array = array
 
     def scratch(self, grid: Grid, channels: int) -> Buffer:
-        """An array that holds something between two instructions, the same for all samples."""
+        """A scratch array for data between two instructions, the same for all samples."""
         if (grid, channels) not in self._scratches:
             self._scratches[grid, channels] = Buffer(channels, grid, False, self.region())
         return self._scratches[grid, channels]
 
     def place(self, array: Buffer, grid: Grid, *, channel: int = 0, y: int = 0, x: int = 0) -> Place:
-        """Where pixel (y, x) of a channel is. A scratch array is the same for all samples."""
+        """Location of pixel (y, x) of a channel. A scratch array is the same for all samples."""
         plane = grid.plane * self.vector_bytes
         start = array.address + channel * plane + (grid.first + y * grid.row + x) * self.vector_bytes
         return Place(Address(start), array.channels * plane if array.samples else 0, plane, grid.row * self.vector_bytes)
 
     def corner(self, array: Buffer, grid: Grid, *, channel: int = 0) -> Place:
-        """Where the border of a channel begins, which positions and offsets of convolutions count from."""
+        """Location of the border of a channel, the origin of positions and offsets of convolutions."""
         return self.place(array, grid, channel=channel, y=-grid.halo, x=-grid.halo)
 
-    # What programs read besides.
+    # --- other data of programs
 
     def keep(self, array: Array) -> Address:
-        """The address of an array, which is kept for as long as the plan."""
+        """Address of an array, which is kept alive by the plan."""
         self._constants.append(array)
         return address(array)
 
     def constant(self, array: Array) -> Address:
-        """The address of an array that stays as it is, in the dtype of the cotangents."""
+        """Address of a constant array, in the dtype of the cotangents."""
         return self.keep(np.ascontiguousarray(array, dtype=self.dtype))
 
     def scalars(self, array: Array) -> Address:
-        """The address of an array that is renewed, in the dtype of the cotangents."""
+        """Address of an array that is refilled in each run, in the dtype of the cotangents."""
         copy = np.empty(array.shape, self.dtype)
         self.renew(lambda: np.copyto(copy, array, casting="same_kind"))
         return self.keep(copy)
 
     def scaled(self, array: Array, factor: float | Array) -> Array:
-        """A renewed array times a number, or times another renewed array."""
+        """Product of a refilled array with a number or another refilled array."""
         product = np.empty(array.shape)
 
         def renew() -> None:
@@ -227,7 +227,7 @@ class Workspace:
         return product
 
     def made(self, count: int, make: Callable[[], Sequence[Array]]) -> list[Address]:
-        """The addresses of ``count`` arrays that each run makes."""
+        """Addresses of ``count`` arrays made in each run."""
         addresses = [self.region() for _ in range(count)]
         numbers = [address >> REGION_BITS for address in addresses]
 
@@ -255,9 +255,9 @@ class Workspace:
         return self._data[value]
 
     def positions(self, value: Value, rectified: bool, convolution: Convolution, remainders: Pair, grid: Grid) -> Positions:
-        """Where ``value``, an input of a convolution, has something to send to or take from the output's ``grid``.
+        """Positions where ``value``, an input of a convolution, exchanges data with the output's ``grid``.
 
-        Of a value that is rectified these are the pixels that aren't zero, with their values; of others all, without.
+        For a rectified value the nonzero pixels, with their values; for other values all pixels, without values.
         """
         own, stride = self.grid(value), convolution.window.stride
         key = (value if rectified else None, own, stride, remainders, grid)
@@ -281,7 +281,7 @@ class Workspace:
         return self._positions[key]
 
     def regions(self) -> Iterator[Region]:
-        """All of this memory by name, for listings of programs; only of a plan that is loaded."""
+        """All regions by name, for listings of programs. The plan must be loaded."""
         for name, buffers in (("array", self._arrays), ("scratch", self._scratches.values())):
             for number, buffer in enumerate(buffers):
                 yield Region(f"{name}{number}", buffer.address, buffer.tensor.nbytes, buffer.grid)
