@@ -9,8 +9,8 @@ from torch._ops import OpOverload
 
 from tenas.measures.common import Observer, undisturbed
 
-# Of the memory of a GPU, what networks side by side may take at the peak. A constant, and not what is free: the number of
-# networks decides which kernels torch's libraries choose, and with them the last bits.
+# Of the memory of a GPU, what a pass may take at its peak: networks side by side, or the cotangents of one. A constant, and not
+# what is free: how many go together decides which kernels torch's libraries choose, and with them the last bits.
 BUDGET = 4 * 2**30
 SAMPLES = 2  # one is too few for a batch normalisation of features without places
 
