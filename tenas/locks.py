@@ -6,6 +6,7 @@ Locks are by flock. They hold between machines if the file system supports that 
 import fcntl
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -17,6 +18,8 @@ from typing import IO, NamedTuple
 from tenas.errors import TenasError
 
 POLL_SECONDS = 0.5
+# How a lock says since when it is held.
+SINCE = "%Y-%m-%d %H:%M:%S"
 # Of the outputs that this process is writing.
 _held: set[IO[str]] = set()
 
@@ -83,13 +86,14 @@ def alone(folder: Path, part: str = "") -> Iterator[bool]:
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     while (file := _try(path)) is None:
         if not waited:
-            print(f"tenas: {folder / part} is being written by {_owner(path)}: waiting for it.", file=sys.stderr, flush=True)
+            owner, way_out = _owner(path)
+            print(f"tenas: {folder / part} is being written by {owner}: waiting for it.{way_out}", file=sys.stderr, flush=True)
         waited = True
         time.sleep(POLL_SECONDS)
     _held.add(file)
     try:
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime(SINCE)}\n")
         file.flush()
         yield waited
     finally:
@@ -125,8 +129,20 @@ def _try(path: Path) -> IO[str] | None:
         file.close()
 
 
-def _owner(path: Path) -> str:
+def _owner(path: Path) -> tuple[str, str]:
+    """Who has a lock, and for how long; a sentence on what to do if it is of another machine, which may have failed.
+
+    A lock of this machine is given back by its system. That of another one is the file system's to give back, and some keep it
+    until that machine starts again.
+    """
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return "another process"
+        text = ""
+    found = re.fullmatch(r"process \d+ on (.*) since (.*)", text)
+    if found is None:
+        return text or "another process", ""
+    with suppress(ValueError):
+        minutes = max(0, int(time.time() - time.mktime(time.strptime(found[2], SINCE)))) // 60
+        text += f" ({minutes // 60} h {minutes % 60} min)"
+    return text, "" if found[1] == platform.node() else f" If {found[1]} has failed, remove {path}."

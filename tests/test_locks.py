@@ -1,5 +1,6 @@
 """Locks between real processes, and what killed ones leave. What stands for GPUs here is a name: the lock does not ask."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -148,6 +149,26 @@ def test_a_second_writer_waits_and_says_for_whom(tmp_path):
     assert [begun[2] == ended[2] for begun, ended in zip(found[::2], found[1::2], strict=True)] == [True] * 4
     assert [waited for waited, what, _ in found if what == "taken"] == [0, 1, 1, 1]
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_lock_of_a_machine_that_has_failed_says_whose_it_is_and_how_to_go_on(tmp_path):
+    """As a file system has it that keeps the lock: this process stands for that."""
+    path = tmp_path / "out/.part.lock"
+    path.parent.mkdir()
+    began = time.time() - 3 * 3600 - 12 * 60 - 30
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began))
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"process 4711 on node3 since {since}\n")
+        file.flush()
+        waiting = writer(tmp_path, 0)
+        assert waiting.stderr.readline() == (
+            f"tenas: {tmp_path}/out/part is being written by process 4711 on node3 since {since} (3 h 12 min): waiting for it. "
+            f"If node3 has failed, remove {path}.\n"
+        )
+        path.unlink()
+        assert waiting.wait(60) == 0
+    waiting.stderr.close()
 
 
 @pytest.mark.parametrize("forking", [(), ("fork",)], ids=["", "with a child that lives on"])

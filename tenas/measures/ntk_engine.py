@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tenas.measures.ntk_reverse import empty_rows, sweep
 from tenas.measures.ntk_tape import Tape, Value, aten
+from tenas.measures.sizes import BUDGET
 
 if TYPE_CHECKING:
     from tenas.measures.kernel import Plan
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 CACHE_BYTES = 8 * 2**20
 # A chunk holds about this many cotangents of the size of the largest at its peak: those of a cell's nodes and temporaries.
 LIVE_COTANGENTS = 8
-# Peak memory of a chunk on a GPU: a constant, not the free memory, as the size of the folded batch determines cuDNN's choice of
-# kernels, and with it the last bits.
-GPU_BYTES = 2 * 2**30
 # Columns of the gradients that are multiplied at once, in float64.
 COLUMNS = 2**18
 # The compiled kernels keep a gradient and its sums for a vector of cotangents: 160 bytes per parameter and more.
@@ -141,7 +139,7 @@ def choose_chunk(tape: Tape, n: int) -> int:
     values = [output for step in tape.records for output in step.outputs if output is not None and output.active]
     size = max(value.tensor.numel() * value.tensor.element_size() for value in values)
     device = values[0].tensor.device
-    room = GPU_BYTES // LIVE_COTANGENTS if device.type == "cuda" else CACHE_BYTES
+    room = BUDGET // LIVE_COTANGENTS if device.type == "cuda" else CACHE_BYTES
     return max(1, min(n, room // size))
 
 

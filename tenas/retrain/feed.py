@@ -1,5 +1,6 @@
 """Yield uint8 image batches on the device, either from RAM (free) or decoded from files by worker processes."""
 
+import math
 import multiprocessing
 import os
 import sys
@@ -26,6 +27,8 @@ STATISTICS, ORDER, AUGMENTATION, CROP, DROP_PATH = range(5)
 
 # Share of a GPU's free memory that a data set may take. CIFAR-10 has 150 MB.
 DEVICE_SHARE = 0.25
+# Width by height of a crop, the least and the largest.
+PROPORTIONS = (3 / 4, 4 / 3)
 # Batches that each worker process prefetches.
 AHEAD = 2
 
@@ -55,8 +58,8 @@ class FromMemory:
 class Pictures(Dataset[tuple[Tensor, Tensor] | str]):
     """Work of a worker process: (indices, epoch) -> images uint8 (b, side, side, 3) and labels (b,).
 
-    ``least_area``: smallest share of an image in a random resized crop (torchvision's RandomResizedCrop), which depends on
-    (seed, epoch, index) alone; None for whole images. A damaged file yields its error message.
+    ``least_area``: smallest share of an image in a random resized crop, which depends on (seed, epoch, index) alone; None for
+    whole images. A damaged file yields its error message.
     """
 
     def __init__(self, part: Part, side: int, seed: int, least_area: float | None) -> None:
@@ -86,15 +89,39 @@ class Pictures(Dataset[tuple[Tensor, Tensor] | str]):
         return images, labels
 
     def crop(self, index: int, epoch: int) -> Tensor:
-        from torchvision.transforms import v2
+        from torchvision.transforms.v2 import functional
 
-        transform = v2.RandomResizedCrop(self.side, scale=(self.least_area, 1), antialias=True)
+        assert self.least_area is not None
         # (3, h, w), with the memory layout kept: the fastest one for resizing too.
         image = torch.from_numpy(self.part.picture(index).copy()).permute(2, 0, 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(self.seed, CROP, epoch, index))
-            crop: Tensor = transform(image)
-            return crop.permute(1, 2, 0)
+        generator = torch.Generator("cpu").manual_seed(derived_seed(self.seed, CROP, epoch, index))
+        box = draw_box(image.shape[1], image.shape[2], self.least_area, generator)
+        crop: Tensor = functional.resized_crop(image, *box, size=[self.side, self.side], antialias=True)
+        return crop.permute(1, 2, 0)
+
+
+def draw_box(height: int, width: int, least_area: float, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Draw the box of a crop of an image: top, left, height, width in pixels; the numbers of torchvision's RandomResizedCrop.
+
+    Its share of the image is uniform from ``least_area`` to 1, the logarithm of its proportions in PROPORTIONS (Szegedy et al.
+    2015). After ten boxes that do not fit into the image, the largest one in the middle. torchvision's own draws go by what is
+    torch's default in the process (generator, dtype, device), which a forked worker inherits, and one of a fork server does not.
+    """
+    low, high = torch.log(torch.tensor(PROPORTIONS, dtype=torch.float32, device="cpu")).tolist()
+    number = torch.empty(1, dtype=torch.float32, device="cpu")
+    for _ in range(10):
+        area = height * width * number.uniform_(least_area, 1, generator=generator).item()
+        proportions = torch.exp(number.uniform_(low, high, generator=generator)).item()
+        w, h = round(math.sqrt(area * proportions)), round(math.sqrt(area / proportions))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = (
+                int(torch.randint(0, room + 1, (1,), generator=generator, dtype=torch.int64, device="cpu").item())
+                for room in (height - h, width - w)
+            )
+            return top, left, h, w
+    w = min(width, round(height * PROPORTIONS[1]))
+    h = min(height, round(width / PROPORTIONS[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 class Requests:
@@ -129,6 +156,20 @@ def workers_that_fit(workers: int, batch_bytes: int, shared_memory: Path = SHARE
     return fitting
 
 
+def start_method(device: torch.device) -> str | None:
+    """How worker processes start; None for Python's way.
+
+    Not forked from a process that uses a GPU or is one of a group: NCCL may be at work in it, and a copy of it would keep its
+    GPU, and the lock on that, after its end. They come from a server that has loaded torch, once.
+    """
+    if device.type != "cuda" and not torch.distributed.is_initialized():
+        return None
+    # Nothing of this package: the server has not this process's sys.path (until Python 3.13), and would load the `tenas` that its
+    # own leads to, which its workers would then have in place of this one.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["torch"])
+    return "forkserver"
+
+
 class FromWorkers:
     """Batches decoded and cropped by worker processes ahead of the network; with 0 ``workers``, by this process."""
 
@@ -140,12 +181,7 @@ class FromWorkers:
     def _started(self, largest: int) -> DataLoader[Any]:
         """The loader, for batches of at most ``largest`` images."""
         workers = workers_that_fit(self.workers, largest * (3 * self.pictures.side**2 + 8))
-        context = None
-        if workers and (self.device.type == "cuda" or torch.distributed.is_initialized()):
-            # Not forked from this process: NCCL may be active in it, and a copy would hold its GPU, and the lock on that,
-            # after its end. Workers are forked from a server that has loaded all modules once.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__])
+        context = multiprocessing.get_context(start_method(self.device)) if workers else None
         loader = DataLoader(
             self.pictures,
             batch_size=None,

@@ -17,6 +17,7 @@ from tenas.measures.ntk import ntk_gram, ntk_gram_by_loop
 from tenas.measures.ntk_engine import SmallerChunkWarning, batched_jacobian, choose_chunk, recorded
 from tenas.measures.ntk_rules import by_autograd, max_pool, max_pool_by_offset
 from tenas.measures.ntk_tape import Record, Value, aten
+from tenas.measures.sizes import BUDGET
 from tenas.measures.threads import full_precision
 from tenas.networks import Supernet
 
@@ -154,7 +155,8 @@ def test_a_chunk_on_a_gpu_follows_from_shapes_alone(monkeypatch):
     for name in ("mem_get_info", "memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device=None: pytest.fail("a chunk must not depend on what is free"))
     size = 72 * 16 * 32 * 32 * 4
-    assert choose_chunk(FakeTape("cuda"), 72) == ntk_engine.GPU_BYTES // ntk_engine.LIVE_COTANGENTS // size == 56
+    assert choose_chunk(FakeTape("cuda"), 1000) == BUDGET // ntk_engine.LIVE_COTANGENTS // size == 113
+    assert choose_chunk(FakeTape("cuda"), 72) == 72
     assert choose_chunk(FakeTape("cuda"), 8) == 8
     assert choose_chunk(FakeTape("cpu"), 72) == ntk_engine.CACHE_BYTES // size == 1
 

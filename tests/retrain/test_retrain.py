@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from helpers import ROOT, SHARED
 from helpers.retraining import ARCH, DARTS, FILES, TINY, rows_of, train_tiny
 from PIL import Image
 from torch.amp import GradScaler
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from tenas.data import load_splits
@@ -513,6 +516,77 @@ def test_crops_of_image_files_depend_on_seed_epoch_and_image_alone(coordinates):
     assert 0.8 < share.max() < 1.05
     assert 0.6 < (width / height).min() < 0.9
     assert 1.1 < (width / height).max() < 1.6
+
+
+@pytest.mark.parametrize("sides", [(60, 90), (10, 300), (300, 10), (1, 5), (2, 3)])
+def test_boxes_of_crops_are_those_of_torchvision(sides):
+    transform = v2.RandomResizedCrop(24, scale=(0.2, 1), antialias=True)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        params = transform.make_params([torch.empty(3, *sides, dtype=torch.uint8)])
+        found = feed.draw_box(*sides, 0.2, torch.Generator().manual_seed(seed))
+        assert found == (params["top"], params["left"], params["height"], params["width"])
+
+
+@pytest.fixture
+def torch_otherwise() -> Iterator[None]:
+    """Torch with other defaults, and its generator anywhere: forked workers inherit them, others do not."""
+    dtype, threads, state = torch.get_default_dtype(), torch.get_num_threads(), torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(2)
+    torch.manual_seed(1)
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize("otherwise", [False, True], ids=["", "with other defaults of torch"])
+def test_crops_do_not_depend_on_how_many_workers_there_are_and_how_they_start(coordinates, otherwise, monkeypatch, request):
+    _, part = coordinates
+    order = np.random.default_rng(0).permutation(16)
+    expected = [read_epoch(part, epoch, 0, order) for epoch in range(2)]
+    if otherwise:
+        request.getfixturevalue("torch_otherwise")
+        assert np.array_equal(read_epoch(part, 1, 0, order), expected[1])
+    monkeypatch.setattr(feed, "processors", lambda: 4)
+    for method, workers in (("fork", 1), ("fork", 3), ("forkserver", 1), ("forkserver", 2)):
+        monkeypatch.setattr(feed, "start_method", lambda device, method=method: method)
+        reader = make_feed(part, 24, CPU, workers=workers, seed=3, least_area=0.2)
+        for epoch in range(2):
+            found = torch.cat([images for images, _ in reader(list(batches(order, 5)), epoch)]).numpy()
+            assert np.array_equal(found, expected[epoch])
+        assert reader.loader.num_workers == workers
+
+
+# Reads an epoch by a worker of the fork server, in a process that has another `tenas` than its PYTHONPATH leads to.
+FROM_A_SERVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import hashlib
+import numpy as np, torch
+from tenas.data import load_splits
+from tenas.retrain import feed
+
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+part = load_splits({"source": "folder", "path": sys.argv[2]}, 24).train
+for workers in range(2):
+    reader = feed.make_feed(part, 24, torch.device("cpu"), workers=workers, least_area=0.2)
+    read = [images for images, _ in reader([np.arange(16)])]
+    print(hashlib.sha256(torch.cat(read).numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_the_fork_server_run_the_code_of_their_parent(coordinates, tmp_path):
+    shutil.copytree(ROOT / "tenas", tmp_path / "other/tenas", ignore=shutil.ignore_patterns("__pycache__"))
+    module = tmp_path / "other/tenas/retrain/feed.py"
+    module.write_text(module.read_text().replace("AUGMENTATION, CROP", "CROP, AUGMENTATION"))
+    command = [sys.executable, "-c", FROM_A_SERVER, str(ROOT), str(coordinates[0])]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "other")}
+    result = subprocess.run(command, env=environment, cwd=tmp_path / "other", capture_output=True, text=True, timeout=300)
+    assert len(result.stdout.split()) == 2, result.stderr
+    assert len(set(result.stdout.split())) == 1
 
 
 def test_images_of_an_evaluation_are_the_middle(coordinates):
