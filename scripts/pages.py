@@ -57,7 +57,7 @@ def links(page: str) -> Iterator[str]:
 
 def commands() -> str:
     """The reference of the command line: the help of each command, under the headings of ``tenas --help``."""
-    os.environ["COLUMNS"] = "110"
+    os.environ["COLUMNS"] = "84"  # what the theme shows of a line
     parsers = subcommands(_parser())
     listed = [name for names in HEADINGS.values() for name in names]
     headings = {**HEADINGS, STAGES: [name for name in parsers if name not in listed]}

@@ -1,6 +1,7 @@
 """Commands of the documents: their programs, options, targets and files exist. tests/workflow/test_pages.py runs some of them."""
 
 import re
+import tomllib
 from importlib.util import find_spec
 
 import pytest
@@ -45,3 +46,14 @@ def test_there_are_commands_to_look_at():
     found = [command for name in PAGES for command in commands(page(name))]
     assert len(found) > 100
     assert {command[0] for command in found} > {"tenas", "snakemake", "make", "python", "scripts/record"}
+
+
+def test_every_page_is_on_the_site():
+    listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split()
+    assert [name for name in PAGES if name not in listed] == []
+
+
+def test_the_picture_of_the_architecture_has_the_layers():
+    layers = tomllib.loads((ROOT / "tests" / "layers.toml").read_text(encoding="utf-8"))["layer"]
+    shown = re.findall(r"font-weight=\"600\">([a-z ]+)</text>", (ROOT / "docs/img/architecture.svg").read_text(encoding="utf-8"))
+    assert shown[-len(layers) :] == [layer["name"] for layer in layers]
