@@ -3,6 +3,7 @@
 # make coverage    the same, with the lines and branches that it covers; takes half as long again
 # make test-fast   the tests that aren't marked slow, in a few minutes
 # make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining: hours (scripts/stress --help)
+# make site        the documentation as pages in build/site, to be read in a browser
 # make lint        style, types and spelling of the code and of the workflow
 # Each makes .venv first where there is none. Another Python: make search PYTHON=python3.12
 
@@ -13,7 +14,7 @@ CORES ?= $(shell nproc)
 PARALLEL := --numprocesses $(shell expr $(CORES) + $(CORES) / 2) --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: search test coverage test-fast stress lint
+.PHONY: search test coverage test-fast stress site lint
 .DELETE_ON_ERROR:
 
 search: .venv/installed
@@ -32,6 +33,9 @@ test-fast: .venv/installed
 
 stress: .venv/installed
 	scripts/stress
+
+site: .venv/installed
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 lint: .venv/installed
 	ruff check .

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 def list_spaces() -> list[str]:
     """Names of the built-in search spaces.
 
-    >>> list_spaces()
-    ['nas-bench-201', 'darts']
+    Examples:
+        >>> list_spaces()
+        ['nas-bench-201', 'darts']
     """
     return list(SPACES)
 
@@ -43,8 +44,9 @@ def list_spaces() -> list[str]:
 def list_measures() -> list[str]:
     """Names of the built-in measures.
 
-    >>> "naswot" in list_measures()
-    True
+    Examples:
+        >>> "naswot" in list_measures()
+        True
     """
     return list(MEASURES)
 
@@ -52,8 +54,9 @@ def list_measures() -> list[str]:
 def list_presets(kind: Literal["search", "retrain"] = "search") -> list[str]:
     """Names of the presets of searches, or of retrainings: those in ./config and the built-in ones.
 
-    >>> {"paper", "released"} <= set(list_presets())
-    True
+    Examples:
+        >>> {"paper", "released"} <= set(list_presets())
+        True
     """
     return sorted(preset_files(kind))
 
@@ -61,8 +64,9 @@ def list_presets(kind: Literal["search", "retrain"] = "search") -> list[str]:
 def list_sources() -> list[str]:
     """Names of the built-in sources of images.
 
-    >>> "folder" in list_sources()
-    True
+    Examples:
+        >>> "folder" in list_sources()
+        True
     """
     from tenas.data.sources import SOURCES
 
@@ -77,12 +81,13 @@ def measure(name: str | Measure) -> Measure:
     The attributes ``lower_is_better``, ``signed`` and ``needs_labels`` describe the measure.
     Raises TenasError for an unknown name; calling the measure raises it for missing labels and for a value of NaN.
 
-    >>> import torch
-    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
-    >>> measure("parameters")(network, torch.zeros(2, 3, 2, 2))
-    83
-    >>> measure("snip").needs_labels
-    True
+    Examples:
+        >>> import torch
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+        >>> measure("parameters")(network, torch.zeros(2, 3, 2, 2))
+        83
+        >>> measure("snip").needs_labels
+        True
     """
     return get_measure(name)
 
@@ -102,10 +107,11 @@ def build(
     ``space``. ``channels`` and ``cells``: see tenas.networks.Network, which also takes ``more`` (``stem``, ``auxiliary``).
     Raises TenasError for a text that is no genotype, and for sizes below 1.
 
-    >>> cell = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"
-    >>> network = build(cell, channels=16, cells=5, classes=10)
-    >>> sum(parameter.numel() for parameter in network.parameters())
-    802426
+    Examples:
+        >>> cell = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"
+        >>> network = build(cell, channels=16, cells=5, classes=10)
+        >>> sum(parameter.numel() for parameter in network.parameters())
+        802426
     """
     from tenas.networks import Network
 
@@ -199,15 +205,16 @@ def search(
     Raises:
         TenasError: for unusable images, labels, settings or limits.
 
-    >>> import numpy as np
-    >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
-    >>> rounds = [{"kind": "cells", "sample": 6, "keep": 2, "measures": {"parameters": {
-    ...     "repeats": 1, "batch": 2, "channels": 4, "cells": 1, "weights": "pytorch", "redraw": True}}}]
-    >>> found = search("nas-bench-201", images, changes={"rounds": rounds}, limits={"parameters": "50%"}, progress=False)
-    >>> [(round.kind, len(round.table), len(round.kept)) for round in found.rounds]
-    [('cells', 6, 2)]
-    >>> found.genotype.arch == found.rounds[0].kept[0]
-    True
+    Examples:
+        >>> import numpy as np
+        >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+        >>> rounds = [{"kind": "cells", "sample": 6, "keep": 2, "measures": {"parameters": {
+        ...     "repeats": 1, "batch": 2, "channels": 4, "cells": 1, "weights": "pytorch", "redraw": True}}}]
+        >>> found = search("nas-bench-201", images, changes={"rounds": rounds}, limits={"parameters": "50%"}, progress=False)
+        >>> [(round.kind, len(round.table), len(round.kept)) for round in found.rounds]
+        [('cells', 6, 2)]
+        >>> found.genotype.arch == found.rounds[0].kept[0]
+        True
     """
     from tenas.data.prepared import prepare_arrays
     from tenas.scoring.workers import Workers

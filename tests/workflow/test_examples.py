@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT
+from helpers.pages import blocks, page
 from helpers.runs import call, expected_jobs, job_counts, snakemake, succeed, write_config
 from PIL import Image
 
@@ -122,13 +123,13 @@ def result(run: str) -> Path:
 
 def test_the_page_about_what_is_ones_own_can_be_followed(tmp_path, monkeypatch, capsys):
     """Its files as they stand there, its Python, and its commands."""
-    page = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
+    text = page("docs/own.md")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```(?:python|yaml)\n(?:# (my_\w+\.\w+)\n)?(.*?)```", page, re.DOTALL)
-    for name, text in blocks:
-        if name:
-            Path(name).write_text(text)
-    assert [name for name, _ in blocks] == [
+    found = [block for block in blocks(text) if block.language in ("python", "yaml")]
+    for block in found:
+        if block.name:
+            Path(block.name).write_text(block.text)
+    assert [block.name for block in found] == [
         "my_space.py",
         "my_measure.py",
         "my_preset.yaml",
@@ -136,13 +137,13 @@ def test_the_page_about_what_is_ones_own_can_be_followed(tmp_path, monkeypatch, 
         "my_config.yaml",
         "",
     ]
-    exec(blocks[-1][1], {})
+    exec(found[-1].text, {})
     arch, table, value = re.fullmatch(r"(\S+)\n(.*)\n(\S+)\n", capsys.readouterr().out, re.DOTALL).groups()
     assert arch in table
     assert math.isfinite(float(value))
     config = load_config(yaml.safe_load(Path("my_config.yaml").read_text()))
     assert config["runs"]["mine"]["settings"]["space"] == "my_space.py:SPACE"
-    commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("    tenas search")]
+    commands = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("    tenas search")]
     assert len(commands) == 3
     for command in commands[1:]:
         more = ["--preset", "my_preset.yaml", "--out", "results/third"] if command[-1] == "..." else []
