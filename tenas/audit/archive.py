@@ -29,8 +29,8 @@ FORMAT = 1
 KEPT = {".csv", ".json"}
 # Checkpoints of trainings are no results.
 NO_RESULT = {layout.CHECKPOINT}
-# Larger ones are refused: archives of text stay far below.
-MOST_BYTES = 8 * 2**30
+# Larger ones are refused, and those that unpack to more than that factor of what they are: archives of text stay far below.
+MOST_BYTES, LARGE, FACTOR = 8 * 2**30, 2**26, 1000
 
 
 class Archive(NamedTuple):
@@ -151,7 +151,7 @@ def unpacked(path: str | PathLike[str]) -> Iterator[Archive]:
 def _read_list(path: str | PathLike[str], archive: tarfile.TarFile) -> dict[str, Any]:
     entry = archive.next()
     stream = archive.extractfile(entry) if entry is not None and entry.isreg() and entry.name == LIST else None
-    if stream is None or entry is None or entry.size > MOST_BYTES:
+    if stream is None or entry is None or entry.size > _most(path):
         raise TenasError(f"The archive {path} does not begin with {LIST}: it was not made by `tenas archive`.")
     try:
         listed = json.loads(stream.read())
@@ -171,6 +171,11 @@ def _read_list(path: str | PathLike[str], archive: tarfile.TarFile) -> dict[str,
     return listed
 
 
+def _most(path: str | PathLike[str]) -> int:
+    """How many bytes an archive may unpack to."""
+    return min(MOST_BYTES, max(LARGE, FACTOR * Path(path).stat().st_size))
+
+
 def _is_safe(member: object) -> bool:
     """Whether the name of a member is a normalised path below the folder of runs or of data."""
     if not isinstance(member, str) or "\\" in member or "\0" in member:
@@ -181,10 +186,10 @@ def _is_safe(member: object) -> bool:
 
 def _members(path: str | PathLike[str], archive: tarfile.TarFile, files: Mapping[str, Any]) -> Iterable[tuple[str, bytes]]:
     """Name and content of each member after the list. Raises TenasError for any difference from it."""
-    missing, total = set(files), 0
+    missing, total, most = set(files), 0, _most(path)
     while (entry := archive.next()) is not None:
         total += entry.size
-        if not entry.isreg() or entry.name not in missing or total > MOST_BYTES:
+        if not entry.isreg() or entry.name not in missing or total > most:
             raise TenasError(f"The archive {path} has {entry.name!r}, which is not in its list: nothing of it is used.")
         missing.remove(entry.name)
         stream = archive.extractfile(entry)

@@ -4,7 +4,6 @@ Both forms hold the same records, one per (cell, epochs, data set, seed), as the
 pickles, which can run any code when they are opened. So only the types of the format can be built (``PLAIN``).
 """
 
-import bz2
 import hashlib
 import io
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tenas.benchmark.reading import METADATA
+from tenas.benchmark.reading import METADATA, unpacked
 from tenas.errors import TenasError
 from tenas.files import sha256, whole
 from tenas.provenance import Stopwatch, provenance
@@ -138,6 +137,14 @@ def _nothing_forced() -> Iterator[None]:
         os.environ.update(before)
 
 
+def _reason(error: Exception) -> str:
+    """What an unpickler says, on one line: of several, torch's last one has the cause."""
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    lines = str(error).strip().splitlines()
+    return " ".join(lines[-1].split()).rstrip(".") if lines else type(error).__name__
+
+
 def _folder(path: Path) -> Archive:
     digests: dict[str, str] = {}
 
@@ -145,13 +152,13 @@ def _folder(path: Path) -> Archive:
         try:
             compressed = (path / name).read_bytes()
             digests[name] = hashlib.sha256(compressed).hexdigest()
-            with bz2.open(io.BytesIO(compressed)) as file:
-                found = _PlainUnpickler(file).load()
+            # Whole, before it is looked at: its checksum stands at the end.
+            found = _PlainUnpickler(io.BytesIO(unpacked(compressed))).load()
         except FileNotFoundError as error:
             raise TenasError(f"The archive {path} is incomplete: it has no {name}.") from error
         # On bytes that are not a pickle, an unpickler raises almost any exception.
         except Exception as error:
-            raise TenasError(f"The archive's file {path / name} cannot be read: {' '.join(str(error).split())}.") from error
+            raise TenasError(f"The archive's file {path / name} cannot be read: {_reason(error)}.") from error
         if not isinstance(found, dict):
             raise TenasError(f"The archive's file {path / name} holds something other than a dictionary.")
         return found
@@ -184,8 +191,7 @@ def _pth(path: Path) -> Archive:
         with _nothing_forced(), torch.serialization.safe_globals(plain):
             api = NASBench201API(path, verbose=False)
     except Exception as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise TenasError(f"The file {path} cannot be read as NAS-Bench-201: {reason.rstrip('.')}.") from error
+        raise TenasError(f"The file {path} cannot be read as NAS-Bench-201: {_reason(error)}.") from error
     archs = _checked(api.meta_archs, path)
 
     def records() -> Iterator[dict[int, dict[str, Any]]]:

@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from tenas.errors import TenasError
 
@@ -21,30 +21,52 @@ if TYPE_CHECKING:
 PARQUET = b"PAR1"
 POINTER = b"version https://git-lfs"
 METADATA = b"tenas"
+# What unpacks to more than this, by more than that factor, is no table: those of benchmarks shrink to a fifth or so.
+LARGE, FACTOR = 2**26, 250
 
 
-def _unzip(data: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/")]
-        if len(names) != 1:
-            raise ValueError(f"it is a zip archive of {len(names)} files, not of one table")
-        return archive.read(names[0])
+def _unzip(data: bytes) -> IO[bytes]:
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    names = [name for name in archive.namelist() if not name.endswith("/")]
+    if len(names) != 1:
+        raise ValueError(f"it is a zip archive of {len(names)} files, not of one table")
+    return archive.open(names[0])
 
 
-def _unzstd(data: bytes) -> bytes:
+def _unzstd(data: bytes) -> IO[bytes]:
     import pyarrow as pa
 
-    unpacked: bytes = pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
-    return unpacked
+    stream: IO[bytes] = pa.CompressedInputStream(pa.BufferReader(data), "zstd")
+    return stream
 
 
-UNPACKERS: dict[bytes, Callable[[bytes], bytes]] = {
-    b"\x1f\x8b": gzip.decompress,
-    b"BZh": bz2.decompress,
-    b"\xfd7zXZ\x00": lzma.decompress,
+# First bytes of a packed file -> the stream of what is in it.
+UNPACKERS: dict[bytes, Callable[[bytes], Any]] = {
+    b"\x1f\x8b": lambda data: gzip.GzipFile(fileobj=io.BytesIO(data)),
+    b"BZh": lambda data: bz2.BZ2File(io.BytesIO(data)),
+    b"\xfd7zXZ\x00": lambda data: lzma.LZMAFile(io.BytesIO(data)),  # noqa: SIM115
     b"\x28\xb5\x2f\xfd": _unzstd,
     b"PK\x03\x04": _unzip,
 }
+
+
+def unpacked(data: bytes) -> bytes:
+    """The content of a packed file, whole, its checksum compared; of another file the file itself.
+
+    Raises ValueError for what unpacks to far more than it is, before memory is taken for that, and whatever the unpackers raise.
+    """
+    unpack = next((unpack for start, unpack in UNPACKERS.items() if data.startswith(start)), None)
+    if unpack is None:
+        return data
+    most, parts, size = max(LARGE, FACTOR * len(data)), [], 0
+    with unpack(data) as stream:
+        # To the end, where checksums are.
+        while part := stream.read(2**20):
+            parts.append(part)
+            size += len(part)
+            if size > most:
+                raise ValueError(f"it would unpack from {len(data):,} to more than {most:,} bytes, as no table does")
+    return b"".join(parts)
 
 
 def load(path: str | os.PathLike[str], what: str, checksum: str | None = None) -> tuple["pd.DataFrame", dict[str, Any]]:
@@ -68,7 +90,7 @@ def load(path: str | os.PathLike[str], what: str, checksum: str | None = None) -
             "or install the package again."
         )
     try:
-        return _parquet(data) if data.startswith(PARQUET) or path.suffix == ".parquet" else (_csv(_unpacked(data)), {})
+        return _parquet(data) if data.startswith(PARQUET) or path.suffix == ".parquet" else (_csv(unpacked(data)), {})
     # On damaged bytes, these libraries raise almost any exception.
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -80,16 +102,15 @@ def _parquet(data: bytes) -> tuple["pd.DataFrame", dict[str, Any]]:
     from pyarrow import parquet
 
     # Files of ``tenas benchmark import`` have page checksums; pages without one are not verified.
-    table = parquet.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    file = parquet.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    # A run of equal values takes a few bytes however long it is.
+    if (size := 8 * file.metadata.num_rows * file.metadata.num_columns) > max(LARGE, FACTOR * len(data)):
+        raise ValueError(f"it would unpack from {len(data):,} to {size:,} bytes, as no table does")
+    table = file.read()
     record = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
+    if not isinstance(record, dict) or not isinstance(record.get("source") or {}, dict):
+        raise ValueError("the record in it is not one of `tenas benchmark import`")
     return table.to_pandas(), record
-
-
-def _unpacked(data: bytes) -> bytes:
-    for start, unpack in UNPACKERS.items():
-        if data.startswith(start):
-            return unpack(data)
-    return data
 
 
 def _csv(data: bytes) -> "pd.DataFrame":

@@ -57,6 +57,10 @@ class Archive:
         self.names = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
         if len(set(names)) < len(names):
             raise TenasError(f"The file {path} has two arrays with one name.")
+        for info in self._zip.infolist():
+            if info.compress_type in READABLE and not info.flag_bits & 1:
+                # Its name stands twice; a damaged one would be an array that nobody asks for.
+                self._zip.open(info).close()
 
     def header(self, name: str) -> Header:
         """Shape and dtype of an array, checked against the size of its file."""

@@ -14,7 +14,7 @@ from tenas.data.archives import read_header
 from tenas.data.arrays import as_labels, as_pixels, check_classes, label_warnings
 from tenas.data.parts import Arrays, Files, shared
 from tenas.data.pixels import remarks
-from tenas.data.sources import load, size_of
+from tenas.data.sources import SOURCES, load, size_of
 from tenas.errors import TenasError
 from tenas.files import read_json, sha256, whole, write_json
 from tenas.locks import alone
@@ -240,9 +240,13 @@ def read_card(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     if missing:
         raise TenasError(f"The data card {path} has no key {missing[0]!r}. Prepare the data set again.")
     # Cards of earlier versions have no seal.
-    if not _is_sound(card) or ("record_sha256" in card and not is_sealed(card)):
-        raise TenasError(f"The data card {path} is not the one that was written. Prepare the data set again.")
+    if not _is_sound(card) or not (is_sealed(card) if "record_sha256" in card else _has_its_classes(card)):
+        raise _other(path)
     return card, digest
+
+
+def _other(path: str | os.PathLike[str]) -> TenasError:
+    return TenasError(f"The data card {path} is not the one that was written. Prepare the data set again.")
 
 
 def _is_sound(card: Mapping[str, Any]) -> bool:
@@ -253,7 +257,21 @@ def _is_sound(card: Mapping[str, Any]) -> bool:
         return False
     shares = [value for key in ("mean", "std") for value in card[key]] if _are_lists(card) else []
     whole_ones = all(type(card[key]) is int and card[key] > 0 for key in ("images", "side"))
-    return whole_ones and len(shares) == 6 and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
+    names = card.get("class_names", [])
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return named and whole_ones and len(shares) == 6 and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
+
+
+def _has_its_classes(card: Mapping[str, Any]) -> bool:
+    """Whether a card has as many classes as its names for them, or else as its source, as far as either is known."""
+    names, source = card.get("class_names"), SOURCES.get(str(card.get("source")))
+    known = len(names) if names else None if source is None else source.classes
+    return known is None or bool(known == card["classes"])
+
+
+def _has_its_statistics(card: Mapping[str, Any], images: np.ndarray) -> bool:
+    """Whether mean and deviation of a card follow from its images. Earlier versions had other last digits."""
+    return np.allclose(channel_statistics(images), (card["mean"], card["std"]), rtol=1e-6, atol=1e-6)
 
 
 def _are_lists(card: Mapping[str, Any]) -> bool:
@@ -268,15 +286,22 @@ def _opened(path: Path, what: str) -> Iterator[tuple[IO[bytes], str]]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             yield file, digest
-    except (OSError, ValueError, EOFError, OverflowError) as error:
-        raise TenasError(f"The {what} {path} cannot be read: {error}. Prepare the data set again.") from error
+    except TenasError:
+        raise
+    except Exception as error:
+        # On damaged files NumPy raises almost anything, its tokenizer's errors too.
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise TenasError(f"The {what} {path} cannot be read: {reason}. Prepare the data set again.") from error
 
 
 def _read_labels(path: Path, card: Mapping[str, Any]) -> tuple[np.ndarray, str]:
+    others = TenasError(f"The labels {path} are not those of their card. Prepare the data set again.")
     with _opened(path, "labels") as (file, digest):
+        if digest != card.get("labels_sha256"):
+            raise others  # before memory is taken for what its header claims
         labels: np.ndarray = np.load(file, allow_pickle=False)
-    if digest != card.get("labels_sha256") or labels.dtype.kind not in "iu" or labels.shape != (card["images"],):
-        raise TenasError(f"The labels {path} are not those of their card. Prepare the data set again.")
+    if labels.dtype.kind not in "iu" or labels.shape != (card["images"],) or labels.max() >= card["classes"]:
+        raise others
     return labels, digest
 
 
@@ -294,6 +319,8 @@ def read_prepared(path: str | os.PathLike[str], *, labels: bool = False) -> Prep
         if digest != card["sha256"] or header.dtype != np.uint8 or header.shape != shape or header.fortran:
             raise TenasError(f"The prepared images {path} are not those of their card. Prepare the data set again.")
         images = np.memmap(file, np.uint8, "r", header.offset, shape)
+    if "record_sha256" not in card and not _has_its_statistics(card, images):
+        raise _other(path.parent / "card.json")
     hashes = {str(path): digest, str(path.parent / "card.json"): card_digest}
     found = None
     if labels:

@@ -85,7 +85,12 @@ def grasp(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     with undisturbed(network), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         gradients = gradients_of(batch_loss(network, images, labels), weights, create_graph=True)
         product = reduce(add, ((g.detach() * g).sum() for g in gradients))
-        curvature = gradients_of(product, weights)
+        try:
+            curvature = gradients_of(product, weights)
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            raise TenasError(f"GraSP needs second derivatives, and torch lacks one: {str(error).splitlines()[0]}.") from error
     return -sum((w.detach() * h).double().sum().item() for w, h in zip(weights, curvature, strict=True))
 
 

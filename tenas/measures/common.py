@@ -160,10 +160,11 @@ def weights_of(network: nn.Module) -> list[Tensor]:
             f"The weight of {computed[0]} is computed from other parameters (weight or spectral norm, a parametrization): make "
             "it a plain one first, with torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.remove_weight_norm."
         )
-    weights = [m.weight for m in network.modules() if isinstance(m, LAYERS) and m.weight.requires_grad]
+    # Once where two layers share one.
+    weights = {id(m.weight): m.weight for m in network.modules() if isinstance(m, LAYERS) and m.weight.requires_grad}
     if not weights:
         raise TenasError("The network has no convolution or linear layer whose weights require a gradient.")
-    return weights
+    return list(weights.values())
 
 
 def batch_loss(network: nn.Module, images: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenas.errors import TenasError
 from tenas.files import read_json
+from tenas.provenance import is_sealed
 from tenas.spaces.base import Genotype, Mask, Space
 from tenas.spaces.sums import Sums
 
@@ -187,16 +188,30 @@ def resolve(
 
 
 def from_json(value: Mapping[str, Any]) -> Limits:
-    """Limits from the value of a limits.json."""
+    """Limits from the value of a limits.json. Raises ValueError, KeyError, TypeError or AttributeError for what is none."""
     from tenas.spaces import get_space
 
     space = get_space(value["space"])
-    sums = {
-        name: (Sums(space, part["base"], tuple(tuple(map(tuple, rows)) for rows in part["operators"])), part["most"])
-        for name, part in value["sums"].items()
-    }
+    sums = {name: (_sums(space, part), _number(part["most"])) for name, part in value["sums"].items()}
     latency = value["latency"]
-    return Limits(space, sums, None if latency is None else latency["values"], 0.0 if latency is None else latency["most"])
+    if latency is None:
+        return Limits(space, sums)
+    return Limits(space, sums, {arch: _number(cost) for arch, cost in latency["values"].items()}, _number(latency["most"]))
+
+
+def _sums(space: Space, part: Mapping[str, Any]) -> Sums:
+    operators = tuple(tuple(tuple(map(_number, row)) for row in rows) for rows in part["operators"])
+    shape = [[len(space.operators)] * len(space.edges)] * len(space.cell_types)
+    if [[len(row) for row in rows] for rows in operators] != shape:
+        raise ValueError("it has not one number for each operator of each edge")
+    return Sums(space, _number(part["base"]), operators)
+
+
+def _number(value: Any) -> Any:
+    """A number as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ValueError(f"{value!r} is no number")
+    return value
 
 
 def read_limits(path: str | os.PathLike[str] | None) -> Limits | None:
@@ -204,6 +219,8 @@ def read_limits(path: str | os.PathLike[str] | None) -> Limits | None:
     if path is None:
         return None
     value = read_json(path, "limits")
+    if "record_sha256" in value and not is_sealed(value):
+        raise TenasError(f"The limits {path} are not those that were written: their own hash differs.")
     try:
         return from_json(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -116,15 +116,18 @@ def search_seed(
     for another process that searches with the same seed in the same folder. Raises TenasError if ``out`` has a search with other
     settings.
     """
+    from tenas.data.prepared import read_card
     from tenas.locks import alone
     from tenas.scoring.workers import Workers
     from tenas.settings.search import check_settings, schedule
+    from tenas.settings.sizes import check_sizes
     from tenas.stages.draw import draw
     from tenas.stages.genotype import genotype
     from tenas.stages.limits import limits
     from tenas.stages.mask import mask
 
     settings = check_settings(settings, "search")
+    check_sizes(settings, read_card(data / layout.CARD)[0]["side"])
     limits_file = layout.path(layout.LIMITS, out) if settings["limits"] else None
     settings_file = layout.path(layout.SEARCH, out)
     search = _Seed(settings, settings_file, limits_file, data, seed, out, workers or Workers(1), device, table, progress)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from tenas.audit import archive as packing
 from tenas.audit import audit
 from tenas.audit.archive import LIST, commit_of_code, pack, unpacked
 from tenas.cli import main
@@ -44,6 +45,21 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def members(path: Path) -> dict[str, bytes]:
     with tarfile.open(path) as archive:
         return {entry.name: archive.extractfile(entry).read() for entry in archive}
+
+
+@pytest.mark.parametrize("name", [LIST, "runs/x/search.json"])
+def test_an_archive_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(packing, "LARGE", 2**16)
+    monkeypatch.setattr(packing, "FACTOR", 10)
+    digest = hashlib.sha256(bytes(2**22)).hexdigest()
+    listed = sealed({"format": 1, "commit": None, "runs": {}, "files": {name: digest}, "left_out": {}})
+    with tarfile.open(tmp_path / "bomb.tar.xz", "w:xz") as archive:
+        for member, content in {LIST: json.dumps(listed).encode(), name: bytes(2**22)}.items():
+            entry = tarfile.TarInfo(member)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    with pytest.raises(TenasError), unpacked(tmp_path / "bomb.tar.xz"):
+        pass
 
 
 def test_a_run_is_audited_from_its_archive_alone(copy, tmp_path, monkeypatch, capsys):

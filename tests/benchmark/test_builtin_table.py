@@ -24,7 +24,17 @@ import pytest
 from helpers import ROOT, SHARED
 from pyarrow import parquet
 
-from tenas.benchmark import accuracies_of, builtin_table, is_accuracy, isomorphic, look_up, query, read_column, read_index
+from tenas.benchmark import (
+    accuracies_of,
+    builtin_table,
+    is_accuracy,
+    isomorphic,
+    look_up,
+    query,
+    read_column,
+    read_index,
+    reading,
+)
 from tenas.benchmark.builtin import CHECKSUMS
 from tenas.benchmark.compare import compare, describe_comparison
 from tenas.benchmark.index import IncompleteTableWarning
@@ -248,6 +258,30 @@ def test_a_table_is_read_in_every_packing_and_refused_when_it_is_cut(table, tmp_
         refused(path, "cannot be read: ")
         path.write_bytes(packed[:12])
         refused(path, "cannot be read: ")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zipped, zstd])
+def test_what_unpacks_to_far_more_than_it_is_is_refused_before_memory_is_taken(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr(reading, "LARGE", 2**16)
+    (tmp_path / "index.csv").write_bytes(pack(bytes(4 * 2**20)))
+    refused(tmp_path / "index.csv", r"would unpack from [\d,]+ to more than [\d,]+ bytes, as no table does")
+
+
+def test_a_parquet_file_of_endless_equal_rows_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "LARGE", 2**16)
+    parquet.write_table(pa.table({"arch": ["a"] * 200_000}), tmp_path / "index.parquet")
+    refused(tmp_path / "index.parquet", r"would unpack from [\d,]+ to 1,600,000 bytes, as no table does")
+
+
+@pytest.mark.parametrize("record", ["[]", "3", '{"source": []}', '{"source": [1]}', "{"])
+def test_a_parquet_file_with_another_record_is_refused_or_has_none(table, tmp_path, record):
+    made = pa.Table.from_pandas(table.head(4)).replace_schema_metadata({b"tenas": record})
+    parquet.write_table(made, tmp_path / "index.parquet")
+    if record == '{"source": []}':
+        with pytest.warns(IncompleteTableWarning):
+            read_index(tmp_path / "index.parquet")
+    else:
+        refused(tmp_path / "index.parquet", "cannot be read: ")
 
 
 @pytest.mark.slow

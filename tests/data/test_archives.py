@@ -131,6 +131,16 @@ def little_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def test_an_array_of_another_name_by_a_turned_bit_is_none_that_is_passed_over(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", images=pixels, labels=np.arange(40) % 4, class_names=np.array(list("abcd")))
+    content = (tmp_path / "mine.npz").read_bytes()
+    place = content.rindex(b"class_names.npy")
+    (tmp_path / "mine.npz").write_bytes(content[:place] + b"class_nates.npy" + content[place + 15 :])
+    with pytest.raises(TenasError, match=r"directory 'class_nates\.npy' and header b'class_names\.npy' differ"):
+        load_npz(tmp_path / "mine.npz")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_file_is_refused_before_memory_is_taken(tmp_path, capsys, name):
     make, sentence = REFUSED[name]

@@ -56,6 +56,7 @@ DAMAGE = {
     "a side of 0": lambda card: card.update(side=0),
     "two channels": lambda card: card["mean"].pop(),
     "a mean that is none": lambda card: card["mean"].__setitem__(0, None),
+    "a number for names": lambda card: card.update(class_names=4),
 }
 
 
@@ -104,11 +105,48 @@ def test_a_card_without_a_seal_is_checked_by_the_audit(tmp_path, capsys):
     prepare_arrays(pixels(), np.arange(40) % 4, None, tmp_path / "data")
     card = read_json(tmp_path / "data/card.json", "card")
     del card["record_sha256"]
-    EDITS["mean"](card)
     write_json(tmp_path / "data/card.json", card)
     assert search(tmp_path, tmp_path / "data") == 0
+    EDITS["mean"](card)
+    write_json(tmp_path / "data/card.json", card)
     assert main(["audit", str(tmp_path / "run")]) == 2
     assert re.search(r"card\.json has \[.*\] for 'mean', where \[.*\] belongs", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("edit", "file"),
+    [
+        (EDITS["mean"], "card"),
+        (EDITS["std"], "card"),
+        (lambda card: card.update(class_names=["a", "b", "c", "d"], classes=9), "card"),
+        (lambda card: card.update(source="cifar10", classes=100), "card"),
+        (lambda card: card.update(classes=3), "labels"),
+    ],
+)
+def test_a_card_without_a_seal_has_what_its_files_say(tmp_path, edit, file):
+    prepare_arrays(pixels(), np.arange(40) % 4, None, tmp_path)
+    card = read_json(tmp_path / "card.json", "card")
+    del card["record_sha256"]
+    write_json(tmp_path / "card.json", card)
+    assert read_prepared(tmp_path / "images.npy", labels=True).card["classes"] == 4
+    edit(card)
+    write_json(tmp_path / "card.json", card)
+    message = "card.json is not the one that was written" if file == "card" else "labels.npy are not those of their card"
+    with pytest.raises(TenasError, match=re.escape(message)):
+        read_prepared(tmp_path / "images.npy", labels=True)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"}", b"("), (b"(40,", b"(4000000000000,"), (b"NUMPY", b"NUMPX"), (b"descr", b"dsecr")]
+)
+def test_a_damaged_header_is_a_sentence_and_takes_no_memory(tmp_path, name, old, new):
+    prepare_arrays(pixels(), np.arange(40) % 4, None, tmp_path)
+    content = (tmp_path / name).read_bytes()
+    assert content.count(old)
+    (tmp_path / name).write_bytes(content.replace(old, new, 1))
+    with pytest.raises(TenasError, match=rf"{name} (cannot be read|are not those of their card)"):
+        read_prepared(tmp_path / "images.npy", labels=True)
 
 
 # --- the hash of what was opened

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from tenas.benchmark import read_column
 from tenas.errors import TenasError
 from tenas.files import write_json
+from tenas.provenance import sealed
 from tenas.scoring.subjects import Trials
 from tenas.search.budget import resolved_limits
 from tenas.search.given import given_limits
@@ -341,12 +342,33 @@ def test_limits_survive_their_file(tmp_path):
     limits = read_limits(tmp_path / "limits.json")
     assert limits == from_json(found)
     assert read_limits(None) is None
-    for damage in (lambda v: v.pop("sums"), lambda v: v["sums"]["flops"].pop("most"), lambda v: v.update(latency=3)):
+    damages = (
+        lambda v: v.pop("sums"),
+        lambda v: v["sums"]["flops"].pop("most"),
+        lambda v: v.update(latency=3),
+        lambda v: v["sums"]["flops"].update(most=[1]),
+        lambda v: v["sums"]["flops"].update(base=None),
+        lambda v: v["sums"]["flops"]["operators"][0][0].pop(),
+        lambda v: v["sums"]["flops"]["operators"][0].pop(),
+        lambda v: v["sums"]["flops"]["operators"][0][0].__setitem__(0, True),
+        lambda v: v.update(latency={"values": {"a": "1"}, "most": 1}),
+    )
+    for damage in damages:
         value = json.loads(json.dumps(found))
         damage(value)
         write_json(tmp_path / "limits.json", value)
         with pytest.raises(TenasError, match=r"limits\.json are damaged"):
             read_limits(tmp_path / "limits.json")
+
+
+def test_limits_that_were_edited_are_refused_by_their_own_hash(tmp_path):
+    value = sealed(run_limits(parameters=0.4e6))
+    write_json(tmp_path / "limits.json", value)
+    assert read_limits(tmp_path / "limits.json") == from_json(value)
+    value["sums"]["parameters"]["most"] += 1
+    write_json(tmp_path / "limits.json", value)
+    with pytest.raises(TenasError, match=r"limits\.json are not those that were written: their own hash differs"):
+        read_limits(tmp_path / "limits.json")
 
 
 def test_limits_of_the_command_line():

@@ -9,7 +9,9 @@ import sys
 import pytest
 from helpers.runs import TINY, snakemake
 
+from tenas.cli import main as command
 from tenas.config import check_files, load_config, main
+from tenas.data import prepare
 from tenas.errors import TenasError
 from tenas.settings.base import MOST_VALUES, checked, number_of, parse_yaml, read_yaml
 from tenas.settings.reference import MODELS
@@ -210,6 +212,14 @@ def test_sizes_that_no_memory_holds_are_refused_before_anything_is_allocated(cha
     with pytest.raises(TenasError, match=message) as error:
         load_config(TINY | {"runs": {"digits": run}})
     assert is_sentence(str(error.value))
+
+
+def test_a_search_of_sizes_that_no_memory_holds_is_refused_before_anything_is_measured(tmp_path, capsys):
+    changed = ["--set", *(f"measures.ntk_condition_number.{size}" for size in ("batch=10000", "channels=4096", "cells=1000"))]
+    prepare({"source": "digits", "images": 100}, tmp_path / "data")
+    assert command(["search", "--data", str(tmp_path / "data"), *changed, "--out", str(tmp_path / "run")]) == 2
+    assert "'measures.ntk_condition_number' would take about" in capsys.readouterr().err
+    assert not (tmp_path / "run/seed0").exists()
 
 
 def test_the_sizes_of_the_projects_own_networks_are_far_below():
