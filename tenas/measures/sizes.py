@@ -9,8 +9,8 @@ from torch._ops import OpOverload
 
 from tenas.measures.common import Observer, undisturbed
 
-# Peak memory of a pass on a GPU, of networks side by side or of the cotangents of one. A constant, not the free memory: how many go
-# together determines the kernels that torch's libraries choose, and with them the last bits.
+# Peak memory of a pass on a GPU: of networks side by side, or of the cotangents of one. A constant, not the free memory: it
+# determines how many go together, which kernels torch's libraries therefore choose, and with them the last bits.
 BUDGET = 4 * 2**30
 SAMPLES = 2  # one sample is too few for a batch normalisation of features without positions
 
