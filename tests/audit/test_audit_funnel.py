@@ -353,7 +353,7 @@ def test_trainings_that_were_looked_up_are_looked_up_again(looked_up):
 def test_a_list_of_cells_that_is_gone_is_a_note(looked_up):
     Path("mine.csv").unlink()
     notes = clean(table="table.csv")
-    assert notes == ["mine.csv, the list that found/seed0/round1/sample.csv was made from, is not here: it was not looked at."]
+    assert notes == ["mine.csv, the list that found/seed0/round1/sample.csv was made from, is not here: it was not checked."]
 
 
 def test_limits_by_a_table_are_looked_up_again(copy):
