@@ -300,7 +300,7 @@ def test_the_help_has_all_commands_those_of_users_first_with_examples_that_parse
     listed = [line.split()[0] for line in text[text.index("find a network:") :].splitlines() if line.startswith("  ")]
     assert listed[:2] == ["search", "run"]
     assert sorted(listed) == sorted({name.partition(" ")[0] for name, _ in commands(parser)})
-    of_users = [name for names in HEADINGS.values() for name in names if name not in ("study",)]
+    of_users = [name for names in HEADINGS.values() for name in names if name != "study"]
     for name, command in commands(parser):
         examples = re.findall(r"^ {4}tenas (.*)$", command.epilog or "", re.MULTILINE)
         if name.partition(" ")[0] in of_users and name != "workflow":

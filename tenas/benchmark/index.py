@@ -34,7 +34,7 @@ class IncompleteTableWarning(UserWarning):
 
 
 def column_of(name: str) -> str:
-    """This package's name for a column of an index: means after 200 epochs have no ``_e200``."""
+    """Name in this package of a column of an index: means after 200 epochs have no ``_e200``."""
     return TIME.sub(r"\1_train_seconds", name).removesuffix("_e200")
 
 

@@ -33,7 +33,7 @@ def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
     entry = {"path": None, "images": MOST_IMAGES, "side": None, "seed": 0, **dataset}
     unknown = entry.keys() - {"source", "path", "images", "side", "seed"}
     if unknown:
-        raise TenasError(f"A data set has no key {sorted(unknown)[0]!r}; it may have source, path, images, side and seed.")
+        raise TenasError(f"A data set has no key {min(unknown)!r}; it may have source, path, images, side and seed.")
     if not isinstance(entry.get("source"), str):
         raise TenasError("A data set needs the key 'source': the name of a source, or path/to/file.py:object.")
     path = entry["path"]

@@ -90,7 +90,7 @@ class Mask:
         return tuple(operator for operator, on in zip(self.space.operators, row, strict=True) if on)
 
     def without(self, trials: Iterable[Trial]) -> Mask:
-        """This mask without the operators of ``trials``."""
+        """The mask without the operators of ``trials``."""
         active = [[list(row) for row in cell] for cell in self.active]
         for cell, edge, operator in trials:
             active[self.space.cell_types.index(cell)][edge][self.space.operators.index(operator)] = False

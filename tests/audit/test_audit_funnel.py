@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,10 @@ def settings(preset: dict = PRESET, **given: object) -> dict:
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory) -> Path:
     """A folder with prepared images and a finished search of one seed. To be read, not to be changed."""
-    folder, before = tmp_path_factory.mktemp("searched"), Path.cwd()
-    os.chdir(folder)
-    try:
+    folder = tmp_path_factory.mktemp("searched")
+    with chdir(folder):
         assert main(["prepare", json.dumps({"source": "digits", "images": 200}), "--out", "data/digits"]) == 0
         search_seed(settings(limits=LIMITS), Path("data/digits"), 0, RUN, device="cpu")
-    finally:
-        os.chdir(before)
     return folder
 
 
@@ -189,9 +187,9 @@ def test_trials_with_draws_of_their_own_are_followed_too(copy):
         assert (Path("own/seed0") / name).read_bytes() == (Path("again/seed0") / name).read_bytes()
     rows = (Path("own/seed0/round1/scores/1.csv")).read_text().splitlines()
     assert len(rows) == 1 + 2 * 18 * 4
-    for trial, first, last in re.findall(r"rows 1.csv:(\d+)-\d+, whole 1.csv:(\d+)-(\d+)$", "\n".join(audit("own").trail), re.M)[
-        :6
-    ]:
+    for trial, first, last in re.findall(
+        r"rows 1.csv:(\d+)-\d+, whole 1.csv:(\d+)-(\d+)$", "\n".join(audit("own").trail), re.MULTILINE
+    )[:6]:
         number = int(rows[int(trial) - 1].split(",")[1])
         assert {row.split(",")[1] for row in rows[int(first) - 1 : int(last)]} == {str(18 + number)}
     # Said to be shared, these measurements are those of another search.
@@ -358,7 +356,7 @@ def test_trainings_that_were_looked_up_are_looked_up_again(looked_up):
 def test_a_list_of_cells_that_is_gone_is_a_note(looked_up):
     Path("mine.csv").unlink()
     notes = clean(table="table.csv")
-    assert notes == ["mine.csv, the list that found/seed0/round1/sample.csv was made from, is not here: it was not looked at."]
+    assert notes == ["mine.csv, the list that found/seed0/round1/sample.csv was made from, is not here: it was not checked."]
 
 
 @pytest.mark.slow

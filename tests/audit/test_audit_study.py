@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,8 @@ def write_table(path: Path) -> None:
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory) -> Path:
     """A folder with a table, prepared images and a finished study in two shards. To be read, not to be changed."""
-    folder, before = tmp_path_factory.mktemp("study"), Path.cwd()
-    os.chdir(folder)
-    try:
+    folder = tmp_path_factory.mktemp("study")
+    with chdir(folder):
         write_table(Path("table.csv"))
         assert main(["prepare", json.dumps({"source": "digits", "images": 60}), "--out", "data/digits"]) == 0
         own = ["--settings", "study/study.json"]
@@ -56,8 +56,6 @@ def studied(tmp_path_factory) -> Path:
             assert main(["study", "score", *files, "--shard", f"{shard}/2", "--out", f"study/scores/{shard}.csv"]) == 0
         command = ["study", "correlate", *own, "--cells", "study/cells.csv", "--index", "table.csv", "--out", "study"]
         assert main([*command, "--scores", "study/scores/1.csv", "study/scores/2.csv"]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 

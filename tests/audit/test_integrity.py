@@ -1,9 +1,9 @@
 """One bit turned in any file of a finished run, with training and export, is found: by the audit or by what opens the file."""
 
 import json
-import os
 import random
 import zipfile
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -40,9 +40,8 @@ POSITIONS = 2
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A folder with prepared images, a search by operators, cells and trainings within a limit, and all that follows it."""
-    folder, before = tmp_path_factory.mktemp("run"), Path.cwd()
-    os.chdir(folder)
-    try:
+    folder = tmp_path_factory.mktemp("run")
+    with chdir(folder):
         assert main(["prepare", json.dumps({"source": "digits", "images": 200}), "--out", "data/digits"]) == 0
         Path("tiny.yaml").write_text(yaml.safe_dump(PRESET))
         found = search_seed(
@@ -56,8 +55,6 @@ def run(tmp_path_factory) -> Path:
         assert main(["export", "--network", str(SEED / "retrain/network.pt"), "--out", str(SEED / "export")]) == 0
         gathered = ["--out", str(RUN / "summary.csv"), "--metrics", str(RUN / "metrics.json")]
         assert main(["summary", str(RUN), "--seeds", "0", *gathered]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 

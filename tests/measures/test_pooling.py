@@ -13,7 +13,7 @@ WINDOWS = [(kernel, stride, padding) for kernel in (1, 2, 3, (3, 2)) for stride 
 POOLINGS = [
     pooling
     for kernel, stride, padding in WINDOWS
-    if padding == 0 or kernel not in (1,)
+    if padding == 0 or kernel != 1
     for pooling in (
         nn.MaxPool2d(kernel, stride, padding),
         nn.MaxPool2d(kernel, stride, padding, dilation=2),
