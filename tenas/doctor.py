@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -31,8 +31,11 @@ from tenas.machine import (
     visible_devices,
 )
 from tenas.measures.ntk import Implementation, ntk_gram, ntk_gram_by_loop
-from tenas.networks import Supernet, initialise
+from tenas.measures.ntk_grouped import ntk_grams, together
+from tenas.networks import Network, Supernet, initialise
+from tenas.networks.grouped import grouped
 from tenas.provenance import processor_model
+from tenas.retrain.train import train_step
 from tenas.spaces import get_space
 
 # With less, the batches of a retraining's workers may not fit: those of images of 224 pixels take 3 GB.
@@ -246,21 +249,61 @@ def difference(gram: Tensor, expected: Tensor) -> float:
 def _kernels() -> list[Finding]:
     network, images = small_problem()
     expected = ntk_gram_by_loop(copy.deepcopy(network).double(), images.double())
-    _, rate = timed(lambda: ntk_gram(network, images, implementation="loop"))
-    found = [Finding("plain loop on the CPU", f"{rate:.1f} kernels per second")]
-    found.append(_kernel("compiled kernels on the CPU", network, images, expected, "compiled"))
+    _, loop = timed(lambda: ntk_gram(network, images, implementation="loop"))
+    compiled, rate = _kernel("compiled kernels on the CPU", network, images, expected, "compiled")
+    found = [Finding("plain loop on the CPU", f"{loop:.1f} kernels per second"), compiled]
+    # A job that scores has a process for each processor.
+    scores, trainings = {"cpu": processors() * max(loop, rate)}, {"cpu": 0.0}
     if torch.cuda.is_available() and has_kernels(torch.cuda.get_device_capability(), torch.cuda.get_arch_list()):
-        found.append(_kernel("GPU, against the CPU", network.to("cuda"), images.to("cuda"), expected, "batched"))
+        on_gpu = copy.deepcopy(network).to("cuda")
+        found.append(_kernel("GPU, against the CPU", on_gpu, images.to("cuda"), expected, "batched")[0])
+        scores["cuda"] = kernels_together(network, images, "cuda")
+        trainings = {device: training_steps(device) for device in ("cpu", "cuda")}
+    found.append(Finding("faster for scores", faster(scores, f"kernels per second ({processors()} processes on the CPU)")))
+    found.append(Finding("faster for trainings", faster(trainings, "steps per second")))
     return found
 
 
-def _kernel(what: str, network: nn.Module, images: Tensor, expected: Tensor, implementation: Implementation) -> Finding:
-    """Compare an implementation of the kernel with ``expected`` in float64: difference, reproducibility, speed."""
+def faster(rates: Mapping[str, float], what: str) -> str:
+    """The ``--device`` to ask for, and why. ``rates``: of each device; the CPU's alone where there is no GPU to be timed."""
+    best = max(rates, key=lambda device: rates[device])
+    if len(rates) == 1:
+        return f"--device {best}: there is no GPU to be timed"
+    return f"--device {best}: " + " against ".join(f"{rates[device]:.1f} on {device}" for device in rates) + f" {what}"
+
+
+def kernels_together(network: nn.Module, images: Tensor, device: str) -> float:
+    """Kernels per second where as many networks as a GPU takes in a search go side by side; 0 where they cannot."""
+    count = together(network, (images,))
+    try:
+        whole = grouped(network, [network.state_dict()] * count, device=device)
+        batch = images.repeat(1, count, 1, 1).to(device)
+        return count * timed(lambda: ntk_grams(whole, batch, count))[1]
+    except RuntimeError:
+        return 0.0
+
+
+def training_steps(device: str) -> float:
+    """Steps per second of a training: a small cell of convolutions, 64 images of 32 pixels."""
+    genotype = get_space("nas-bench-201").parse(
+        "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_1x1~1|skip_connect~2|"
+    )
+    network = Network(genotype, channels=16, cells=1, classes=10).to(device)
+    optimizer, scaler = torch.optim.SGD(network.parameters(), lr=0.01), torch.amp.GradScaler(device, enabled=False)
+    settings = {"compile": False, "precision": "fp32", "label_smoothing": 0.0, "auxiliary": 0.0, "clip": None}
+    images, labels = torch.zeros(64, 3, 32, 32, device=device), torch.zeros(64, dtype=torch.int64, device=device)
+    return timed(lambda: train_step(network, optimizer, scaler, images, labels, settings)[0].cpu())[1]
+
+
+def _kernel(
+    what: str, network: nn.Module, images: Tensor, expected: Tensor, implementation: Implementation
+) -> tuple[Finding, float]:
+    """A way to compute the kernel, held against ``expected`` in float64: difference, two runs; and kernels per second."""
     try:
         first, rate = timed(lambda: ntk_gram(network, images, implementation=implementation))
         second = ntk_gram(network, images, implementation=implementation)
     except (TenasError, RuntimeError) as error:
-        return Finding(what, "unusable", f"The {what} cannot be used: {' '.join(str(error).split()).rstrip('.')}.")
+        return Finding(what, "unusable", f"The {what} cannot be used: {' '.join(str(error).split()).rstrip('.')}."), 0.0
     off, equal = difference(first, expected), torch.equal(first, second)
     wrong = []
     if not off <= TOLERANCE:
@@ -268,4 +311,4 @@ def _kernel(what: str, network: nn.Module, images: Tensor, expected: Tensor, imp
     if not equal:
         wrong.append(f"The {what}: two runs of the same NTK differ.")
     text = f"{rate:.1f} kernels per second; {off:.0e} from the loop in float64; two runs {'equal' if equal else 'differ'}"
-    return Finding(what, text, " ".join(wrong))
+    return Finding(what, text, " ".join(wrong)), rate

@@ -9,9 +9,13 @@ import pytest
 import torch
 from helpers import ROOT
 from helpers.runs import call
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tenas import doctor
-from tenas.doctor import difference, driver_too_old, examine, report
+from tenas.doctor import difference, driver_too_old, examine, faster, report
+from tenas.measures.ntk_tape import Value
+from tenas.networks import Supernet
+from tenas.spaces import get_space
 
 
 def wrong(findings: list) -> str:
@@ -37,6 +41,8 @@ def test_what_this_machine_is(here):
     assert "snakemake 9" in found["packages"]
     assert "two runs equal" in found["compiled kernels on the CPU"]
     assert "kernels per second" in found["plain loop on the CPU"]
+    if not torch.cuda.is_available():
+        assert {found[f"faster for {what}"] for what in ("scores", "trainings")} == {"--device cpu: there is no GPU to be timed"}
     assert len(text.splitlines()) == len(findings)
 
 
@@ -110,12 +116,33 @@ def test_a_gpu_with_an_old_driver(tmp_path, monkeypatch):
     assert "cannot use it" not in wrong(doctor._gpus(tmp_path))
 
 
+def test_the_faster_device_is_named_with_both_rates():
+    assert faster({"cpu": 226.0, "cuda": 30.26}, "kernels per second") == (
+        "--device cpu: 226.0 on cpu against 30.3 on cuda kernels per second"
+    )
+    assert faster({"cpu": 2.0, "cuda": 40.0}, "steps a second").startswith("--device cuda: 2.0 on cpu against 40.0 on cuda")
+
+
+def test_what_is_timed_on_a_gpu_runs(monkeypatch):
+    """On the CPU, and kernels on a fake GPU, which tells of tensors on another device."""
+    monkeypatch.setattr(doctor, "timed", lambda compute: (compute(), 1.0))
+    monkeypatch.setattr(doctor, "together", lambda network, inputs: 3)
+    network, images = doctor.small_problem()
+    assert doctor.kernels_together(network, images[:4], "cpu") == 3
+    assert doctor.training_steps("cpu") == 1
+    monkeypatch.setattr(Value, "data", property(lambda value: value.tensor.detach()))
+    monkeypatch.setattr(torch.UntypedStorage, "data_ptr", id)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network = Supernet(get_space("nas-bench-201"), channels=4, cells=1, classes=10)
+        assert doctor.kernels_together(network, torch.zeros(4, 3, 16, 16), "cuda") == 3
+
+
 def test_kernels_that_are_not_right(monkeypatch):
     network, images = doctor.small_problem()
     right = doctor.ntk_gram(network, images)
     draws = itertools.count()
     monkeypatch.setattr(doctor, "ntk_gram", lambda *_, **__: right + 1e-3 * right.max() * (1 + next(draws)))
-    finding = doctor._kernel("compiled kernels", network, images, right, "compiled")
+    finding, _ = doctor._kernel("compiled kernels", network, images, right, "compiled")
     assert "differs from that of the plain loop in float64 by " in finding.wrong
     assert "two runs of the same NTK differ" in finding.wrong
     assert difference(right, right) == 0

@@ -209,6 +209,14 @@ def changed(config: Mapping = TINY, **changes: object) -> dict:
     return config
 
 
+def profile_lines(comment: str) -> dict:
+    """What profiles/slurm has as comments, for a retraining on several GPUs, below one that begins with ``comment``."""
+    text = (ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8")
+    (lines,) = re.findall(rf"^    # {comment}.*\n((?:    # \w+: .*\n)+)", text, re.MULTILINE)
+    found: dict = yaml.safe_load(re.sub("^    # ", "", lines, flags=re.MULTILINE))
+    return found
+
+
 def write_table(folder: Path) -> None:
     """A table of all cells of NAS-Bench-201 with made-up accuracies, and two claims: of the run ``funnel`` and of another."""
     archs = [genotype.arch for genotype in get_space("nas-bench-201").genotypes()]

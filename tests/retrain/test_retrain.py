@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, SHARED
+from helpers.gpu import pretended
 from helpers.retraining import ARCH, DARTS, FILES, TINY, rows_of, train_tiny
 from PIL import Image
 from torch.amp import GradScaler
@@ -30,7 +31,7 @@ from tenas.retrain import feed, load_network, retrain
 from tenas.retrain.augment import augment, crop_and_flip, cut_out, draw_params, jitter_colours, normalise
 from tenas.retrain.distributed import Processes
 from tenas.retrain.feed import FromMemory, make_feed
-from tenas.retrain.train import batches, learning_rate, train_step
+from tenas.retrain.train import Trainer, batches, evaluate, learning_rate, train_epoch, train_step
 from tenas.settings import retrain_settings
 from tenas.spaces import load_genotype
 
@@ -835,6 +836,39 @@ def test_nobody_is_stopped_outside_of_the_main_thread(tmp_path):
     thread.start()
     thread.join()
     assert found[0]["epochs"] == 1
+
+
+# --- on a GPU that is none
+
+
+def test_an_epoch_and_an_evaluation_stay_on_their_device(monkeypatch):
+    """All but the reverse pass, whose gradients are zeros: augmentation, steps of the optimiser, sums."""
+    settings = retrain_settings("darts-cifar10", {**EVERYTHING, "batch": 6})
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    with pretended(monkeypatch) as gpu:
+        network = Network(load_genotype(DARTS), channels=4, cells=3, classes=10, auxiliary=True).to("cuda")
+        mean, std = (torch.full((3,), value, device="cuda") for value in (0.5, 0.25))
+        trainer = Trainer.of(network, mean, std, settings, 0, Processes())
+        assert trainer.optimizer.defaults["fused"]
+        trainer.prepare(32)
+
+        def backward(loss: torch.Tensor) -> None:
+            assert loss.device.type == "cuda"
+            for parameter in network.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+
+        def reader(batches, epoch):
+            for indices in batches:
+                yield (
+                    torch.zeros(len(indices), 32, 32, 3, dtype=torch.uint8, device="cuda"),
+                    torch.zeros(len(indices), dtype=torch.int64, device="cuda"),
+                )
+
+        monkeypatch.setattr(torch.Tensor, "backward", backward)
+        network.set_drop_path(settings["drop_path"])
+        train_epoch(trainer, reader, 12, 0, lambda: None)
+        evaluate(network, reader, 12, settings, mean, std, Processes())
+    assert gpu.made > 1000
 
 
 # --- what a machine has to have

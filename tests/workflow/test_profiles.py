@@ -6,7 +6,20 @@ import re
 import pytest
 import yaml
 from helpers import ROOT
-from helpers.runs import BUILDS, FUNNEL, ONCE, TINY, Job, changed, copy_repository, planned, snakemake, succeed, write_config
+from helpers.runs import (
+    BUILDS,
+    FUNNEL,
+    ONCE,
+    TINY,
+    Job,
+    changed,
+    copy_repository,
+    planned,
+    profile_lines,
+    snakemake,
+    succeed,
+    write_config,
+)
 
 SMK = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow").rglob("*.smk"))
 RULES = dict(re.findall(r"^rule (\w+):\n((?:    .*\n|\n)*)", SMK, re.MULTILINE))
@@ -64,17 +77,11 @@ def test_what_needs_a_gpu_in_one_profile_has_one_in_the_other():
 def test_a_training_on_several_gpus_and_nodes_of_slurm(tmp_path):
     """The lines that the profile has as comments, without their marks."""
     write_config(tmp_path, TINY | {"device": "cuda", "threads": {"retrain": 8}})
-    text = (ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8")
-    several, head = text.split("    # Two nodes")[1], text.split("    # Four GPUs")[0]
-    one = text.split("    # Four GPUs")[1].split("    # Two nodes")[0]
-    for name, lines in (("one", one), ("several", several)):
+    for name, comment in (("one", "Four GPUs"), ("several", "Two nodes")):
+        profile = read_profile("slurm")
+        profile["set-resources"]["retrain"] |= profile_lines(comment)
         (tmp_path / name).mkdir()
-        entries = re.findall(r"^    # (\w+: .*)$", lines, re.MULTILINE)
-        keys = {entry.partition(":")[0] for entry in entries}
-        # Those that the comments say otherwise are to be taken out.
-        rest = re.sub(rf"^    ({'|'.join(keys)}): .*\n", "", head.rpartition("  retrain:\n")[2], flags=re.MULTILINE)
-        profile = head.rpartition("  retrain:\n")[0] + "  retrain:\n" + rest + "".join(f"    {entry}\n" for entry in entries)
-        (tmp_path / name / "config.yaml").write_text(profile)
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(profile))
     more = ("--cores", "8", "--resources", "gpu=8", "--profile")
     job = first(planned(tmp_path, *more, "one"), "retrain")
     assert job.command.startswith("torchrun --standalone --nproc-per-node 4 -m tenas.cli retrain ")
