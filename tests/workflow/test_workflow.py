@@ -64,7 +64,7 @@ def test_the_schedule_that_jobs_are_counted_by():
     """By hand, for what the other counts are taken from: NAS-Bench-201 without ``none`` has three rounds of 24, 18, 12 trials."""
     assert expected_jobs(changed(TINY | {"shards": 20}, seeds=[0, 7]), ROOT) == {
         "all": 1, "prepare": 1, "search_settings": 1, "retrain_settings": 1, "mask": 2, "score": 2 * (20 + 19 + 13),
-        "prune": 2 * 3, "genotype": 2, "draw": 2, "plot_rankings": 2, "lookup": 2, "retrain": 2, "export": 2, "summary": 1,
+        "prune": 2 * 3, "genotype": 2, "draw": 2, "lookup": 2, "retrain": 2, "export": 2, "summary": 1, "plot": 1,
     }  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def test_the_report_needs_no_network(finished, tmp_path):
     succeed(snakemake(folder, "--report", "results/report.html"))
     page = (folder / "results/report.html").read_text()
     assert not re.findall(r"""(?:src|href)=["']https?://[^"']+\.(?:js|css)""", page)
-    for text in ("genotype.svg", "rankings.svg", "summary.csv", "history.csv", "preview.png"):
+    for text in ("overview.html", "genotype.svg", "summary.csv", "history.csv", "preview.png"):
         assert text in page
 
 

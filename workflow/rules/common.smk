@@ -263,9 +263,39 @@ def records_of(run, seed):
     return found
 
 
+def results_of(run):
+    """What the seeds of a run have come to."""
+    patterns = [layout.GENOTYPE, layout.LOOKUP] + ([layout.RETRAIN_METRICS] if RUNS[run]["retrain"] else [])
+    return [layout.results(pattern).format(run=run, seed=seed) for seed in RUNS[run]["seeds"] for pattern in patterns]
+
+
+def states_of(run, seed):
+    """What the rounds of a seed have drawn and left, which is drawn among all cells of a table."""
+    drawn = [
+        layout.results(layout.SAMPLE).format(run=run, seed=seed, round=round.number)
+        for round in rounds(run)
+        if round.stage == "cells"
+    ]
+    return drawn + [state_after(run, seed, round.number) for round in rounds(run)]
+
+
+def histories_of(run):
+    """The trainings of a run, epoch by epoch: short ones, and the retraining."""
+    short = [
+        metrics.replace(Path(layout.TRAINING_METRICS).name, Path(layout.TRAINING_HISTORY).name)
+        for seed in RUNS[run]["seeds"]
+        for round in rounds(run)
+        if round.stage == "training"
+        for metrics in trainings(run, seed, round.number)
+    ]
+    long = [layout.results(layout.HISTORY).format(run=run, seed=seed) for seed in RUNS[run]["seeds"]]
+    return short + (long if RUNS[run]["retrain"] else [])
+
+
 def figures(run):
-    """What belongs to a seed of a run in the report, and isn't an input of its summary."""
-    return ["genotype.svg", "rankings.svg"] + (["retrain/history.csv"] if RUNS[run]["retrain"] else [])
+    """What belongs to a run in the report, and isn't an input of its summary."""
+    seeds = [layout.results(layout.DRAWING).format(run=run, seed=seed) for seed in RUNS[run]["seeds"]]
+    return [layout.results(layout.OVERVIEW).format(run=run), *seeds]
 
 
 def gpus_of_a_job(measures):
