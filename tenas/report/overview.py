@@ -24,7 +24,7 @@ STYLE = (
     "h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:1.8rem 0 .5rem;border-bottom:1px solid #ddd}"
     "table{border-collapse:collapse;font-size:.87rem}.wide{overflow-x:auto}"
     "th,td{padding:.25rem .7rem .25rem 0;text-align:left;vertical-align:top}"
-    "th{border-bottom:1px solid #999}td{border-bottom:1px solid #eee}.n{text-align:right;white-space:nowrap}"
+    "th{border-bottom:1px solid #999}td{border-bottom:1px solid #eee}.n{text-align:right}td.n{white-space:nowrap}"
     "code{font-size:.8rem;overflow-wrap:anywhere}figure{margin:.8rem 0}img{max-width:100%;height:auto}"
     "figcaption,.quiet{color:#555;font-size:.85rem}dl{display:flex;flex-wrap:wrap;gap:1rem 2rem;margin:1rem 0}"
     "dt{color:#555;font-size:.85rem}dd{margin:0;font-size:1.25rem}dd small{display:block;font-size:.8rem;color:#555}"
@@ -294,7 +294,7 @@ def _made_by(run: Found, commit: Mapping[str, Any] | None) -> str:
         ("code (SHA-256)", codes),
         ("commit", _commit(codes, commit)),
     ]
-    return _table(["", ""], [(name, "; ".join(map(str, found))) for name, found in rows if any(found)])
+    return _table(["what", "by the records"], [(name, "; ".join(map(str, found))) for name, found in rows if any(found)])
 
 
 def _commit(codes: Sequence[str], commit: Mapping[str, Any] | None) -> list[str]:

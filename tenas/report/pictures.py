@@ -67,8 +67,9 @@ def draw_seeds(found: Sequence[Accuracy]) -> Picture:
     """Draw each accuracy of the seeds in one panel: a dot per seed, mean and 95 % interval of the mean."""
     from matplotlib.figure import Figure
 
+    # Four in two rows of two.
     lines = ceil(len(found) / PER_ROW)
-    width = min(len(found), PER_ROW)
+    width = ceil(len(found) / lines)
     figure = Figure(figsize=(3.3 * width, 2.9 * lines), layout="constrained")
     panels = figure.subplots(lines, width, squeeze=False).ravel()
     for axes, accuracy in zip(panels, found, strict=False):

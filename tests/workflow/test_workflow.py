@@ -188,6 +188,41 @@ def test_the_report_needs_no_network(finished, tmp_path):
         assert text in page
 
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here to open the report with")
+def test_a_browser_opens_every_entry_of_the_report(finished, tmp_path):
+    """By clicks, without a network: each entry is seen, no script fails, and each has a screenshot in the test's folder."""
+    folder = copied(finished, tmp_path)
+    succeed(snakemake(folder, "--report", "report.html"))
+    page = (folder / "report.html").read_text()
+    assert len(page) < 10e6
+    before, end, after = page.rpartition("</body>")
+    script = (ROOT / "tests/helpers/open_report.js").read_text()
+    (folder / "driven.html").write_text(f"{before}<script>{script}</script>{end}{after}")
+    options = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--virtual-time-budget=60000",
+    )
+    address = f"file://{folder / 'driven.html'}"
+    output = succeed(call(BROWSER, *options, "--enable-logging=stderr", "--dump-dom", address, cwd=folder))
+    said = [line for line in output.splitlines() if ":CONSOLE:" in line]
+    assert [line for line in said if re.search("Uncaught|[Ee]rror|driver:|Refused|ERR_", line)] == []
+    opened = re.search("<title>([^<]*)", output)[1].split(" | ")
+    assert sorted(opened) == [
+        "Data: IMG data:image/png;cha", "Overview: IFRAME data:text/html;cha", "digits: IMG data:image/svg+xml",
+        "digits: history.csv", "digits: summary.csv",
+    ]  # fmt: skip
+    for number in range(1, len(opened) + 1):
+        picture = folder / f"entry{number}.png"
+        succeed(call(BROWSER, *options, f"--screenshot={picture}", "--window-size=1400,1000", f"{address}#{number}", cwd=folder))
+        assert picture.stat().st_size > 10_000
+
+
 def test_a_summary_is_not_made_without_a_record(finished, tmp_path):
     """Snakemake knows that the summary reads it; the stage by itself says what is missing."""
     folder, record = copied(finished, tmp_path), SEED / "round2/scores/2.json"
