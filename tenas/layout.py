@@ -12,11 +12,12 @@ LIMITS = "limits.json"
 RETRAIN = "retrain.json"
 SUMMARY = "summary.csv"
 METRICS = "metrics.json"
+OVERVIEW = "overview.html"
+FIGURES = "figures"
 # Of a seed.
 SEED = "seed{seed}"
 GENOTYPE = f"{SEED}/genotype.json"
 DRAWING = f"{SEED}/genotype.svg"
-RANKINGS = f"{SEED}/rankings.svg"
 LOOKUP = f"{SEED}/benchmark.json"
 # Of a round. Its state after it is a mask, or a list of cells.
 ROUND = f"{SEED}/round{{round}}"

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from math import ceil
 from typing import TextIO
 
 Advance = Callable[[int], object]
@@ -67,3 +68,13 @@ def one_line(message: Warning | str, category: type[Warning], filename: str, lin
     """Format a warning for stderr: Python's own form names a file and quotes its code."""
     named = "" if category.__module__.partition(".")[0] == "tenas" or category is UserWarning else f"{category.__name__}: "
     return f"tenas: warning: {named}{' '.join(str(message).split())}\n"
+
+
+def duration(seconds: float) -> str:
+    """A time for a reader: ``35 s``, ``4 min 10 s``, ``3 h 05 min``."""
+    whole = ceil(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

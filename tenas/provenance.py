@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,25 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def commit_of_code() -> dict[str, Any] | None:
+    """The commit of the code, and whether tracked files differ from it; None outside of a repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PACKAGE.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # The package may be installed in a folder of another repository.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != PACKAGE.parent.resolve():
+            return None
+        return {
+            "sha1": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--untracked-files=no", PACKAGE.name)),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @cache

@@ -120,7 +120,7 @@ def test_the_faster_device_is_named_with_both_rates():
     assert faster({"cpu": 226.0, "cuda": 30.26}, "kernels per second") == (
         "--device cpu: 226.0 on cpu against 30.3 on cuda kernels per second"
     )
-    assert faster({"cpu": 2.0, "cuda": 40.0}, "steps a second").startswith("--device cuda: 2.0 on cpu against 40.0 on cuda")
+    assert faster({"cpu": 2.0, "cuda": 40.0}, "steps per second").startswith("--device cuda: 2.0 on cpu against 40.0 on cuda")
 
 
 def test_what_is_timed_on_a_gpu_runs(monkeypatch):

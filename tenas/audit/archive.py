@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import lzma
-import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,17 +17,16 @@ from typing import Any, NamedTuple
 
 from tenas import layout
 from tenas.audit.ledger import mapping
-from tenas.code import PACKAGE
 from tenas.errors import TenasError
 from tenas.files import json_text, read_json, scratch_folder, sha256, whole
-from tenas.provenance import is_sealed, sealed
+from tenas.provenance import commit_of_code, is_sealed, sealed
 
 LIST = "archive.json"
 FORMAT = 1
 # Text that decisions depend on. An audit redraws drawings; networks and images are too large.
 KEPT = {".csv", ".json"}
-# Checkpoints of trainings are no results.
-NO_RESULT = {layout.CHECKPOINT}
+# Checkpoints of trainings are no results, and nothing follows from the page of a run.
+NO_RESULT = {layout.CHECKPOINT, layout.OVERVIEW}
 # Larger ones are refused, and those that unpack to more than that factor of what they are: archives of text stay far below.
 MOST_BYTES, LARGE, FACTOR = 8 * 2**30, 2**26, 1000
 
@@ -40,25 +38,6 @@ class Archive(NamedTuple):
     runs: dict[str, Path]
     data: dict[str, Path]
     left_out: dict[Path, str]
-
-
-def commit_of_code() -> dict[str, Any] | None:
-    """The commit of the code, and whether tracked files differ from it; None outside of a repository."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(PACKAGE.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # The package may be installed in a folder of another repository.
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != PACKAGE.parent.resolve():
-            return None
-        return {
-            "sha1": git("rev-parse", "HEAD"),
-            "changed": bool(git("status", "--porcelain", "--untracked-files=no", PACKAGE.name)),
-        }
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def images_folder(run: Path) -> Path:
@@ -90,7 +69,13 @@ def pack(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> dict[
             raise TenasError(f"Two of the runs are named {name!r}, which would share a folder in the archive.")
         for path in sorted(run.rglob("*")):
             member = f"runs/{name}/{path.relative_to(run).as_posix()}"
-            if not path.is_file() or path.name in NO_RESULT or any(part.startswith(".") for part in path.relative_to(run).parts):
+            parts = path.relative_to(run).parts
+            if (
+                not path.is_file()
+                or path.name in NO_RESULT
+                or parts[0] == layout.FIGURES
+                or any(part.startswith(".") for part in parts)
+            ):
                 continue
             if path.suffix in KEPT:
                 kept[member] = path

@@ -1,7 +1,7 @@
-"""Report a run: summary over its seeds, text for the terminal, figure of its rankings. No torch."""
+"""Report a run: summary over its seeds, text for the terminal, figures, a page of all that. No torch."""
 
-from tenas.report.rankings import plot_rankings
+from tenas.report.rankings import draw_rounds
 from tenas.report.show import show
 from tenas.report.summary import accuracies, summarise
 
-__all__ = ["accuracies", "plot_rankings", "show", "summarise"]
+__all__ = ["accuracies", "draw_rounds", "show", "summarise"]

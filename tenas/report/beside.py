@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenas import layout
 from tenas.benchmark.index import accuracies_of, read_index
+from tenas.errors import TenasError
 from tenas.files import read_json
 from tenas.report.baselines import Standing, baselines, standing_of
 from tenas.search.limits import read_limits
 from tenas.search.shortlist import read_shortlist
-from tenas.settings.search import search_settings
+from tenas.settings.search import read_settings, search_settings
 from tenas.spaces import get_space
 from tenas.study.correlate import TESTS
 
@@ -31,6 +32,21 @@ class Found(NamedTuple):
     @property
     def name(self) -> str:
         return f"run {self.folder.name}"
+
+
+def seeds_of(run_dir: Path) -> list[int]:
+    """The seeds of a run that have a genotype."""
+    found = run_dir.glob(layout.GENOTYPE.replace("{seed}", "[0-9]*"))
+    return sorted(int(path.parent.name[4:]) for path in found if path.parent.name[4:].isdecimal())
+
+
+def read_found(run_dir: Path, seeds: Iterable[int] = ()) -> Found:
+    """The result of a run, for these seeds, or for all that have a genotype. Raises TenasError if there is none."""
+    wanted = sorted(seeds) or seeds_of(run_dir)
+    if not wanted:
+        raise TenasError(f"There is no result in {run_dir}: no seed there has a genotype yet.")
+    archs = {seed: read_json(layout.path(layout.GENOTYPE, run_dir, seed=seed), "genotype")["arch"] for seed in wanted}
+    return Found(run_dir, read_settings(layout.path(layout.SEARCH, run_dir)), archs)
 
 
 def ranked_round(settings: Mapping[str, Any]) -> int | None:

@@ -1,28 +1,31 @@
-"""Plot the rankings of a search, one row of panels per round: what was pruned or kept, by which measurements."""
+"""Draw the rounds of a search, one row of panels per round: what was pruned or kept, by which measurements."""
 
 import csv
 import math
 import os
 from collections.abc import Callable, Container, Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tenas import layout
 from tenas.errors import TenasError
-from tenas.figures import save_svg, style
+from tenas.figures import KEPT, OUT, PRUNED, Picture
+from tenas.files import read_table
 from tenas.search.constant import deciding_nothing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Paul Tol's bright scheme, told apart by the colour-blind; markers differ too.
-PRUNED, KEPT, OUT = "#ee6677", "#4477aa", "#999999"
 # With more cells, they are rasterised: thousands of vectors would make megabytes of SVG.
 MOST_VECTORS = 400
 # With more kept cells, their places are not written.
 MOST_LABELS = 20
 # With more cells, axes of ranks are logarithmic: the best cells matter, and would be crowded in a corner.
 MOST_LINEAR = 30
+# With more measures, each is drawn against the place of the cells, not against each other one.
+MOST_PAIRED = 3
+COLUMNS = ("round", "subject", "measure", "value", "standard_error", "rank", "place", "kept")
 
 
 class Table(NamedTuple):
@@ -38,6 +41,14 @@ class Panel(NamedTuple):
 
     title: str
     draw: Callable[["Axes"], None]
+
+
+class Drawn(NamedTuple):
+    """A round: its panels, their height in inches, and what they show, one row per subject and measure."""
+
+    panels: list[Panel]
+    height: float
+    rows: list[dict[str, object]]
 
 
 def _read(path: Path, keys: Iterable[str], suffix: str | None, parts: Iterable[str], numbers: Iterable[str] = ()) -> Table:
@@ -69,7 +80,7 @@ def _read(path: Path, keys: Iterable[str], suffix: str | None, parts: Iterable[s
 # --- rounds that prune
 
 
-def _pruning(path: Path) -> tuple[list[Panel], float]:
+def _pruning(path: Path) -> Drawn:
     """One panel per measure: each trial's mean change, with its standard error."""
     keys = ("cell", "edge", "target", "source", "operator", "pruned")
     table = _read(path, keys, "_change", ("_change", "_se", "_rank"))
@@ -80,7 +91,27 @@ def _pruning(path: Path) -> tuple[list[Panel], float]:
         return Panel(_titled(measure, constant), lambda axes: _draw_changes(axes, measure, table.rows, labels=labels))
 
     panels = [panel(measure, labels=place == 0) for place, measure in enumerate(table.measures)]
-    return panels, 0.9 + 0.16 * len(table.rows)
+    names = _trials(table.rows)
+    shown = [
+        {"subject": name, "kept": 1 - int(row["pruned"] == "1")} | _numbers(row, measure, "_change")
+        for row, name in zip(table.rows, names, strict=True)
+        for measure in table.measures
+    ]
+    return Drawn(panels, 0.9 + 0.16 * len(table.rows), shown)
+
+
+def _numbers(row: Mapping[str, str], measure: str, part: str) -> dict[str, object]:
+    """What a table has on a subject by a measure, in the columns of the figure's own data."""
+    of = {"value": part, "standard_error": "_se", "rank": "_rank"}
+    return {"measure": measure, **{name: row[measure + end] for name, end in of.items()}}
+
+
+def _trials(rows: list[dict[str, str]]) -> list[str]:
+    """Names of trials: edge and operator, with the cell type if there are several."""
+    names = [f"{row['target']}<-{row['source']} {row['operator']}" for row in rows]
+    if len({row["cell"] for row in rows}) > 1:
+        names = [f"{row['cell']} {name}" for row, name in zip(rows, names, strict=True)]
+    return names
 
 
 def _titled(measure: str, constant: Container[str]) -> str:
@@ -120,60 +151,69 @@ def _draw_changes(axes: "Axes", measure: str, rows: list[dict[str, str]], *, lab
     axes.set_ylim(len(rows) - 0.5, -0.5)
     direction = _direction(measure, rows)
     axes.set_xlabel(f"change when taken away (mean, standard error)\nx: pruned{direction and f'   {direction}'}")
-    names = [f"{row['target']}<-{row['source']} {row['operator']}" for row in rows]
-    if len({row["cell"] for row in rows}) > 1:
-        names = [f"{row['cell']} {name}" for row, name in zip(rows, names, strict=True)]
-    axes.set_yticks(range(len(rows)), names if labels else [""] * len(rows))
+    axes.set_yticks(range(len(rows)), _trials(rows) if labels else [""] * len(rows))
     axes.tick_params(axis="y", length=0)
 
 
 # --- rounds of cells
 
 
-def _cells(path: Path) -> tuple[list[Panel], float]:
-    """With one measure, score against place; with two, their ranks against each other; with more, place against each rank."""
+def _cells(path: Path) -> Drawn:
+    """With one measure, score against place; with two or three, their ranks against each other; with more, place against each."""
     table = _read(path, ("cell", "place", "kept"), "_rank", ("_score", "_se", "_rank"), ("place",))
     constant = deciding_nothing(table.rows, "_score")
+    shown = [
+        {"subject": f"cell {row['cell']}", "place": row["place"], "kept": row["kept"]} | _numbers(row, measure, "_score")
+        for row in table.rows
+        for measure in table.measures
+    ]
     if len(table.measures) == 1:
         (measure,) = table.measures
-        return [Panel(f"cells by {_titled(measure, constant)}", lambda axes: _draw_scores(axes, measure, table.rows))], 2.8
-    if len(table.measures) == 2:
-        first, second = table.measures
-        title = f"{_titled(second, constant)} against {_titled(first, constant)}"
-        labels = f"rank by {first}, 1 for the best", f"rank by {second}"
-        return [Panel(title, lambda axes: _draw_ranks(axes, table.rows, f"{first}_rank", f"{second}_rank", labels))], 3.4
+        panel = Panel(f"cells by {_titled(measure, constant)}", lambda axes: _draw_scores(axes, measure, table.rows))
+        return Drawn([panel], 2.8, shown)
 
-    def panel(measure: str) -> Panel:
-        labels = f"rank by {measure}, 1 for the best", "place by all measures"
-        return Panel(_titled(measure, constant), lambda axes: _draw_ranks(axes, table.rows, f"{measure}_rank", "place", labels))
+    def ranks(title: str, x: str, y: str, of_x: str, of_y: str) -> Panel:
+        labels = f"rank by {of_x}, 1 for the best", of_y
+        return Panel(title, lambda axes: _draw_ranks(axes, table.rows, x, y, labels))
 
-    return [panel(measure) for measure in table.measures], 3.0
+    if len(table.measures) <= MOST_PAIRED:
+        pairs = [
+            ranks(f"{_titled(y, constant)}\nagainst {_titled(x, constant)}", f"{x}_rank", f"{y}_rank", x, f"rank by {y}")
+            for x, y in combinations(table.measures, 2)
+        ]
+        return Drawn(pairs, 3.4, shown)
+    by = [
+        ranks(_titled(measure, constant), f"{measure}_rank", "place", measure, "place by all measures")
+        for measure in table.measures
+    ]
+    return Drawn(by, 3.0, shown)
 
 
 def _draw_ranks(axes: "Axes", rows: list[dict[str, str]], x: str, y: str, labels: tuple[str, str]) -> None:
     """Cells by two of their ranks, the best in the lower left corner; kept cells are labelled with their places."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     out, kept = ([row for row in rows if row["kept"] == kept] for kept in ("0", "1"))
     few = len(rows) <= MOST_VECTORS
-    for some, colour, marker, size, name in ((out, OUT, "x", 14 if few else 3, "left out"), (kept, KEPT, "o", 24, "kept")):
+    for some, colour, marker, size in ((out, OUT, "x", 14 if few else 3), (kept, KEPT, "o", 24)):
         axes.scatter(
             [float(row[x]) for row in some], [float(row[y]) for row in some], color=colour, marker=marker, s=size,
-            linewidths=1 if few else 0.5, label=f"{name} ({len(some):,})", rasterized=len(some) > MOST_VECTORS,
+            linewidths=1 if few else 0.5, rasterized=len(some) > MOST_VECTORS,
             zorder=3 if some is kept else 2,
         )  # fmt: skip
     _write_places(axes, kept, x, y)
-    for axis, set_limits, label in ((axes.xaxis, axes.set_xlim, labels[0]), (axes.yaxis, axes.set_ylim, labels[1])):
+    x_label = f"{labels[0]}\no: kept ({len(kept):,}), x: left out ({len(out):,})"
+    for axis, set_limits, label in ((axes.xaxis, axes.set_xlim, x_label), (axes.yaxis, axes.set_ylim, labels[1])):
         axis.set_label_text(label)
         if len(rows) > MOST_LINEAR:
             axis.axes.set(**{f"{axis.axis_name}scale": "log"})
             axis.set_major_formatter("{x:,.0f}")
-            axis.set_minor_formatter("")
+            # Without minor ticks, which are the larger part of a file.
+            axis.set_minor_locator(NullLocator())
             set_limits(0.8, len(rows) * 1.25)
         else:
             axis.set_major_locator(MaxNLocator(integer=True))
-            set_limits(1 - 0.05 * len(rows), len(rows) * 1.05)
-    axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none", handletextpad=0.2, borderpad=0.3)
+            set_limits(1 - 0.05 * len(rows), len(rows) * 1.1)
 
 
 def _write_places(axes: "Axes", kept: list[dict[str, str]], x: str, y: str) -> None:
@@ -208,11 +248,66 @@ def _draw_scores(axes: "Axes", measure: str, rows: list[dict[str, str]]) -> None
 # --- rounds of trainings
 
 
-def _trainings(path: Path) -> tuple[list[Panel], float]:
-    """One panel: the finalists by their validation accuracy."""
+def _trainings(path: Path) -> Drawn:
+    """The finalists by their validation accuracy, and its curves over the epochs if they were trained here."""
     keys = ("cell", "shortlisted", "valid_accuracy", "place", "kept")
     table = _read(path, keys, None, (), ("valid_accuracy", "place"))
-    return [Panel("short trainings", lambda axes: _draw_trainings(axes, table.rows))], 0.9 + 0.2 * len(table.rows)
+    panels = [Panel("short trainings", lambda axes: _draw_trainings(axes, table.rows))]
+    curves = [curve for row in table.rows if (curve := _curve(path, row)) is not None]
+    if curves:
+        panels.append(Panel("validation accuracy by epoch", lambda axes: _draw_curves(axes, curves)))
+    shown: list[dict[str, object]] = [
+        {
+            "subject": f"cell {row['cell']}",
+            "measure": "valid_accuracy",
+            "value": row["valid_accuracy"],
+            "place": row["place"],
+            "kept": row["kept"],
+        }
+        for row in table.rows
+    ]
+    shown += [
+        {"subject": f"cell {row['cell']}", "measure": f"valid_accuracy, epoch {epoch:g}", "value": value}
+        for row, epochs, values in curves
+        for epoch, value in zip(epochs, values, strict=True)
+    ]
+    return Drawn(panels, max(2.6, 0.9 + 0.2 * len(table.rows)), shown)
+
+
+def read_curve(path: Path, column: str = "valid_accuracy") -> tuple[list[float], list[float]]:
+    """Epochs, from 1, and accuracies in % of a training's history; without epochs that have none, as those not validated.
+
+    Raises TenasError for a missing or damaged history.
+    """
+    rows = [row for row in read_table(path, ("epoch", column), "history") if row[column]]
+    try:
+        return [float(row["epoch"]) for row in rows], [float(row[column]) for row in rows]
+    except ValueError as error:
+        raise TenasError(f"The history {path} is damaged: {error}.") from error
+
+
+def _curve(table: Path, row: dict[str, str]) -> tuple[dict[str, str], list[float], list[float]] | None:
+    """Row, epochs and validation accuracies of a finalist; None if it was looked up, or trained in a single epoch."""
+    path = table.parent / "trainings" / row["shortlisted"] / Path(layout.TRAINING_HISTORY).name
+    epochs, values = read_curve(path) if path.exists() else ([], [])
+    return (row, epochs, values) if len(epochs) > 1 else None
+
+
+def _draw_curves(axes: "Axes", curves: list[tuple[dict[str, str], list[float], list[float]]]) -> None:
+    """The winner's curve thick, with a star at its end."""
+    from matplotlib.ticker import MaxNLocator
+
+    for row, epochs, values in curves:
+        winner, kept = row["place"] == "1", row["kept"] == "1"
+        axes.plot(
+            epochs, values, color=KEPT if winner or kept else OUT, linewidth=2.2 if winner else 0.9, zorder=3 if winner else 2,
+            linestyle="-" if winner or kept else "--",
+        )  # fmt: skip
+        if winner:
+            axes.plot(epochs[-1], values[-1], marker="*", color=KEPT, markersize=9, clip_on=False, zorder=4)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch; thick: the best of the round, dashed: left out")
+    axes.set_ylabel("validation accuracy, %")
 
 
 def _draw_trainings(axes: "Axes", rows: list[dict[str, str]]) -> None:
@@ -242,16 +337,16 @@ KINDS = {
 }  # fmt: skip
 
 
-def plot_rankings(rankings: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
-    """Plot the tables of a seed's rounds in the SVG file ``out``, one row of panels per round.
+def draw_rounds(rankings: Iterable[str | os.PathLike[str]], name: str = "rounds") -> Picture:
+    """Draw the tables of a seed's rounds, one row of panels per round, as the picture ``name``.
 
     ``rankings``: the files ``round<r>/ranking.csv``, ``cells.csv`` or ``trainings.csv``, in the order of the rounds.
 
     Rounds that prune have one panel per measure: the mean change by removing each operator, with its standard error; a red x if
     it was pruned; an arrow says at which end pruning begins. Trials of an edge are grouped. An infinite change (a kernel that
     became singular, or ceased to be) is an arrow at the side of the panel. Rounds of cells plot ranks against each other, and
-    label the kept cells with their places. Rounds of trainings plot validation accuracies. A measure that is the same for all is
-    said to be. Equal tables give equal bytes.
+    label the kept cells with their places. Rounds of trainings plot validation accuracies, and their curves. A measure that is
+    the same for all is said to be. Equal tables give equal bytes.
 
     Raises TenasError for a missing or damaged table.
     """
@@ -261,17 +356,17 @@ def plot_rankings(rankings: Iterable[str | os.PathLike[str]], out: str | os.Path
     for path in map(Path, rankings):
         if path.name not in KINDS:
             raise TenasError(f"{path} is not the table of a round; their names are {', '.join(KINDS)}.")
-        rounds.append((path.parent.name.replace("round", "round "), *KINDS[path.name](path)))
-    heights = [height for _, _, height in rounds]
-    width = max(len(panels) for _, panels, _ in rounds)
-    with style():
-        figure = Figure(figsize=(2 + 3.4 * width, sum(heights)), layout="constrained")
-        grid = figure.subplots(len(rounds), width, squeeze=False, height_ratios=heights)
-        for row, (name, panels, _) in zip(grid, rounds, strict=True):
-            for place, axes in enumerate(row):
-                if place < len(panels):
-                    panels[place].draw(axes)
-                    axes.set_title(f"{name}: {panels[place].title}", loc="left")
-                else:
-                    axes.set_axis_off()
-        save_svg(figure, out)
+        rounds.append((path.parent.name.removeprefix("round"), KINDS[path.name](path)))
+    heights = [drawn.height for _, drawn in rounds]
+    width = max(len(drawn.panels) for _, drawn in rounds)
+    figure = Figure(figsize=(2 + 3.4 * width, sum(heights)), layout="constrained")
+    grid = figure.subplots(len(rounds), width, squeeze=False, height_ratios=heights)
+    for row, (number, drawn) in zip(grid, rounds, strict=True):
+        for place, axes in enumerate(row):
+            if place < len(drawn.panels):
+                drawn.panels[place].draw(axes)
+                axes.set_title(f"round {number}: {drawn.panels[place].title}", loc="left")
+            else:
+                axes.set_axis_off()
+    shown = [{"round": number} | row for number, drawn in rounds for row in drawn.rows]
+    return Picture(name, figure, COLUMNS, shown, f"What each of the {len(rounds)} rounds measured, and what it pruned or kept.")

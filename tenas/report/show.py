@@ -1,7 +1,7 @@
 """Report a run at a terminal: its results round by round, and comparisons. No torch."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean, stdev
@@ -9,10 +9,8 @@ from typing import Any
 
 from tenas import layout
 from tenas.errors import TenasError
-from tenas.files import read_json
-from tenas.report.beside import Found, baselines_of_run, standings_of_run, table_of
+from tenas.report.beside import Found, baselines_of_run, read_found, standings_of_run, table_of
 from tenas.report.summary import RoundSummary, of_search, results_of_seed, summarise_rounds
-from tenas.settings.search import read_settings
 
 
 def _search_lines(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -> list[str]:
@@ -23,7 +21,7 @@ def _search_lines(rounds: Sequence[RoundSummary], settings: Mapping[str, Any]) -
         looked_up = part.kind == "training" and settings["rounds"][part.number - 1]["column"] is not None
         seconds = "table" if looked_up else f"{part.seconds:,.0f}"
         lines.append(f"  {part.number:<7}{part.kind:<11}{part.subjects:>8,}{part.kept:>7,}{seconds:>9}  {best}".rstrip())
-        lines += [f"         {name} was the same for all and decided nothing" for name in part.constant]
+        lines += [f"         {warning}" for warning in part.warnings]
     spent = of_search(rounds)
     trained = f", {spent['training_seconds']:.0f} s of short trainings" if spent.get("training_seconds") else ""
     return [*lines, f"  search     {spent['search_seconds']:.0f} s of scoring{trained}"]
@@ -59,23 +57,12 @@ def _costs(parameters: float | None, flops: float | None) -> str:
     return ", ".join([*parts, *([] if flops is None else [f"{flops / 1e6:,.1f} M multiply-adds"])])
 
 
-def _found(run_dir: Path, seeds: Iterable[int]) -> Found:
-    archs = {seed: read_json(layout.path(layout.GENOTYPE, run_dir, seed=seed), "genotype")["arch"] for seed in seeds}
-    return Found(run_dir, read_settings(layout.path(layout.SEARCH, run_dir)), archs)
-
-
 def _others(run_dir: Path) -> Iterator[Found]:
     """Runs in the same folder. Unfinished and damaged ones, and those of earlier versions, are skipped."""
     for path in sorted(run_dir.parent.glob(f"*/{layout.SEARCH}")):
         if path.parent != run_dir:
             with suppress(TenasError, KeyError):
-                yield _found(path.parent, _seeds(path.parent))
-
-
-def _seeds(run_dir: Path) -> list[int]:
-    """The seeds of a run that have a genotype."""
-    found = run_dir.glob(layout.GENOTYPE.replace("{seed}", "[0-9]*"))
-    return sorted(int(path.parent.name[4:]) for path in found if path.parent.name[4:].isdecimal())
+                yield read_found(path.parent)
 
 
 def _beside(run: Found) -> list[str]:
@@ -108,10 +95,8 @@ def show(run_dir: str | os.PathLike[str]) -> str:
     Raises TenasError if no seed of the run has a genotype.
     """
     run_dir = Path(run_dir)
-    seeds = _seeds(run_dir)
-    if not seeds:
-        raise TenasError(f"There is no result in {run_dir}: no seed there has a genotype yet.")
-    settings = read_settings(layout.path(layout.SEARCH, run_dir))
+    run = read_found(run_dir)
+    seeds, settings = list(run.archs), run.settings
     lines = [f"run {run_dir.name}"]
     tested: list[float] = []
     looked_up: dict[int, str] = {}

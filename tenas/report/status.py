@@ -1,6 +1,5 @@
 """Progress of runs and studies, from their files only, without Snakemake, a queue or their processes. No torch."""
 
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from tenas import layout
 from tenas.errors import TenasError
 from tenas.files import read_json, read_table
+from tenas.progress import duration
 from tenas.report.summary import results_of_seed, summarise_round
 from tenas.scoring.subjects import plan, read_cells, trials_of
 from tenas.settings.search import read_settings, schedule
@@ -44,16 +44,6 @@ class Work(NamedTuple):
         if self.rate and self.done < self.planned:
             text += f", {_per_time(self.rate)}, {duration((self.planned - self.done) / self.rate)} left"
         return text
-
-
-def duration(seconds: float) -> str:
-    """Format a duration: ``35 s``, ``4 min 10 s``, ``3 h 05 min``."""
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 def _per_time(rate: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tenas import layout
 from tenas.errors import TenasError
 from tenas.files import read_json, read_table
-from tenas.search.constant import deciding_nothing
+from tenas.report.warnings import warnings_of_round
 from tenas.settings.search import read_settings
 
 COLUMNS = (
@@ -24,7 +24,7 @@ class RoundSummary(NamedTuple):
 
     ``shares``: for each decision, how often it is repeated on bootstrap samples. ``seconds``: total of its jobs. ``best``: text
     of the first cell, for rounds of cells and trainings; ``accuracy``: its validation accuracy in %, for the latter.
-    ``constant``: measures that were the same for all subjects, and so decided nothing.
+    ``warnings``: sentences about measures that told little (tenas.report.warnings).
     """
 
     number: int
@@ -35,7 +35,7 @@ class RoundSummary(NamedTuple):
     seconds: float
     best: str | None = None
     accuracy: float | None = None
-    constant: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def _seconds(path: Path, value: object) -> float:
@@ -44,8 +44,8 @@ def _seconds(path: Path, value: object) -> float:
     return float(value)
 
 
-def scoring_seconds(folder: Path) -> float:
-    """Total wall time of the scoring jobs of a folder of scores.
+def records_of_scores(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The records of the scoring jobs of a folder of scores, by their paths.
 
     The number of shards is read from the first record: an earlier search may have left further ones. Raises TenasError for a
     missing or damaged record.
@@ -56,7 +56,12 @@ def scoring_seconds(folder: Path) -> float:
     if index != "1" or not shards.isdecimal() or int(shards) < 1:
         raise TenasError(f"The record {first} is of shard {shard!r}: measure the round again.")
     paths = [folder / f"{number}.json" for number in range(1, int(shards) + 1)]
-    return sum(_seconds(path, read_json(path, "record of scores").get("wall_seconds")) for path in paths)
+    return {path: read_json(path, "record of scores") for path in paths}
+
+
+def scoring_seconds(folder: Path) -> float:
+    """Total wall time of the scoring jobs of a folder of scores. Raises TenasError for a missing or damaged record."""
+    return sum(_seconds(path, record.get("wall_seconds")) for path, record in records_of_scores(folder).items())
 
 
 def _number(path: Path, row: Mapping[str, str], column: str) -> float | None:
@@ -78,7 +83,7 @@ def summarise_round(run_dir: Path, seed: int, number: int, entry: Mapping[str, A
     """Summarise a round from its table and records. ``entry``: its settings. Raises TenasError for missing or damaged files."""
     kind = entry["kind"]
     path = layout.path(layout.TABLE[kind], run_dir, seed=seed, round=number)
-    constant: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     if kind == "training":
         rows = read_table(path, ("arch", "valid_accuracy", "place", "kept"), "ranking")
         shares: list[float] = []
@@ -90,19 +95,22 @@ def summarise_round(run_dir: Path, seed: int, number: int, entry: Mapping[str, A
         values = [_number(path, row, share) for row in rows if row[decision] == "1"]
         shares = [value for value in values if value is not None]
         seconds = scoring_seconds(layout.path(layout.SCORES, run_dir, seed=seed, round=number, shard=1).parent)
-        constant = tuple(deciding_nothing(rows, "_score" if kind == "cells" else "_change"))
+        try:
+            warnings = tuple(warnings_of_round(rows, "_score" if kind == "cells" else "_change"))
+        except ValueError as error:
+            raise TenasError(f"The table {path} is damaged: {error}.") from error
     if not rows:
         raise TenasError(f"The table {path} has no rows: run its stage again.")
     seconds = round(seconds, 3)
     if kind in ("operators", "edges"):
         return RoundSummary(
-            number, kind, len(rows), sum(row["pruned"] == "0" for row in rows), shares, seconds, constant=constant
+            number, kind, len(rows), sum(row["pruned"] == "0" for row in rows), shares, seconds, warnings=warnings
         )
     kept, first = sum(row["kept"] == "1" for row in rows), next((row for row in rows if row["place"] == "1"), None)
     if first is None:
         raise TenasError(f"The table {path} has no cell in the first place: run its stage again.")
     accuracy = _number(path, first, "valid_accuracy") if kind == "training" else None
-    return RoundSummary(number, kind, len(rows), kept, shares, seconds, first["arch"], accuracy, constant)
+    return RoundSummary(number, kind, len(rows), kept, shares, seconds, first["arch"], accuracy, warnings)
 
 
 def summarise_rounds(run_dir: str | os.PathLike[str], seed: int, settings: Mapping[str, Any]) -> list[RoundSummary]:
@@ -155,7 +163,8 @@ def summarise(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> tuple[li
     ``finalist_accuracy``, validation accuracy of the best short training.
 
     ``parameters`` and ``flops`` are of the retrained network. After those and COLUMNS, for each accuracy of the table: value,
-    ``_rank`` (1 is best), ``_regret`` (points below the best); then the parameters and FLOPs that the table has.
+    ``_rank`` (1 is best), ``_regret`` (points below the best); then the parameters and FLOPs that the table has. The last is
+    ``warnings``: of which measures in which rounds were constant, saturated, infinite or taken once.
     Raises TenasError for a seed without a genotype or with results of another one, and for a missing table or record of a round.
     """
     run_dir = Path(run_dir)
@@ -165,7 +174,8 @@ def summarise(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> tuple[li
     columns, rows = [*COLUMNS[:4], *funnel, *COLUMNS[4:]], []
     for seed in seeds:
         genotype, benchmark, metrics = results_of_seed(run_dir, seed)
-        row = {"seed": seed, "arch": genotype["arch"]} | of_search(summarise_rounds(run_dir, seed, settings))
+        rounds = summarise_rounds(run_dir, seed, settings)
+        row = {"seed": seed, "arch": genotype["arch"]} | of_search(rounds)
         row |= {key: metrics[key] for key in COLUMNS[4:] if key in metrics}
         for name, standing in benchmark.get("accuracies", {}).items():
             if standing is not None:
@@ -177,8 +187,10 @@ def summarise(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> tuple[li
                 }
         row |= {name: value for name, value in benchmark.get("costs", {}).items() if value is not None}
         columns += [key for key in row if key not in columns]
+        if warnings := [f"round {part.number}: {warning}" for part in rounds for warning in part.warnings]:
+            row["warnings"] = "; ".join(warnings)
         rows.append(row)
-    return columns, rows
+    return [*columns, "warnings"], rows
 
 
 def accuracies(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:

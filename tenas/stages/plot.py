@@ -1,15 +1,44 @@
-"""Draw the rankings of a search."""
+"""Draw the figures of a run, and its page."""
 
 from pathlib import Path
 from typing import Annotated
 
+from tenas.stages.types import Seed
+
 
 def plot(
+    run: Annotated[Path, "folder of the run"],
     *,
-    rankings: Annotated[list[Path], "ranking of each round, in their order"],
-    out: Annotated[Path, "SVG file"],
-) -> None:
-    """Draw the rankings of a search, one panel per round and measure."""
-    from tenas.report.rankings import plot_rankings
+    seeds: Annotated[list[Seed], "seeds of the run (default: those with a genotype)"] = [],  # noqa: B006
+) -> str:
+    """Draw the figures of a run, and write its page.
 
-    plot_rankings(rankings, out)
+    In the folder figures of the run lie, as SVG and PNG, each with its data as CSV: the rounds of each seed, the cells that were
+    found among all of the table, accuracies, retrainings, and times. Its overview.html says what was found, how sure that is, and
+    what it cost: one file without JavaScript, which needs no other.
+
+    Examples:
+        tenas plot results/digits
+        tenas plot results/digits --seeds 0 1
+    """
+    from tenas import layout
+    from tenas.figures import save_picture, style
+    from tenas.files import write_text
+    from tenas.provenance import commit_of_code
+    from tenas.report.beside import read_found
+    from tenas.report.overview import overview
+    from tenas.report.pictures import pictures_of_run
+
+    found = read_found(run, seeds)
+    folder, page = run / layout.FIGURES, run / layout.OVERVIEW
+    # Those of seeds that the run no longer has.
+    for path in folder.glob("*.*"):
+        if path.suffix in (".svg", ".png", ".csv"):
+            path.unlink()
+    with style():
+        pictures = pictures_of_run(found)
+        for picture in pictures:
+            save_picture(picture, folder)
+    drawn = [(picture, (folder / f"{picture.name}.svg").read_text(encoding="utf-8")) for picture in pictures]
+    write_text(page, overview(found, drawn, commit_of_code()))
+    return str(page)

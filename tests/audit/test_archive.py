@@ -16,11 +16,11 @@ from helpers import ROOT
 
 from tenas.audit import archive as packing
 from tenas.audit import audit
-from tenas.audit.archive import LIST, commit_of_code, pack, unpacked
+from tenas.audit.archive import LIST, pack, unpacked
 from tenas.cli import main
 from tenas.errors import TenasError
 from tenas.locks import lock_folder
-from tenas.provenance import sealed
+from tenas.provenance import commit_of_code, sealed
 
 RUN = Path("results/digits")
 SEED = RUN / "seed0"

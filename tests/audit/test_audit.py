@@ -41,8 +41,8 @@ def test_a_finished_run_is_clean(copy, capsys):
     assert main(["audit", str(RUN)]) == 0
     printed = capsys.readouterr().out
     assert files_below(copy) == before
-    # All of the run but a figure, of which nothing is recorded; images, labels, card; the table.
-    files = {name for name in expected_files(TINY, "digits", copy) if not name.endswith("rankings.svg")}
+    # All of the run but its pictures and page, of which nothing is recorded; images, labels, card; the table.
+    files = {name for name in expected_files(TINY, "digits", copy) if not name.startswith(("figures/", "overview.html"))}
     assert printed.splitlines()[-1] == f"{len(files) + 3 + 1} files, all as recorded"
     assert "note" not in printed
     assert f"genotype {read_json(SEED / 'genotype.json', 'genotype')['arch']}" in printed

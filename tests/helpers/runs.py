@@ -331,10 +331,18 @@ def expected_files(config: Mapping, name: str, folder: Path) -> set[str]:
     """The files of a finished run, below its own folder."""
     checked = loaded(config, folder)
     run = checked["runs"][name]
-    found = {layout.SEARCH, layout.SUMMARY, layout.METRICS}
+    found = {layout.SEARCH, layout.SUMMARY, layout.METRICS, layout.OVERVIEW}
+    # Of an accuracy, which every run here has, a retraining, the time, and the rounds of each seed; only the built-in table has
+    # parameters, by which all its cells are drawn.
+    looked_up = checked["benchmark"].get(run["settings"]["space"])
+    pictures = {"time"} | ({"seeds"} if run["retrain"] or looked_up else set()) | ({"retraining"} if run["retrain"] else set())
+    pictures |= {"cloud"} if looked_up == "builtin" else set()
+    pictures |= {f"rounds-seed{seed}" for seed in run["seeds"]}
+    found |= {f"{layout.FIGURES}/{name}.{kind}" for name in pictures for kind in ("svg", "png", "csv")}
+    found |= {f"{layout.FIGURES}/.snakemake_timestamp"}
     found |= {layout.LIMITS} if run["settings"]["limits"] else set()
     found |= {layout.RETRAIN} if run["retrain"] else set()
-    seed = {layout.GENOTYPE, layout.DRAWING, layout.RANKINGS, layout.LOOKUP, layout.MASK.replace("{round}", "0")}
+    seed = {layout.GENOTYPE, layout.DRAWING, layout.LOOKUP, layout.MASK.replace("{round}", "0")}
     if run["retrain"]:
         seed |= {layout.HISTORY, layout.RETRAIN_METRICS, layout.NETWORK, layout.PROGRAM, layout.ONNX, layout.EXPORT}
         seed |= {layout.NETWORK.replace("network.pt", "checkpoint.pt")}
@@ -364,8 +372,8 @@ def expected_jobs(config: Mapping, folder: Path) -> dict[str, int]:
         seeds = len(run["seeds"])
         with contextlib.chdir(folder):
             rounds = schedule(run["settings"])
-        found += Counter(search_settings=1, limits=int(bool(run["settings"]["limits"])), summary=1)
-        found += Counter(dict.fromkeys(("mask", "genotype", "draw", "plot_rankings", "lookup"), seeds))
+        found += Counter(search_settings=1, limits=int(bool(run["settings"]["limits"])), summary=1, plot=1)
+        found += Counter(dict.fromkeys(("mask", "genotype", "draw", "lookup"), seeds))
         found += Counter(retrain_settings=1, retrain=seeds, export=seeds) if run["retrain"] else Counter()
         for round, entry in zip(rounds, run["settings"]["rounds"], strict=True):
             if round.stage == "training":
@@ -385,11 +393,10 @@ SPACE, NETWORKS = (space_modules(get_space("nas-bench-201"), networks=networks) 
 STAGES = {
     "lookup": "benchmark_query",
     "table_search": "benchmark_search",
-    "plot_rankings": "plot",
     "correlate": "study_correlate",
 }
 BUILDS = {"limits", "score", "training", "retrain", "export", "study_score"}
-OF_NO_SPACE = {"prepare", "plot_rankings", "summary"}
+OF_NO_SPACE = {"prepare", "summary"}
 
 
 def modules_of(rule: str, measures: Iterable[str] = ()) -> list[str]:

@@ -13,15 +13,20 @@ import pytest
 from tenas.benchmark import look_up
 from tenas.benchmark.index import read_index
 from tenas.errors import TenasError
-from tenas.figures import save_svg, style
+from tenas.figures import save_picture, save_svg, style
 from tenas.files import format_csv, write_csv, write_json
-from tenas.report import accuracies, plot_rankings, show, summarise
+from tenas.report import accuracies, draw_rounds, show, summarise
+from tenas.report.beside import Found
+from tenas.report.cloud import cloud_of, draw_cloud, landmarks, steps
+from tenas.report.pictures import Accuracy, draw_seeds
+from tenas.report.warnings import warnings_of_round
 from tenas.scoring.subjects import Cell, Cells, plan
 from tenas.search.constant import warn_of_nothing
 from tenas.search.finalists import rank_finalists
 from tenas.search.shortlist import rank_cells, shortlist_json
 from tenas.settings import search_settings
 from tenas.spaces import get_space, load_genotype
+from tenas.stages.plot import plot
 
 # An index of a few cells is enough here.
 pytestmark = pytest.mark.filterwarnings("ignore::tenas.benchmark.index.IncompleteTableWarning")
@@ -29,6 +34,11 @@ ARCHS = [genotype.arch for _, genotype in zip(range(12), get_space("nas-bench-20
 MEASURE = {"naswot": {"repeats": 2, "batch": 4, "channels": 2, "cells": 1, "weights": "kaiming_fan_in", "redraw": True}}
 TESTS = ["cifar10_test", "cifar100_test", "imagenet16_test"]
 DECISIONS = [(1, 0.9), (0, 0.1), (1, 0.6), (0, 0.4)]
+
+
+def plot_rankings(tables: list[Path], out: Path) -> None:
+    with style():
+        save_svg(draw_rounds(tables).figure, out)
 
 
 def save_settings(run: Path, rounds: int) -> dict:
@@ -67,7 +77,8 @@ def test_one_row_per_seed(tmp_path):
     save_seed(tmp_path, 2, shards={1: [1.0], 2: [2.0]})
     columns, rows = summarise(tmp_path, [0, 2])
     assert columns == [
-        "seed", "arch", "search_seconds", "pruned_share", "parameters", "flops", "best_epoch", "valid_accuracy", "test_accuracy"
+        "seed", "arch", "search_seconds", "pruned_share", "parameters", "flops", "best_epoch", "valid_accuracy", "test_accuracy",
+        "warnings",
     ]  # fmt: skip
     assert rows == [
         {
@@ -76,7 +87,7 @@ def test_one_row_per_seed(tmp_path):
         },
         {"seed": 2, "arch": ARCHS[2], "search_seconds": 3.0, "pruned_share": 0.75},
     ]  # fmt: skip
-    assert format_csv(columns, rows).splitlines()[2] == f"2,{ARCHS[2]},3.0,0.75,,,,,"
+    assert format_csv(columns, rows).splitlines()[2] == f"2,{ARCHS[2]},3.0,0.75,,,,,,"
 
 
 def test_how_sure_a_search_was_is_the_mean_over_the_decisions_of_its_rounds(tmp_path):
@@ -130,7 +141,7 @@ def test_accuracies_of_the_benchmark_have_columns_of_their_own(tmp_path):
         folder = save_seed(tmp_path / "run", seed, shards={1: [1.0]}, accuracy=90.0 + 2 * seed)
         write_json(folder / "benchmark.json", look_up(load_genotype(ARCHS[seed]), index))
     columns, rows = summarise(tmp_path / "run", [1, 0])
-    assert columns[9:] == [
+    assert columns[9:-1] == [
         "cifar10_test", "cifar10_test_rank", "cifar10_test_regret",
         "cifar100_test", "cifar100_test_rank", "cifar100_test_regret",
     ]  # fmt: skip
@@ -277,7 +288,8 @@ def test_a_measure_that_is_the_same_for_all_is_told(funnel, capsys):
         rows = list(csv.DictReader(file))
     write_csv(path, rows[0].keys(), [row | {"naswot_score": "-inf"} for row in rows])
     lines = show(funnel).splitlines()
-    assert lines[lines.index("seed 4") + 5] == "         naswot was the same for all and decided nothing"
+    assert lines[lines.index("seed 4") + 5] == "         naswot was infinite for all and decided nothing"
+    assert "naswot was infinite for all" in summarise(funnel, [4])[1][0]["warnings"]
     warn_of_nothing([{"a_change": 0.0, "b_change": 0.5}, {"a_change": 0.0, "b_change": 1.0}], "_change", 2)
     warn_of_nothing([{"naswot_score": float("-inf")}] * 2, "_score", 1)
     first, second = capsys.readouterr().err.splitlines()
@@ -295,7 +307,7 @@ def test_a_table_tells_what_a_network_costs_that_was_not_trained(tmp_path):
     assert (row["params_cifar10"], row["flops_imagenet16"]) == (
         found["costs"]["params_cifar10"], found["costs"]["flops_imagenet16"],
     )  # fmt: skip
-    assert columns[-1] == "flops_imagenet16"
+    assert columns[-2:] == ["flops_imagenet16", "warnings"]
     cost = f"{row['params_cifar10']:,} parameters, {row['flops_cifar10'] / 1e6:,.1f} M multiply-adds"
     assert any(line.startswith("  benchmark  cifar10_test") and line.endswith(cost) for line in show(tmp_path).splitlines())
 
@@ -354,13 +366,22 @@ def save_ranking(
     folder: Path, round: int, changes: list[tuple[object, object]], cells: tuple[str, str] = ("cell", "cell")
 ) -> None:
     columns = ["cell", "edge", "target", "source", "operator"]
-    columns += ["kappa_change", "kappa_se", "kappa_rank", "regions_change", "regions_se", "regions_rank", "pruned"]
+    columns += [
+        "kappa_change",
+        "kappa_se",
+        "kappa_rank",
+        "regions_change",
+        "regions_se",
+        "regions_rank",
+        "pruned",
+        "pruned_share",
+    ]
     rows = [
         {
             "cell": cells[i // 2],
             "edge": i // 2, "target": 1 + i // 2, "source": 0, "operator": f"operator_{round}_{i}",
             "kappa_change": kappa, "kappa_se": 0.1, "regions_change": regions, "regions_se": "", "pruned": i % 2,
-            "kappa_rank": i + 1, "regions_rank": i + 1,
+            "kappa_rank": i + 1, "regions_rank": i + 1, "pruned_share": 0.5,
         }
         for i, (kappa, regions) in enumerate(changes)
     ]  # fmt: skip
@@ -413,14 +434,15 @@ def test_the_figure_shows_cells_and_trainings(tmp_path):
     svg = (tmp_path / "rankings.svg").read_text()
     titles = re.findall(r"round \d: [\w ]+", svg)
     assert titles == [
-        "round 0: kappa", "round 0: regions", "round 1: naswot", "round 1: synflow", "round 1: zico",
-        "round 2: synflow against naswot", "round 3: cells by naswot", "round 4: short trainings",
+        "round 0: kappa", "round 0: regions", "round 1: synflow", "round 1: zico", "round 1: zico",
+        "round 2: synflow", "round 3: cells by naswot", "round 4: short trainings",
     ]  # fmt: skip
-    for label in ("rank by naswot, 1 for the best", "place by all measures", "rank by synflow", "naswot, more is better",
+    assert [svg.count(f"against {name}<") for name in ("naswot", "synflow")] == [3, 1]
+    for label in ("rank by naswot, 1 for the best", "rank by zico", "rank by synflow", "naswot, more is better",
                   "validation accuracy, %; star: the best, o: kept, x: left out"):  # fmt: skip
         assert label in svg
-    assert svg.count(">kept (6)<") == 3
-    assert svg.count(">left out (8)<") == 1
+    assert svg.count(">o: kept (6), x: left out (34)<") == 3
+    assert svg.count(">o: kept (4), x: left out (8)<") == 1
     assert [svg.index(f">{value}<") for value in ("93.25", "80.00", "71.50")] == sorted(
         svg.index(f">{value}<") for value in ("93.25", "80.00", "71.50")
     )
@@ -530,3 +552,128 @@ def test_equal_contents_give_equal_bytes_whatever_the_layout_rounds_to(tmp_path)
             save_svg(figure, tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
     assert b"clip-path" in (tmp_path / "one.svg").read_bytes()
+
+
+# --- figures and page
+
+
+def test_measures_that_told_little_are_warned_of():
+    """The gravest fault of each measure, and those that were taken once; costs are exact."""
+
+    def rows(**scores: list) -> list[dict[str, str]]:
+        columns = {f"{name}_score": values for name, values in scores.items()}
+        places = range(len(next(iter(scores.values()))))
+        return [{name: str(values[place]) for name, values in columns.items()} for place in places]
+
+    table = rows(a=[1, 1, 1, 1], b=["-inf"] * 4, c=[1, 2, "inf", 4], d=[3, 3, 3, 1], e=[1, 2, 2, 3], flops=[1, 2, 3, 4])
+    for row in table:
+        row |= {f"{name}_se": "0.5" for name in "abcd"} | {"e_se": "", "flops_se": ""}
+    assert warnings_of_round(table, "_score") == [
+        "a was the same for all and decided nothing",
+        "b was infinite for all and decided nothing",
+        "c was infinite for 1 of 4",
+        "d was saturated: the same for 3 of 4",
+        "one repeat only, and so no standard error: e",
+    ]
+    assert warnings_of_round([], "_score") == []
+
+
+def test_the_page_of_a_run_needs_no_other_file(funnel):
+    """All figures with their data; the page has the cell, times and warnings, loads nothing, and runs nothing."""
+    run = funnel.rename(funnel.with_name("a<b> & $x_1$"))
+    save_ranking(run / "seed4", 1, [(1, 1), (2, 2)])
+    (run / "figures").mkdir()
+    (run / "figures/rounds-seed9.svg").write_text("of a seed that the run no longer has")
+    for place in range(1, 5):
+        history = [{"epoch": epoch, "valid_accuracy": 10 * epoch + place} for epoch in (1, 2, 3)]
+        write_csv(run / f"seed4/round4/trainings/{place}/history.csv", ["epoch", "valid_accuracy"], history)
+    assert plot(run) == str(run / "overview.html")
+    kinds = {".svg", ".png", ".csv"}
+    assert {path.name for path in (run / "figures").iterdir()} == {
+        f"{name}{kind}" for name in ("rounds-seed4", "time") for kind in kinds
+    }
+    svg = (run / "figures/rounds-seed4.svg").read_text()
+    assert "round 4: validation accuracy by epoch" in svg
+    with (run / "figures/rounds-seed4.csv").open() as file:
+        drawn = list(csv.DictReader(file))
+    assert [row["value"] for row in drawn if row["measure"] == "valid_accuracy, epoch 3"] == ["31.0", "32.0", "33.0", "34.0"]
+    page = (run / "overview.html").read_text()
+    assert "<title>a&lt;b&gt; &amp; $x_1$: overview</title>" in page
+    arch = json.loads((run / "seed4/genotype.json").read_text())["arch"]
+    assert arch in page
+    assert "20 min 01 s" in page  # 1150.5 s of measurements, 50 s of trainings
+    assert "No accuracy is known: nothing was retrained or looked up." in page
+    for word in ("<script", "http://", "https://", "<link", "@import"):
+        assert word not in page
+    assert len(page) < 500_000
+    before = {path.name: path.read_bytes() for path in (run / "figures").iterdir()}
+    plot(run, seeds=[4])
+    assert {path.name: path.read_bytes() for path in (run / "figures").iterdir()} == before
+    assert (run / "overview.html").read_text() == page
+
+
+def test_names_in_figures_are_text(tmp_path):
+    """Neither a formula nor an element."""
+    save_ranking(tmp_path, 1, [(1, 1), (2, 2)])
+    path = tmp_path / "round1/ranking.csv"
+    path.write_text(path.read_text().replace("operator_1_0", "<b>$x_1$&").replace("operator_1_1", '"a,b"'))
+    with style():
+        save_picture(draw_rounds([path]), tmp_path)
+    svg = (tmp_path / "rounds.svg").read_text()
+    assert "&lt;b&gt;$x_1$&amp;" in svg
+    assert "<b>" not in svg
+    with (tmp_path / "rounds.csv").open() as file:
+        subjects = {row["subject"] for row in csv.DictReader(file)}
+    assert {subject.partition(" ")[2] for subject in subjects} == {"<b>$x_1$&", "a,b"}
+
+
+def test_what_was_found_stands_among_all_cells(funnel):
+    """What the rounds left of the table, the best cell, the largest, ResNet's, and accuracies of several seeds."""
+    table = read_index("builtin")
+    archs = table["arch"].tolist()
+    sampled = [Cell(number, arch) for number, arch in enumerate(archs[100:140], start=1)]
+    space = get_space("nas-bench-201")
+    settings = json.loads((funnel / "search.json").read_text())
+    left = {1: sampled, 2: sampled[:8], 3: sampled[:4], 4: sampled[:1]}
+    for number, cells in list(left.items())[1:]:
+        name = "finalists" if number == 4 else "shortlist"
+        write_json(funnel / f"seed4/round{number}/{name}.json", shortlist_json(space, cells))
+        drawn = [{"cell": cell.number, "arch": cell.arch} for cell in left[number - 1]]
+        write_csv(funnel / f"seed4/round{number}/sample.csv", ["cell", "arch"], drawn)
+    mask = space.full_mask(("none",))
+    write_json(funnel / "seed4/round1/mask.json", mask.to_json())
+    found = Found(funnel, settings, {4: archs[100]})
+    cloud = cloud_of(found, table)
+    assert cloud.name == "cifar10_test"
+    settings["rounds"][-1]["column"] = "cifar100_valid_e12"
+    assert cloud_of(found, table).name == "cifar100_test"
+    settings["rounds"][-1]["column"] = None
+    panels = list(steps(found, 4, cloud.accuracy.index))
+    assert [step.title.split("\n")[0] for step in panels] == ["4,096 left by", "40 drawn", "8 left by", "4 left by", "1 left by"]
+    assert all("none~" not in arch for arch in panels[0].archs)
+    known = landmarks(cloud, "nas-bench-201")
+    assert (
+        known["most parameters"]
+        == "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+    )
+    assert cloud.rank[known["best there is"]] == 1
+    assert cloud.accuracy[known["ResNet"]] == pytest.approx(93.97, abs=0.1)  # NAS-Bench-201, table 4
+    with style():
+        picture = draw_cloud(found, cloud)
+        save_picture(picture, funnel / "figures")
+    assert (funnel / "figures/cloud.svg").stat().st_size < 250_000
+    assert picture.rows[-1] | {"panel": 0} == {
+        "panel": 0, "what": "found by seed 4", "arch": archs[100], "parameters": round(table["params_cifar10"][100]),
+        "accuracy": table["cifar10_test"][100], "rank": int(cloud.rank[archs[100]]),
+    }  # fmt: skip
+
+
+def test_accuracies_of_seeds_have_an_interval():
+    one = Accuracy("test accuracy", "retrained here", {0: 90.0})
+    assert one.statistics() == "90.00 %, one seed: no interval"
+    three = Accuracy("cifar10_test", "looked up in the table", {0: 90.0, 1: 91.0, 2: 92.0}, 94.37)
+    # t(0.975, 2) = 4.303, times 1 / sqrt(3).
+    assert three.statistics() == "91.00 (1.00), [88.52, 93.48], n = 3"
+    with style():
+        picture = draw_seeds([one, three])
+    assert [row["value"] for row in picture.rows] == [90.0, 90.0, 91.0, 92.0]

@@ -9,7 +9,8 @@ import pytest
 from helpers import ROOT
 from helpers.runs import FUNNEL, ONCE, TINY, call, changed, killed_when, snakemake, succeed, workflow, write_config
 
-from tenas.report.status import duration, status
+from tenas.progress import duration
+from tenas.report.status import status
 
 # A measure that fails while a file is there, between those that do not.
 FRAGILE = """

@@ -19,6 +19,7 @@ from helpers.runs import (
     copied,
     copy_repository,
     expected_jobs,
+    files_below,
     job_counts,
     modules_of,
     planned,
@@ -61,7 +62,7 @@ CASES = {
     "retrain_settings": Case("finished", "results/digits/retrain.json"),
     "retrain": Case("finished", "results/digits/seed0/retrain/metrics.json"),
     "export": Case("finished", "results/digits/seed0/export/export.json"),
-    "plot_rankings": Case("funnel", "results/funnel/seed0/rankings.svg"),
+    "plot": Case("funnel", "results/funnel/overview.html"),
     "summary": Case("funnel", "results/funnel/summary.csv"),
     "summary of a retraining": Case("finished", "results/digits/summary.csv"),
     "claims": Case("funnel", "results/claims.json"),
@@ -74,6 +75,11 @@ CASES = {
 TIMES = {"wall_seconds", "training_seconds", "seconds", "costs", "record_sha256", "result_sha256"}
 # Archives with times in them.
 DATED = {".pt", ".pt2", ".onnx"}
+
+
+def files_of(folder: Path, path: str) -> list[str]:
+    """The files of an output that is a folder, without Snakemake's own."""
+    return [f"{path}/{name}" for name in sorted(files_below(folder / path)) if not name.startswith(".")]
 
 
 def rule_of(name: str) -> str:
@@ -120,7 +126,8 @@ def test_a_rule_needs_its_declared_inputs_and_runs_the_code_of_its_digest(name, 
     assert job.command.startswith("tenas ")
     result = call("bash", "-c", traced(job.command.removeprefix("tenas "), tmp_path / "notes.json"), cwd=folder)
     assert result.returncode == 0, (folder / job.log).read_text()
-    for path in job.outputs:
+    outputs = [name for path in job.outputs for name in (files_of(source, path) if (source / path).is_dir() else [path])]
+    for path in outputs:
         ours, theirs = folder / path, source / path
         if path.endswith(".json"):
             assert without_times(json.loads(ours.read_text())) == without_times(json.loads(theirs.read_text())), path
@@ -129,7 +136,7 @@ def test_a_rule_needs_its_declared_inputs_and_runs_the_code_of_its_digest(name, 
         else:
             assert ours.read_bytes() == theirs.read_bytes(), path
     made = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert {path for path in made - {*job.inputs, *job.outputs, job.log} if not path.endswith("checkpoint.pt")} == set()
+    assert {path for path in made - {*job.inputs, *outputs, job.log} if not path.endswith("checkpoint.pt")} == set()
     notes = json.loads((tmp_path / "notes.json").read_text())
     assert notes["torch"] == (job.rule in BUILDS)
     if job.rule.endswith("_settings"):
@@ -178,9 +185,13 @@ def edit(request):
         (["measures/ntk.py"], {"score"}, set()),
         (["networks/single.py"], {"score"}, {"limits", "study_score"}),  # and score and training, after limits
         (["search/prune.py"], {"prune"}, {"prune"}),
-        (["report/drawing.py", "report/summary.py"], {"draw", "summary"}, {"draw", "summary"}),
-        (["retrain/train.py", "study/correlate.py"], {"retrain"}, {"training", "correlate"}),
-        (["export/stage.py", "benchmark/searches.py"], {"export"}, {"table_search", "claims"}),  # claims: baselines
+        (["report/drawing.py", "report/summary.py"], {"draw", "plot", "summary"}, {"draw", "plot", "summary", "claims"}),
+        (["retrain/train.py", "study/correlate.py"], {"retrain", "plot"}, {"training", "correlate", "plot"}),
+        (
+            ["export/stage.py", "benchmark/searches.py"],
+            {"export", "plot"},
+            {"table_search", "claims", "plot"},
+        ),  # claims: baselines
         (["networks/darts.py", "settings/base.py", "cli.py", "files.py", "stages/types.py"], set(), set()),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -64,7 +64,7 @@ def test_the_schedule_that_jobs_are_counted_by():
     """By hand, for what the other counts are taken from: NAS-Bench-201 without ``none`` has three rounds of 24, 18, 12 trials."""
     assert expected_jobs(changed(TINY | {"shards": 20}, seeds=[0, 7]), ROOT) == {
         "all": 1, "prepare": 1, "search_settings": 1, "retrain_settings": 1, "mask": 2, "score": 2 * (20 + 19 + 13),
-        "prune": 2 * 3, "genotype": 2, "draw": 2, "plot_rankings": 2, "lookup": 2, "retrain": 2, "export": 2, "summary": 1,
+        "prune": 2 * 3, "genotype": 2, "draw": 2, "lookup": 2, "retrain": 2, "export": 2, "summary": 1, "plot": 1,
     }  # fmt: skip
 
 
@@ -184,8 +184,43 @@ def test_the_report_needs_no_network(finished, tmp_path):
     succeed(snakemake(folder, "--report", "results/report.html"))
     page = (folder / "results/report.html").read_text()
     assert not re.findall(r"""(?:src|href)=["']https?://[^"']+\.(?:js|css)""", page)
-    for text in ("genotype.svg", "rankings.svg", "summary.csv", "history.csv", "preview.png"):
+    for text in ("overview.html", "genotype.svg", "summary.csv", "history.csv", "preview.png"):
         assert text in page
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here to open the report with")
+def test_a_browser_opens_every_entry_of_the_report(finished, tmp_path):
+    """By clicks, without a network: each entry is seen, no script fails, and each has a screenshot in the test's folder."""
+    folder = copied(finished, tmp_path)
+    succeed(snakemake(folder, "--report", "report.html"))
+    page = (folder / "report.html").read_text()
+    assert len(page) < 10e6
+    before, end, after = page.rpartition("</body>")
+    script = (ROOT / "tests/helpers/open_report.js").read_text()
+    (folder / "driven.html").write_text(f"{before}<script>{script}</script>{end}{after}")
+    options = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--virtual-time-budget=60000",
+    )
+    address = f"file://{folder / 'driven.html'}"
+    output = succeed(call(BROWSER, *options, "--enable-logging=stderr", "--dump-dom", address, cwd=folder))
+    said = [line for line in output.splitlines() if ":CONSOLE:" in line]
+    assert [line for line in said if re.search("Uncaught|[Ee]rror|driver:|Refused|ERR_", line)] == []
+    opened = re.search("<title>([^<]*)", output)[1].split(" | ")
+    assert sorted(opened) == [
+        "Data: IMG data:image/png;cha", "Overview: IFRAME data:text/html;cha", "digits: IMG data:image/svg+xml",
+        "digits: history.csv", "digits: summary.csv",
+    ]  # fmt: skip
+    for number in range(1, len(opened) + 1):
+        picture = folder / f"entry{number}.png"
+        succeed(call(BROWSER, *options, f"--screenshot={picture}", "--window-size=1400,1000", f"{address}#{number}", cwd=folder))
+        assert picture.stat().st_size > 10_000
 
 
 def test_a_summary_is_not_made_without_a_record(finished, tmp_path):

@@ -265,9 +265,39 @@ def records_of(run, seed):
     return found
 
 
+def results_of(run):
+    """Results of the seeds of a run."""
+    patterns = [layout.GENOTYPE, layout.LOOKUP] + ([layout.RETRAIN_METRICS] if RUNS[run]["retrain"] else [])
+    return [layout.results(pattern).format(run=run, seed=seed) for seed in RUNS[run]["seeds"] for pattern in patterns]
+
+
+def states_of(run, seed):
+    """Samples and decisions of the rounds of a seed, for the figure of all cells of a table."""
+    drawn = [
+        layout.results(layout.SAMPLE).format(run=run, seed=seed, round=round.number)
+        for round in rounds(run)
+        if round.stage == "cells"
+    ]
+    return drawn + [state_after(run, seed, round.number) for round in rounds(run)]
+
+
+def histories_of(run):
+    """Histories of the trainings of a run: short ones, and the retraining."""
+    short = [
+        metrics.replace(Path(layout.TRAINING_METRICS).name, Path(layout.TRAINING_HISTORY).name)
+        for seed in RUNS[run]["seeds"]
+        for round in rounds(run)
+        if round.stage == "training"
+        for metrics in trainings(run, seed, round.number)
+    ]
+    long = [layout.results(layout.HISTORY).format(run=run, seed=seed) for seed in RUNS[run]["seeds"]]
+    return short + (long if RUNS[run]["retrain"] else [])
+
+
 def figures(run):
-    """Files of a seed in the report that are no inputs of its summary."""
-    return ["genotype.svg", "rankings.svg"] + (["retrain/history.csv"] if RUNS[run]["retrain"] else [])
+    """Files of a run in the report that are no inputs of its summary."""
+    seeds = [layout.results(layout.DRAWING).format(run=run, seed=seed) for seed in RUNS[run]["seeds"]]
+    return [layout.results(layout.OVERVIEW).format(run=run), *seeds]
 
 
 def gpus_of_a_job(measures):

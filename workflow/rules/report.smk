@@ -1,35 +1,43 @@
-# Summaries over the seeds of runs, verdicts on claims, and figures of the report (snakemake --report results/report.html).
-rule plot_rankings:
+# Summaries over the seeds of runs, verdicts on claims, and pages and figures of the report (snakemake --report results/report.html).
+rule plot:
     input:
-        rankings=lambda wildcards: tables(wildcards.run, wildcards.seed),
+        results=lambda wildcards: results_of(wildcards.run),
+        settings=layout.results(layout.SEARCH),
+        limits=limits_of,
+        index=lambda wildcards: index_file(space_of(wildcards.run)),
+        searches=lambda wildcards: [
+            name
+            for seed in RUNS[wildcards.run]["seeds"]
+            for name in records_of(wildcards.run, seed) + states_of(wildcards.run, seed)
+        ],
+        histories=lambda wildcards: histories_of(wildcards.run),
     output:
-        report(
-            layout.results(layout.RANKINGS),
-            caption="../report/rankings.rst",
-            category="{run}",
-            labels={"seed": "{seed}", "figure": "rankings"},
+        page=report(
+            layout.results(layout.OVERVIEW),
+            caption="../report/overview.rst",
+            category="Overview",
+            labels={"run": "{run}"},
         ),
+        # Which figures there are follows from the run: whether it has a table, trainings, several seeds. The page has them.
+        figures=directory(layout.results(layout.FIGURES)),
     log:
-        "logs/{run}/plot_rankings/seed{seed}.log",
+        "logs/{run}/plot.log",
     benchmark:
-        "logs/{run}/timings/plot_rankings/seed{seed}.tsv"
+        "logs/{run}/timings/plot.tsv"
     localrule: True
     conda:
         "../envs/tenas.yaml"
     params:
-        code=code_digest("tenas.stages.plot"),
+        folder=lambda wildcards, output: str(Path(output.page).parent),
+        seeds=lambda wildcards: RUNS[wildcards.run]["seeds"],
+        code=code_of("plot"),
     shell:
-        "tenas plot --rankings {input.rankings:q} --out {output:q} > {log:q} 2>&1"
+        "tenas plot {params.folder:q} --seeds {params.seeds} > {log:q} 2>&1"
 
 
 rule summary:
     input:
-        results=lambda wildcards: [
-            layout.results(pattern).format(run=wildcards.run, seed=seed)
-            for seed in RUNS[wildcards.run]["seeds"]
-            for pattern in [layout.GENOTYPE, layout.LOOKUP]
-            + ([layout.RETRAIN_METRICS] if RUNS[wildcards.run]["retrain"] else [])
-        ],
+        results=lambda wildcards: results_of(wildcards.run),
         settings=layout.results(layout.SEARCH),
         searches=lambda wildcards: [
             name for seed in RUNS[wildcards.run]["seeds"] for name in records_of(wildcards.run, seed)
