@@ -2,7 +2,8 @@
 # make test        the whole test suite
 # make coverage    the same, with the lines and branches that it covers: half as long again
 # make test-fast   the tests that aren't marked slow, in a few minutes
-# make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining: hours (scripts/stress --help)
+# make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining, and 2,000 measurements by each
+#                  measure: hours (scripts/stress --help)
 # make lint        style, types and spelling of the code and of the workflow
 # Each makes .venv first where there is none. Another Python: make search PYTHON=python3.12
 

@@ -832,10 +832,9 @@ def values_agree(name: str, make: Callable[[], nn.Module]) -> None:
         assert isinstance(found, str), expected
         return
     if isinstance(found, str):
-        assert re.search("is computed from|never negative|not finite|overflows|no weights|second derivative|negative", found), (
-            found
-        )
-        assert not math.isfinite(expected) or expected < 0 or "computed" in found or "no weights" in found, (found, expected)
+        if not re.search(r"is computed from|no convolution or linear layer|torch\.vmap", found):
+            assert re.search("overflows|negative|not finite", found), found
+            assert not math.isfinite(expected) or expected < 0, (found, expected)
     else:
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)
 
