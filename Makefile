@@ -2,8 +2,9 @@
 # make test        the whole test suite
 # make coverage    the same, with the lines and branches that it covers; takes half as long again
 # make test-fast   the tests that aren't marked slow, in a few minutes
-# make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining: hours (scripts/stress --help)
 # make site        the documentation as pages in build/site, to be read in a browser
+# make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining, and 2,000 measurements by each
+#                  measure: hours (scripts/stress --help)
 # make lint        style, types and spelling of the code and of the workflow
 # Each makes .venv first where there is none. Another Python: make search PYTHON=python3.12
 

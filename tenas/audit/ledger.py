@@ -39,8 +39,8 @@ class Ledger:
 
     def fault(self, path: Path, what: str) -> None:
         """Record a fault. ``what`` completes a sentence that begins with the path."""
-        if what not in (found := self.faults.setdefault(path, [])):
-            found.append(what.rstrip("."))
+        if (what := what.rstrip(".")) not in (found := self.faults.setdefault(path, [])):
+            found.append(what)
 
     def note(self, what: str) -> None:
         if what not in self.notes:

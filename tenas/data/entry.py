@@ -1,6 +1,7 @@
 """Resolve a text that names a data set, in place of an entry of a configuration's ``datasets``. No torch."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def entry_of(data: str, **keys: object) -> dict[str, Any]:
         )
     if path.suffix == ".npz":
         return {"source": "npz", "path": data, **given}
-    if path.is_dir():
+    if os.path.isdir(data):  # not Path's, which raises an error for what is too long for a path
         return {"source": "folder", "path": data, **given}
     if is_reference(data) or (data in SOURCES and not SOURCES[data].needs_path):
         return {"source": data, **given}

@@ -107,7 +107,10 @@ def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     outputs: list[Tensor] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        outputs.append(output)
+        if torch._C._functorch.is_functorch_wrapped_tensor(output):
+            raise TenasError("Fisher needs the outputs of layers, which torch.vmap and torch.func hide: call them on batches.")
+        if output.requires_grad:  # else its gradient is 0: under no_grad, or of a frozen layer
+            outputs.append(output)
         return output.clone()  # a ReLU in place changes the copy
 
     with undisturbed(network), torch.enable_grad():
@@ -115,7 +118,7 @@ def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
             loss = batch_loss(network, images, labels, reduction="sum")
         weights_of(network)
         total = 0.0
-        for output, gradient in zip(outputs, gradients_of(loss, outputs), strict=True):
+        for output, gradient in zip(outputs, gradients_of(loss, outputs) if outputs else [], strict=True):
             products = (output.detach() * gradient).double().reshape(len(output), output.shape[1], -1).sum(2)
             total += products.square().sum().item() / (2 * len(images))
     return total

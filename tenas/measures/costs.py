@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from tenas.measures.common import Observer, check_batch, check_eager, hooked, measuring, name_of
-from tenas.networks import copied, count_flops
+from tenas.networks import copied, count_flops, without_values
 
 
 @measuring
@@ -28,7 +28,7 @@ def parameters(network: nn.Module, images: Tensor) -> int:
         counted.update((id(p), p.numel()) for p in module.parameters(recurse=False) if p.requires_grad)
 
     network, image = _on_meta(network, images)
-    with hooked(network, nn.Module, note), torch.no_grad():
+    with hooked(network, nn.Module, note), without_values():
         network(image)
     return sum(counted.values())
 
@@ -51,7 +51,7 @@ def layers(network: nn.Module, images: Tensor) -> int:
     """
     check_batch(images)
     network, image = _on_meta(network, images)
-    with torch.no_grad(), _Depths(network, image) as depths:
+    with without_values(), _Depths(network, image) as depths:
         output = network(image)
     return max((depths.of(tensor) or 0 for tensor in tree_leaves(output) if isinstance(tensor, Tensor)), default=0)
 

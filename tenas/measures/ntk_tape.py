@@ -216,7 +216,9 @@ class Tape(TorchDispatchMode):
         tensor = args[index] if index < len(args) else kwargs.get(name)
         if not isinstance(tensor, Tensor) or not (active or tensor.dtype.is_floating_point):
             return
-        for value in self._unindexed:
+        if tensor.layout is not torch.strided:
+            raise UntraceableError("a sparse tensor is changed in place")
+        for value in (value for value in self._unindexed if value.tensor.layout is torch.strided):
             self._storages.setdefault(value.tensor.untyped_storage().data_ptr(), []).append(value)
         self._unindexed.clear()
         value = self._values[id(tensor)]

@@ -1,11 +1,14 @@
 """The costs of a network: parameters, and multiply-accumulates per image."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from tenas.errors import TenasError
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -27,6 +30,19 @@ def copied(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
 
 
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Run networks on the meta device in the block. Raises TenasError for one that has an operator which needs values."""
+    try:
+        with torch.no_grad():
+            yield
+    except RuntimeError as error:
+        if "meta" not in str(error).lower():
+            raise
+        said = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+        raise TenasError(f"Costs are counted without values, and an operator of this network needs them: {said}.") from error
+
+
 def count_flops(network: nn.Module, image_shape: Sequence[int]) -> int:
     """Multiply-accumulates of the network for one image of ``image_shape`` (channels, height, width), in evaluation mode.
 
@@ -46,6 +62,6 @@ def count_flops(network: nn.Module, image_shape: Sequence[int]) -> int:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(add)
-    with torch.no_grad():
+    with without_values():
         network(torch.empty(1, *image_shape, device="meta"))
     return total

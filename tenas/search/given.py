@@ -35,9 +35,8 @@ def given_data(data: str | os.PathLike[str], out: Path) -> Path:
     data set's entry as in a configuration, as JSON: ``{"source": "photos.py:SOURCE", "path": "photos", "side": 64}``.
     Raises TenasError for anything else.
     """
-    path = Path(data)
-    if (path / "card.json").exists():
-        return path
+    if os.path.exists(os.path.join(data, "card.json")):  # not Path's, which raises an error for what is too long for a path
+        return Path(data)
     entry = filled(entry_of(str(data)))
     folder = out / "data"
     if not _is_prepared(folder, entry):

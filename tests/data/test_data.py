@@ -14,10 +14,12 @@ from helpers import SHARED
 from PIL import Image
 
 from tenas.data import SOURCES, load_splits, prepare, read_images, read_labels
+from tenas.data.entry import entry_of
 from tenas.data.official import ImageNet16
 from tenas.data.parts import split_by_class
 from tenas.data.prepared import channel_statistics
 from tenas.errors import TenasError
+from tenas.search.given import given_data
 
 
 def save_npz(path: Path, *, n: int = 60, side: int = 12, classes: int = 3, **other: np.ndarray) -> Path:
@@ -534,3 +536,10 @@ def test_a_source_of_ones_own_is_an_object_in_a_file(tmp_path, monkeypatch):
         with pytest.raises(TenasError, match=sentence):
             prepare({"source": f"own.py:{name}"}, tmp_path / "other")
         assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "x" * 300 + ".json", "photos\0"])
+def test_a_text_that_is_no_path_is_a_sentence(text, tmp_path):
+    for read in (entry_of, lambda text: given_data(text, tmp_path)):
+        with pytest.raises(TenasError, match="There are no images in "):
+            read(text)

@@ -13,7 +13,7 @@ from tenas.errors import TenasError
 from tenas.files import sha256, write_csv, write_json
 from tenas.scoring.subjects import Measurement, Trials, plan, trials_of
 from tenas.scoring.table import read_scores, score_columns, score_rows
-from tenas.search.prune import change, mean_change, rank_round, ranks
+from tenas.search.prune import aggregated, change, mean_change, pruned, rank_round, ranks
 from tenas.spaces.base import Round, after, operators_left
 
 
@@ -288,3 +288,29 @@ def test_the_sum_of_logarithms_of_ranks(seed):
         rivals = [row for row in rows if trials[row["trial"] - 1].edge == edge]
         first = min(rivals, key=lambda row: (row["log_rank_sum"], row[f"{KAPPA}_rank"], row["trial"]))
         assert [row["trial"] for row in rivals if row["pruned"]] == [first["trial"]]
+
+
+def test_equal_sums_of_ranks_are_told_apart_by_the_first_measure_then_by_order():
+    for aggregate in ("rank_sum", "log_rank_sum"):
+        first, second = np.array([[2.0, 1.0, 3.0, 3.0]]), np.array([[1.0, 2.0, 3.0, 3.0]])
+        assert pruned([first, second], [([0, 1], 1), ([2, 3], 1)], aggregate).tolist() == [[False, True, True, False]]
+        assert pruned([second, first], [([0, 1], 1), ([2, 3], 1)], aggregate).tolist() == [[True, False, True, False]]
+        # In each sample by its own ranks.
+        both = [np.vstack([first, second]), np.vstack([second, first])]
+        assert pruned(both, [([0, 1], 1)], aggregate)[:, :2].tolist() == [[False, True], [True, False]]
+
+
+def test_numbers_are_equal_that_differ_after_the_twelfth_digit():
+    """Which of them is larger depends on the processor."""
+    once = np.ones((1, 1))
+    for apart, equal in ((2e-13, True), (2e-12, False)):
+        low, high = mean_change(np.array([[0.5], [0.5 + apart]]), once)[0]
+        assert (low == high) == equal
+    logarithms = aggregated([np.array([[2.0, 3.0]]), np.array([[3.0, 2.0 + 1e-13]])], "log_rank_sum")
+    assert logarithms[0, 0] == logarithms[0, 1]
+
+
+def test_two_repeats_are_enough_to_say_how_sure_a_decision_is():
+    options = small(repeats=2)
+    _, rows, _ = rank_round(options, first_round(), random_values(options["measures"], first_round(), 0))
+    assert all(0 <= row["pruned_share"] <= 1 for row in rows)
