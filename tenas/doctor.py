@@ -252,7 +252,7 @@ def _kernels() -> list[Finding]:
     _, loop = timed(lambda: ntk_gram(network, images, implementation="loop"))
     compiled, rate = _kernel("compiled kernels on the CPU", network, images, expected, "compiled")
     found = [Finding("plain loop on the CPU", f"{loop:.1f} kernels per second"), compiled]
-    # A job that scores has a process for each processor.
+    # A scoring job runs one process per processor.
     scores, trainings = {"cpu": processors() * max(loop, rate)}, {"cpu": 0.0}
     if torch.cuda.is_available() and has_kernels(torch.cuda.get_device_capability(), torch.cuda.get_arch_list()):
         on_gpu = copy.deepcopy(network).to("cuda")
@@ -265,7 +265,7 @@ def _kernels() -> list[Finding]:
 
 
 def faster(rates: Mapping[str, float], what: str) -> str:
-    """The ``--device`` to ask for, and why. ``rates``: of each device; the CPU's alone where there is no GPU to be timed."""
+    """Recommend a ``--device``, with the reason. ``rates``: by device; only of the CPU if there is no GPU."""
     best = max(rates, key=lambda device: rates[device])
     if len(rates) == 1:
         return f"--device {best}: there is no GPU to be timed"
@@ -273,7 +273,7 @@ def faster(rates: Mapping[str, float], what: str) -> str:
 
 
 def kernels_together(network: nn.Module, images: Tensor, device: str) -> float:
-    """Kernels per second where as many networks as a GPU takes in a search go side by side; 0 where they cannot."""
+    """Kernels per second with as many networks side by side as in a search on a GPU; 0 if they cannot be grouped."""
     count = together(network, (images,))
     try:
         whole = grouped(network, [network.state_dict()] * count, device=device)
@@ -298,7 +298,7 @@ def training_steps(device: str) -> float:
 def _kernel(
     what: str, network: nn.Module, images: Tensor, expected: Tensor, implementation: Implementation
 ) -> tuple[Finding, float]:
-    """A way to compute the kernel, held against ``expected`` in float64: difference, two runs; and kernels per second."""
+    """Compare an implementation of the kernel with ``expected`` in float64: difference, reproducibility; also its speed."""
     try:
         first, rate = timed(lambda: ntk_gram(network, images, implementation=implementation))
         second = ntk_gram(network, images, implementation=implementation)

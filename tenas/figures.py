@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DECIMALS = 6  # of positions, relative to the figure's width and height
-DPI = 150  # of a PNG, and of what is rasterised in an SVG
-# Paul Tol's bright scheme, told apart by the colour-blind; where colours say something, markers or lines differ too.
+DPI = 150  # of PNG files, and of rasterised parts of SVG files
+# Paul Tol's bright scheme, told apart by the colour-blind; where colours have a meaning, markers or lines differ too.
 PRUNED, KEPT, OUT, THIRD = "#ee6677", "#4477aa", "#999999", "#228833"
 
 
@@ -22,7 +22,7 @@ def style() -> Iterator[None]:
     """Apply the style of this package while figures are drawn and saved."""
     from matplotlib import rc_context
 
-    # Names with dollar signs are no formulas.
+    # Names may contain dollar signs.
     with rc_context({"svg.hashsalt": "tenas", "font.size": 8, "svg.fonttype": "none", "text.parse_math": False}):
         yield
 
@@ -46,7 +46,7 @@ def save_svg(figure: "Figure", out: str | os.PathLike[str]) -> None:
 
 
 class Picture(NamedTuple):
-    """A figure, and what it shows as a table. ``text``: one sentence for those who do not see it."""
+    """A figure, and its data as a table. ``text``: one sentence for readers who cannot see it."""
 
     name: str
     figure: "Figure"

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 from tenas.errors import TenasError
 
 POLL_SECONDS = 0.5
-# How a lock says since when it is held.
+# Format of the time since when a lock is held.
 SINCE = "%Y-%m-%d %H:%M:%S"
 # Of the outputs that this process is writing.
 _held: set[IO[str]] = set()
@@ -130,10 +130,10 @@ def _try(path: Path) -> IO[str] | None:
 
 
 def _owner(path: Path) -> tuple[str, str]:
-    """Who has a lock, and for how long; a sentence on what to do if it is of another machine, which may have failed.
+    """Holder of a lock, with the time held; and advice if it is on another machine, which may have failed.
 
-    A lock of this machine is given back by its system. That of another one is the file system's to give back, and some keep it
-    until that machine starts again.
+    The OS releases locks of this machine. Locks of another machine are released by the file system, in some cases only when that
+    machine restarts.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace").strip()

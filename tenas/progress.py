@@ -71,7 +71,7 @@ def one_line(message: Warning | str, category: type[Warning], filename: str, lin
 
 
 def duration(seconds: float) -> str:
-    """A time for a reader: ``35 s``, ``4 min 10 s``, ``3 h 05 min``."""
+    """Format a duration: ``35 s``, ``4 min 10 s``, ``3 h 05 min``."""
     whole = ceil(seconds)
     if whole < 60:
         return f"{whole} s"

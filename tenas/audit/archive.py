@@ -27,7 +27,7 @@ FORMAT = 1
 KEPT = {".csv", ".json"}
 # Checkpoints of trainings are no results, and nothing follows from the page of a run.
 NO_RESULT = {layout.CHECKPOINT, layout.OVERVIEW}
-# Larger ones are refused, and those that unpack to more than that factor of what they are: archives of text stay far below.
+# Larger archives are refused, and those with a larger compression ratio: archives of text stay far below.
 MOST_BYTES, LARGE, FACTOR = 8 * 2**30, 2**26, 1000
 
 
@@ -157,7 +157,7 @@ def _read_list(path: str | PathLike[str], archive: tarfile.TarFile) -> dict[str,
 
 
 def _most(path: str | PathLike[str]) -> int:
-    """How many bytes an archive may unpack to."""
+    """Most bytes that an archive may unpack to."""
     return min(MOST_BYTES, max(LARGE, FACTOR * Path(path).stat().st_size))
 
 

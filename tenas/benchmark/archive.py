@@ -138,7 +138,7 @@ def _nothing_forced() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What an unpickler says, on one line: of several, torch's last one has the cause."""
+    """Message of an unpickler on one line; of several lines of torch, the last one has the cause."""
     if isinstance(error, MemoryError):
         return "it asks for more memory than there is"
     lines = str(error).strip().splitlines()
@@ -152,7 +152,7 @@ def _folder(path: Path) -> Archive:
         try:
             compressed = (path / name).read_bytes()
             digests[name] = hashlib.sha256(compressed).hexdigest()
-            # Whole, before it is looked at: its checksum stands at the end.
+            # Read to the end before parsing, as the checksum is at the end.
             found = _PlainUnpickler(io.BytesIO(unpacked(compressed))).load()
         except FileNotFoundError as error:
             raise TenasError(f"The archive {path} is incomplete: it has no {name}.") from error

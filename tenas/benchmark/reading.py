@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PARQUET = b"PAR1"
 POINTER = b"version https://git-lfs"
 METADATA = b"tenas"
-# What unpacks to more than this, by more than that factor, is no table: those of benchmarks shrink to a fifth or so.
+# A file that unpacks to more than this, by more than that factor, is no table: those of benchmarks shrink to about a fifth.
 LARGE, FACTOR = 2**26, 250
 
 
@@ -40,7 +40,7 @@ def _unzstd(data: bytes) -> IO[bytes]:
     return stream
 
 
-# First bytes of a packed file -> the stream of what is in it.
+# First bytes of a packed file -> function that opens the stream of its content.
 UNPACKERS: dict[bytes, Callable[[bytes], Any]] = {
     b"\x1f\x8b": lambda data: gzip.GzipFile(fileobj=io.BytesIO(data)),
     b"BZh": lambda data: bz2.BZ2File(io.BytesIO(data)),
@@ -51,16 +51,17 @@ UNPACKERS: dict[bytes, Callable[[bytes], Any]] = {
 
 
 def unpacked(data: bytes) -> bytes:
-    """The content of a packed file, whole, its checksum compared; of another file the file itself.
+    """Unpack a packed file completely, with its checksum verified; return any other file unchanged.
 
-    Raises ValueError for what unpacks to far more than it is, before memory is taken for that, and whatever the unpackers raise.
+    Raises ValueError, before memory is allocated, for a file that unpacks to far more than its size; and any error of the
+    unpackers.
     """
     unpack = next((unpack for start, unpack in UNPACKERS.items() if data.startswith(start)), None)
     if unpack is None:
         return data
     most, parts, size = max(LARGE, FACTOR * len(data)), [], 0
     with unpack(data) as stream:
-        # To the end, where checksums are.
+        # To the end, to verify the checksum.
         while part := stream.read(2**20):
             parts.append(part)
             size += len(part)

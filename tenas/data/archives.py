@@ -59,7 +59,7 @@ class Archive:
             raise TenasError(f"The file {path} has two arrays with one name.")
         for info in self._zip.infolist():
             if info.compress_type in READABLE and not info.flag_bits & 1:
-                # Its name stands twice; a damaged one would be an array that nobody asks for.
+                # A file has its name twice; if one is damaged, it would be an array that is never read.
                 self._zip.open(info).close()
 
     def header(self, name: str) -> Header:

@@ -263,7 +263,7 @@ def _is_sound(card: Mapping[str, Any]) -> bool:
 
 
 def _has_its_classes(card: Mapping[str, Any]) -> bool:
-    """Whether a card has as many classes as its names for them, or else as its source, as far as either is known."""
+    """Whether a card has the number of classes of its class names, or else of its source, if either is known."""
     names, source = card.get("class_names"), SOURCES.get(str(card.get("source")))
     known = len(names) if names else None if source is None else source.classes
     return known is None or bool(known == card["classes"])
@@ -289,7 +289,7 @@ def _opened(path: Path, what: str) -> Iterator[tuple[IO[bytes], str]]:
     except TenasError:
         raise
     except Exception as error:
-        # On damaged files NumPy raises almost anything, its tokenizer's errors too.
+        # On damaged files NumPy raises almost any exception, including those of its tokenizer.
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise TenasError(f"The {what} {path} cannot be read: {reason}. Prepare the data set again.") from error
 
@@ -298,7 +298,7 @@ def _read_labels(path: Path, card: Mapping[str, Any]) -> tuple[np.ndarray, str]:
     others = TenasError(f"The labels {path} are not those of their card. Prepare the data set again.")
     with _opened(path, "labels") as (file, digest):
         if digest != card.get("labels_sha256"):
-            raise others  # before memory is taken for what its header claims
+            raise others  # before memory is allocated for the shape in its header
         labels: np.ndarray = np.load(file, allow_pickle=False)
     if labels.dtype.kind not in "iu" or labels.shape != (card["images"],) or labels.max() >= card["classes"]:
         raise others

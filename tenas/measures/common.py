@@ -160,7 +160,7 @@ def weights_of(network: nn.Module) -> list[Tensor]:
             f"The weight of {computed[0]} is computed from other parameters (weight or spectral norm, a parametrization): make "
             "it a plain one first, with torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.remove_weight_norm."
         )
-    # Once where two layers share one.
+    # A weight shared by two layers counts once.
     weights = {id(m.weight): m.weight for m in network.modules() if isinstance(m, LAYERS) and m.weight.requires_grad}
     if not weights:
         raise TenasError("The network has no convolution or linear layer whose weights require a gradient.")

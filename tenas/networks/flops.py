@@ -32,7 +32,7 @@ def copied(network: nn.Module) -> nn.Module:
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Run networks on the meta device in the block. Raises TenasError for one that has an operator which needs values."""
+    """Run networks on the meta device within the block. Raises TenasError for a network with an operator that needs values."""
     try:
         with torch.no_grad():
             yield

@@ -1,4 +1,4 @@
-"""Draw a search in the cloud of all cells of its space's table: what its rounds left, what it found, and what there is."""
+"""Draw a search among all cells of its space's table: the cells left by each round, and the cells found."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# Cells that are worth knowing where they are, by space: the residual block of NAS-Bench-201.
+# Landmarks by space: the residual block of NAS-Bench-201.
 LANDMARKS = {
     "nas-bench-201": {"ResNet": "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|"},
 }
-# The accuracies start where this share of the cells is left out: the worst would take up most of the axis.
+# Share of the cells below the axis of accuracies, of which the worst would take up most.
 BELOW = 1 / 3
-# With more cells, they are rasterised, and drawn smaller.
+# With more cells, they are rasterised and drawn smaller.
 MOST_LARGE = 100
 SHORT = {
     "ntk_condition_number": "kappa", "linear_regions": "R", "flops": "FLOPs", "swap": "SWAP", "naswot": "NASWOT",
@@ -34,7 +34,7 @@ COLUMNS = ("panel", "what", "arch", "parameters", "accuracy", "rank")
 
 
 class Step(NamedTuple):
-    """What a round has left: the title of its panel, and the texts of the cells."""
+    """A panel: its title, and the texts of the cells left by a round."""
 
     title: str
     archs: list[str]
@@ -57,10 +57,10 @@ def dataset_of(run: Found) -> str | None:
 
 
 def test_of(run: Found, tests: Sequence[str]) -> str | None:
-    """Of names of test accuracies in a table, the one on the run's images, or on those of its short trainings; else the first."""
+    """Name of the test accuracy on the run's images, or on those of its short trainings; else the first of ``names``."""
     names = [run.settings["rounds"][-1].get("column") or "", dataset_of(run) or ""]
     for name in names:
-        # The longest: cifar100 begins with cifar10.
+        # The longest match: cifar100 begins with cifar10.
         if wanted := [test for test in tests if name.startswith(test.removesuffix("_test"))]:
             return max(wanted, key=len)
     return next(iter(tests), None)
@@ -79,7 +79,7 @@ def cloud_of(run: Found, table: "pd.DataFrame") -> Cloud | None:
 
 
 def steps(run: Found, seed: int, cells: "pd.Index[str]") -> Iterator[Step]:
-    """What the rounds of a seed left of all cells, for each round that left fewer, and what they drew of that."""
+    """Cells left by the rounds of a seed, for each round that left fewer, and the samples drawn from them."""
     space, settings = get_space(run.settings["space"]), run.settings
     before = len(cells)
     for round, entry in zip(schedule(settings), settings["rounds"], strict=True):
@@ -112,23 +112,23 @@ def _spans(space: Any, active: Any, arch: str) -> bool:
 
 
 def landmarks(cloud: Cloud, space: str) -> dict[str, str]:
-    """Name -> text of the cells that a result is compared with: the best there is, the largest, and those known by name."""
+    """Landmarks, name -> text of the cell: the best, the largest, and those of LANDMARKS."""
     found = {"best there is": str(cloud.accuracy.idxmax()), "most parameters": str(cloud.parameters.idxmax())}
     return found | {name: arch for name, arch in LANDMARKS.get(space, {}).items() if arch in cloud.accuracy.index}
 
 
 def draw_cloud(run: Found, cloud: Cloud) -> Picture:
-    """Draw all cells of a table, accuracy over parameters, with what each round of the first seed left, and what was found.
+    """Draw all cells of a table, accuracy over parameters, with the cells left by each round of the first seed, and the results.
 
-    The last panel has the cells of all seeds and the landmarks. Only these and what the rounds left are in the picture's data:
-    the grey cells are the table.
+    The last panel has the cells found by all seeds, and the landmarks. The picture's data have these and the cells left by
+    rounds, but not the grey cells, which are those of the table.
     """
     from matplotlib.figure import Figure
 
     first = min(run.archs)
     panels = list(steps(run, first, cloud.accuracy.index))
     several = len(run.archs) > 1
-    # The last round leaves what is found.
+    # The last round leaves the cell found.
     if panels and len(panels[-1].archs) == 1:
         panels, title = panels[:-1], panels[-1].title
     else:
@@ -168,7 +168,7 @@ def _row(cloud: Cloud, panel: int, what: str, arch: str) -> dict[str, object]:
 
 
 def _mark(axes: "Axes", cloud: Cloud, known: Mapping[str, str], found: Mapping[int, str]) -> list[dict[str, object]]:
-    """Mark what was found, and the landmarks, in the last panel. Returns the rows of its data."""
+    """Mark the cells found and the landmarks in the last panel. Returns the rows of its data."""
     panel = len(axes.figure.axes)
     rows = []
     for (name, arch), marker in zip(known.items(), ("^", "D", "s"), strict=False):

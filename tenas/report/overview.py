@@ -1,4 +1,4 @@
-"""The page of a run: what it found, how sure that is, what it cost, and what made it. One HTML file that needs no other."""
+"""Page of a run: results, their certainty, cost and provenance. A self-contained HTML file."""
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ STYLE = (
     "figcaption,.quiet{color:#555;font-size:.85rem}dl{display:flex;flex-wrap:wrap;gap:1rem 2rem;margin:1rem 0}"
     "dt{color:#555;font-size:.85rem}dd{margin:0;font-size:1.25rem}dd small{display:block;font-size:.8rem;color:#555}"
 )
-# Of rounds on the page, as SVG: those of further seeds are left to their own files. A report has the pages of several runs.
+# Most bytes of SVG of rounds on the page; further seeds have separate files. A report contains the pages of several runs.
 ROUNDS_BYTES = 600_000
 ROUNDS = (
     "Rounds that prune: for each trial the mean change that taking the operator away makes to a measure, with its standard error "
@@ -37,12 +37,12 @@ ROUNDS = (
     "ranks by the measures against each other, the kept cells numbered by their places. A round of trainings: the finalists by "
     "validation accuracy, the best as a star."
 )
-# The page may load nothing, and run nothing.
+# The page must not load or run anything.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Iterable[int] = ()) -> str:
-    """A table of texts. ``numbers``: places of the columns that are aligned on the right."""
+    """A table of texts. ``numbers``: indices of the right-aligned columns."""
     right = set(numbers)
 
     def line(cells: Sequence[object], tag: str) -> str:
@@ -54,7 +54,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: It
 
 
 def _image(svg: str, text: str) -> str:
-    """An SVG as an image: its names and styles do not meet those of other ones on the page."""
+    """Embed an SVG as an image, so that its ids and styles do not clash with others on the page."""
     return f'<img alt="{escape(text)}" src="data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}">'
 
 
@@ -67,7 +67,7 @@ def _section(title: str, *parts: str) -> str:
 
 
 def _facts(facts: Iterable[tuple[str, str, str]]) -> str:
-    """Facts in large type: name, value, and what it is of."""
+    """Facts in large type: name, value, description."""
     parts = (
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(what)}</small></dd></div>" for name, value, what in facts
     )
@@ -75,30 +75,30 @@ def _facts(facts: Iterable[tuple[str, str, str]]) -> str:
 
 
 def _count(value: object) -> str:
-    """A number of parameters or multiply-adds."""
+    """Format a number of parameters or multiply-adds."""
     if not isinstance(value, int | float):
         return ""
     return f"{value / 1e6:,.2f} M" if value >= 1e5 else f"{value:,.0f}"
 
 
 def _several(values: Sequence[float], format: str = ",.2f") -> str:
-    """The mean, with the standard deviation of several."""
+    """Format a mean, with the standard deviation of several values."""
     spread = f" ({stdev(values):{format}})" if len(values) > 1 else ""
     return f"{mean(values):{format}}{spread}"
 
 
-# --- what was found
+# --- results
 
 
 def _lead(run: Found, found: Sequence[Accuracy]) -> Accuracy | None:
-    """The accuracy that stands first: of the retrained networks, or else in the table, on the run's images if it has those."""
+    """The headline accuracy: of the retrained networks, or else of the table, on the run's images if possible."""
     trained = [accuracy for accuracy in found if not is_looked_up(accuracy)]
     name = test_of(run, [accuracy.name for accuracy in found])
     return next((accuracy for accuracy in [*trained, *found] if accuracy in trained or accuracy.name == name), None)
 
 
 def _costs(run: Found, seed: int, column: str | None) -> tuple[float | None, float | None, str]:
-    """Parameters and FLOPs of a seed's network, None where unknown, and which network that is: the retrained, or the table's."""
+    """Parameters and FLOPs of a seed's network, None if unknown, and the network: the retrained one, or the table's."""
     _, benchmark, metrics = results_of_seed(run.folder, seed)
     if metrics:
         return metrics.get("parameters"), metrics.get("flops"), "of the retrained network"
@@ -124,7 +124,7 @@ def _found(run: Found, found: Sequence[Accuracy], seconds: float) -> list[str]:
 
 
 def _cells(run: Found) -> list[str]:
-    """Each cell that was found, once, with its seeds."""
+    """The distinct cells found, with their seeds."""
     space = get_space(run.settings["space"])
     by_cell: dict[str, list[int]] = {}
     for seed, arch in run.archs.items():
@@ -133,7 +133,7 @@ def _cells(run: Found) -> list[str]:
     for place, (arch, seeds) in enumerate(by_cell.items()):
         who = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
         drawing = _figure(draw(space.parse(arch)), f"the cell {arch}", arch)
-        # The first is open: the others are a click away, without a script.
+        # Only the first is open; the others unfold without a script.
         parts.append(f"<details{' open' if not place else ''}><summary>{escape(who)}</summary>{drawing}</details>")
     return parts
 
@@ -161,7 +161,7 @@ def _rank(row: Mapping[str, Any], accuracy: Accuracy) -> str:
     return "" if rank is None else f", rank {rank:,}"
 
 
-# --- how sure it is
+# --- certainty
 
 
 def _sure(run: Found, found: Sequence[Accuracy]) -> list[str]:
@@ -200,7 +200,7 @@ def _sure(run: Found, found: Sequence[Accuracy]) -> list[str]:
 
 
 def _beside(run: Found) -> str | None:
-    """What costs as much as the run, in the table of its space; None if it was looked up in none."""
+    """Baselines of equal cost, in the table of the run's space; None if it was not looked up."""
     table = table_of(run) if all(layout.path(layout.LOOKUP, run.folder, seed=seed).exists() for seed in run.archs) else None
     found = [] if table is None else standings_of_run(run, table, "this run")
     if table is None or not found:
@@ -217,7 +217,7 @@ def _beside(run: Found) -> str | None:
 
 
 def _rounds(figures: Mapping[str, str]) -> list[str]:
-    """The rounds of the first seeds, only the first of them open, and which seeds are left out."""
+    """The rounds of the first seeds, only the first one open, and the seeds left out."""
     parts: list[str] = []
     left_out, size = [], 0
     for name, figure in figures.items():
@@ -233,11 +233,11 @@ def _rounds(figures: Mapping[str, str]) -> list[str]:
     return [f"<p>{ROUNDS}</p>", *parts]
 
 
-# --- what it cost, and what made it
+# --- cost and provenance
 
 
 def _funnel(run: Found) -> str:
-    """The rounds, with the number of subjects and of what was kept, by the first seed, and the mean seconds of all."""
+    """The rounds, with numbers of subjects and of kept ones in the first seed, and mean seconds over all seeds."""
     rounds = {seed: summarise_rounds(run.folder, seed, run.settings) for seed in run.archs}
     stages = stages_of_run(run.folder, run.archs, run.settings)
     first = rounds[min(rounds)]
@@ -298,17 +298,17 @@ def _made_by(run: Found, commit: Mapping[str, Any] | None) -> str:
 
 
 def _commit(codes: Sequence[str], commit: Mapping[str, Any] | None) -> list[str]:
-    """The commit of the present code, if that is what the results were made by."""
+    """The commit of the present code, if it made the results."""
     if commit is None or list(codes) != [code_digest()]:
         return ["not known: the records have the hash of the code above"] if codes else []
     return [f"{commit['sha1']}{', with changes that are not committed' if commit['changed'] else ''}"]
 
 
 def overview(run: Found, pictures: Iterable[tuple[Picture, str]], commit: Mapping[str, Any] | None = None) -> str:
-    """The page of a run, from its files alone, as HTML.
+    """The page of a run as HTML, from its files only.
 
-    ``pictures``: those of ``tenas.report.pictures.pictures_of_run``, each with its SVG text; the rounds of as many seeds are on
-    the page as ROUNDS_BYTES allow. ``commit``: of the present code (``tenas.provenance.commit_of_code``).
+    ``pictures``: those of ``tenas.report.pictures.pictures_of_run``, each with its SVG text; the page has the
+    rounds of as many seeds as ROUNDS_BYTES allow. ``commit``: of the present code (``tenas.provenance.commit_of_code``).
 
     Raises TenasError for missing or damaged files of the run.
     """

@@ -1,4 +1,4 @@
-"""Draw the results of a run over its seeds: accuracies, retrainings, and where the time went."""
+"""Draw the results of a run over its seeds: accuracies, retrainings, times."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -20,15 +20,15 @@ from tenas.settings.search import schedule
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# With more seeds, curves are not named one by one.
+# With more seeds, curves have no labels.
 MOST_NAMED = 8
-PER_ROW = 3  # panels of accuracies
+PER_ROW = 3  # most panels of accuracies
 LOOKED_UP = "looked up in the table"
 LINES = ("-", "--", "-.", ":")
 
 
 class Accuracy(NamedTuple):
-    """An accuracy that all seeds have: its name, where it comes from, its values in % by seed, and the best in the table."""
+    """An accuracy known for all seeds: name, source, values in % by seed, and the best in the table."""
 
     name: str
     source: str
@@ -36,7 +36,7 @@ class Accuracy(NamedTuple):
     best: float | None = None
 
     def statistics(self) -> str:
-        """Mean, standard deviation, 95 % interval of the mean and number of seeds, as a text."""
+        """Format mean, standard deviation, 95 % interval of the mean, and number of seeds."""
         values = list(self.values.values())
         if (ends := interval(values)) is None:
             return f"{values[0]:.2f} %, one seed: no interval"
@@ -44,7 +44,7 @@ class Accuracy(NamedTuple):
 
 
 def is_looked_up(accuracy: Accuracy) -> bool:
-    """Whether an accuracy is of a table, not of a network that was trained here."""
+    """Whether an accuracy is looked up in a table, and not of a network trained here."""
     return accuracy.source == LOOKED_UP
 
 
@@ -67,7 +67,7 @@ def draw_seeds(found: Sequence[Accuracy]) -> Picture:
     """Draw each accuracy of the seeds in one panel: a dot per seed, mean and 95 % interval of the mean."""
     from matplotlib.figure import Figure
 
-    # Four in two rows of two.
+    # Four panels in two rows.
     lines = ceil(len(found) / PER_ROW)
     width = ceil(len(found) / lines)
     figure = Figure(figsize=(3.3 * width, 2.9 * lines), layout="constrained")
@@ -109,7 +109,7 @@ def _draw_strip(axes: "Axes", accuracy: Accuracy) -> None:
 def draw_retraining(folder: Path, seeds: Iterable[int]) -> Picture | None:
     """Draw the accuracy of the retrained networks by epoch, with the epoch that was tested; None if nothing was retrained.
 
-    That is the accuracy in validation or, by a protocol that holds no images out, in training.
+    Accuracy in validation or, for a protocol without held-out images, in training.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -146,14 +146,14 @@ def draw_retraining(folder: Path, seeds: Iterable[int]) -> Picture | None:
 
 
 class Stage(NamedTuple):
-    """A part of a run's work, and its seconds by seed: wall times of its jobs, added up."""
+    """A stage of a run, and its seconds by seed: total wall time of its jobs."""
 
     name: str
     seconds: dict[int, float]
 
 
 def stages_of_run(folder: Path, seeds: Iterable[int], settings: Mapping[str, Any]) -> list[Stage]:
-    """Where the time of a run went: its rounds, with their measures, and its retraining."""
+    """Times of the stages of a run: its rounds, with their measures, and its retraining."""
     seeds = list(seeds)
     rounds = {seed: summarise_rounds(folder, seed, settings) for seed in seeds}
     found = []
@@ -170,7 +170,7 @@ def stages_of_run(folder: Path, seeds: Iterable[int], settings: Mapping[str, Any
 
 
 def draw_time(stages: Sequence[Stage]) -> Picture:
-    """Draw the time of each stage: a bar for the mean over the seeds, a dot per seed."""
+    """Draw the time of each stage: one bar for the mean over the seeds, one dot per seed."""
     from matplotlib.figure import Figure
 
     means = [mean(stage.seconds.values()) for stage in stages]

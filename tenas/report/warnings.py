@@ -6,9 +6,9 @@ from math import isfinite
 
 from tenas.search.constant import deciding_nothing
 
-# A measure has saturated if more than this share of the subjects has one and the same value.
+# A measure is saturated if more than this share of the subjects has the same value.
 SATURATED = 0.5
-# Costs, which no weights and no images change: one repeat is exact.
+# Costs do not depend on weights and images: one repeat is exact.
 EXACT = frozenset({"parameters", "flops", "layers"})
 
 
@@ -16,8 +16,8 @@ def warnings_of_round(rows: Sequence[Mapping[str, str]], part: str) -> list[str]
     """Warnings about the measures of a round, one sentence each, without a full stop.
 
     ``rows``: of a ranking, as read from its file. ``part``: end of the column that has a measure's number, ``_change`` in rounds
-    that prune and ``_score`` in rounds of cells. A measure with several faults gets the gravest one, and another sentence names
-    those of a single repeat, which have no standard error.
+    that prune and ``_score`` in rounds of cells. A measure with several faults is listed under the gravest one; another sentence
+    names measures with a single repeat, which have no standard error.
     """
     if not rows:
         return []

@@ -157,15 +157,15 @@ def workers_that_fit(workers: int, batch_bytes: int, shared_memory: Path = SHARE
 
 
 def start_method(device: torch.device) -> str | None:
-    """How worker processes start; None for Python's way.
+    """Start method of worker processes; None for Python's default.
 
-    Not forked from a process that uses a GPU or is one of a group: NCCL may be at work in it, and a copy of it would keep its
-    GPU, and the lock on that, after its end. They come from a server that has loaded torch, once.
+    They are not forked from a process that uses a GPU or belongs to a group: NCCL may be active in it, and a copy would hold its
+    GPU, and the lock on it, after its end. They are forked from a server that has loaded torch once.
     """
     if device.type != "cuda" and not torch.distributed.is_initialized():
         return None
-    # Nothing of this package: the server has not this process's sys.path (until Python 3.13), and would load the `tenas` that its
-    # own leads to, which its workers would then have in place of this one.
+    # No module of this package: the server does not have this process's sys.path (until Python 3.13), and might load another
+    # `tenas`, which its workers would then use.
     multiprocessing.get_context("forkserver").set_forkserver_preload(["torch"])
     return "forkserver"
 

@@ -13,9 +13,9 @@ def plot(
 ) -> str:
     """Draw the figures of a run, and write its page.
 
-    In the folder figures of the run lie, as SVG and PNG, each with its data as CSV: the rounds of each seed, the cells that were
-    found among all of the table, accuracies, retrainings, and times. Its overview.html says what was found, how sure that is, and
-    what it cost: one file without JavaScript, which needs no other.
+    Writes to the folder figures of the run, as SVG and PNG, each with its data as CSV: the rounds of each seed, the cells found
+    among all cells of the table, accuracies, retrainings and times; also overview.html with results, their certainty and cost: a
+    self-contained file without JavaScript.
 
     Examples:
         tenas plot results/digits
@@ -31,7 +31,7 @@ def plot(
 
     found = read_found(run, seeds)
     folder, page = run / layout.FIGURES, run / layout.OVERVIEW
-    # Those of seeds that the run no longer has.
+    # Files of seeds that the run no longer has.
     for path in folder.glob("*.*"):
         if path.suffix in (".svg", ".png", ".csv"):
             path.unlink()

@@ -182,7 +182,7 @@ def test_another_version_of_the_code_is_a_note_and_none_a_fault(file):
     for digest in (None, 3, "b" * 63, "g" * 64):
         ledger = Ledger()
         ledger.code(file, "scores", digest, present)
-        assert ledger.faults == {file: ["does not say by which code it was made"]}
+        assert ledger.faults == {file: ["does not record the code that made it"]}
     ledger = Ledger()
     ledger.code(file, "scores", former, present)
     ledger.close()

@@ -275,7 +275,7 @@ def test_each_short_training_is_a_job(slurm, funnel, tmp_path):
 
 
 def test_a_retraining_on_two_nodes(slurm, finished, tmp_path):
-    """By the lines of the profile for two nodes, with a GPU of each: told to stop, it goes on, and ends as on one node."""
+    """By the lines of the profile for two nodes, with a GPU of each: asked to stop, it goes on, and ends as on one node."""
     lines = profile_lines("Two nodes")
     assert (lines["gpu"], lines["slurm_extra"]) == (8, "--signal=TERM@120 --gpus-per-node=4 --ntasks-per-node=1")
     lines |= {"gpu": 2, "slurm_extra": lines["slurm_extra"].replace("node=4", "node=1"), "slurm_partition": "both"}
@@ -320,7 +320,7 @@ def test_a_retraining_that_runs_out_of_time_goes_on_where_it_was(slurm, finished
     status, output = ended(process, folder)
     log = (folder / "logs/digits/retrain/seed0.log").read_text()
     assert status == 0, output + log
-    assert "told to stop" in log or "Error in rule retrain" in output
+    assert "asked to stop" in log or "Error in rule retrain" in output
     assert listed(number)[0]["JobState"] == "TIMEOUT"
     assert_as_a_quiet_retraining(folder)
 
