@@ -75,13 +75,29 @@ class Processes(NamedTuple):
 
     def average_statistics(self, network: nn.Module) -> None:
         """Average the running statistics of batch normalisation over the processes, each of which saw its own images."""
+        if self.world_size > 1:
+            set_statistics(network, self.add_up(statistics(network)) / self.world_size)
+
+    def each_statistics(self, network: nn.Module) -> list[Tensor]:
+        """``statistics`` of every process, by rank."""
+        own = statistics(network)
         if self.world_size == 1:
-            return
-        buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
-        flat = self.add_up(torch.cat([buffer.flatten() for buffer in buffers])) / self.world_size
-        sizes = [buffer.numel() for buffer in buffers]
-        for buffer, mean in zip(buffers, torch.split(flat, sizes), strict=True):
-            buffer.copy_(mean.view_as(buffer))
+            return [own]
+        found = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(found, own)
+        return found
+
+
+def statistics(network: nn.Module) -> Tensor:
+    """A copy of the running statistics of a network's batch normalisations, all in one row."""
+    return torch.cat([buffer.flatten() for buffer in network.buffers() if buffer.is_floating_point()])
+
+
+def set_statistics(network: nn.Module, row: Tensor) -> None:
+    """Set what ``statistics`` returns."""
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    for buffer, values in zip(buffers, torch.split(row, [buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(values.view_as(buffer))
 
 
 @contextmanager

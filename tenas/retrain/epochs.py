@@ -16,7 +16,7 @@ from tenas.files import is_intact, sealed_bytes, whole
 from tenas.networks import Network
 from tenas.provenance import Stopwatch
 from tenas.retrain.data import Data
-from tenas.retrain.distributed import Processes
+from tenas.retrain.distributed import Processes, set_statistics
 from tenas.retrain.feed import Feed, make_feed
 from tenas.retrain.stopping import UnfinishedError, stop_asked
 from tenas.retrain.train import Trainer, evaluate, steps_of_epoch, train_epoch
@@ -119,7 +119,13 @@ def train(
     epochs, done, steps = settings["epochs"], len(state["history"]), steps_of_epoch(len(data.train.labels), settings["batch"])
     # A bar on a terminal; in a log only the lines, as tqdm is silent.
     hidden = None if processes.first else True
-    begun = UnfinishedError(*state.pop("begun")) if "begun" in state else None
+    begun = None
+    if "begun" in state:
+        step, sums, *each = state.pop("begun")
+        begun = UnfinishedError(step, sums)
+        # Of as many processes as before; others go on from the mean.
+        if len(each) == processes.world_size:
+            set_statistics(network, each[processes.rank])
     initial = done * steps + (begun.step if begun else 0)
 
     def keep(**more: object) -> None:
@@ -140,9 +146,11 @@ def train(
             try:
                 row = run_epoch(trainer, evaluated, data, (feed, valid_feed), epoch, bar.update, stop, begun)
             except UnfinishedError as unfinished:
-                # Running statistics are linear: averaging them now does not change their average at the end of the epoch.
+                # The statistics of each process, for the same number of processes. Their mean is for another number: running
+                # statistics are linear, so that it leads to the same mean at the end of the epoch, but not in the last bits.
+                each = processes.each_statistics(network) if processes.world_size > 1 else []
                 processes.average_statistics(network)
-                keep(begun=[unfinished.step, unfinished.sums])
+                keep(begun=[unfinished.step, unfinished.sums, *each])
                 raise _stopped(f"after step {unfinished.step} of {steps} in epoch {epoch + 1}", checkpoint) from None
             begun = None
             if state["best"] is None or is_better(row, state["best"]["row"]):

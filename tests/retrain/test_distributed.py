@@ -143,6 +143,39 @@ def test_a_retraining_by_two_processes(tmp_path):
     assert other[1] < other[0]
 
 
+# Trains in the folder that its first argument names; every process gets a signal at the step that the second one says, if any.
+STOPPED = """
+import json, os, signal, sys
+from helpers.retraining import ARCH, TINY
+from tenas.errors import StoppedError
+from tenas.retrain import retrain, train
+from tenas.spaces import load_genotype
+
+steps, take = [], train.train_step
+def counted(*arguments):
+    steps.append(1)
+    if len(steps) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return take(*arguments)
+train.train_step = counted
+try:
+    retrain(TINY | {"epochs": 3}, load_genotype(ARCH), seed=0, threads=1, device="cpu", out=sys.argv[1])
+except StoppedError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_retraining_by_two_processes_that_is_told_to_stop_ends_as_an_undisturbed_one(tmp_path):
+    """Each goes on with statistics of its own: their mean, from the middle of an epoch on, would have other last bits."""
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    assert "told to stop" not in torchrun("stopped.py", "quiet", 0, cwd=tmp_path)
+    assert "told to stop, after step 8 of 18 in epoch 2" in torchrun("stopped.py", "both", 18 + 8, cwd=tmp_path)
+    torchrun("stopped.py", "both", 0, cwd=tmp_path)
+    for name in ("history.csv", "network.pt"):
+        assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "quiet" / name).read_bytes()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with joined("cpu") as (these, _):
