@@ -33,7 +33,7 @@ class Plan(NamedTuple):
 
 
 def jobs_of(runs: int) -> int:
-    """Jobs of a configuration: two in all; for each run settings, mask, genotype, drawing, figures, look-up, summary, and rounds."""
+    """Jobs of a configuration: two in all; for each run settings, mask, genotype, drawings, look-up, summary, rounds."""
     rounds = schedule(search_settings(SPACE, "pruning", SEARCH))
     return 2 + runs * (7 + len(rounds) * (SHARDS + 1))
 
