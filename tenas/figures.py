@@ -15,6 +15,7 @@ DECIMALS = 6  # of positions, relative to the figure's width and height
 DPI = 150  # of PNG files, and of rasterised parts of SVG files
 # Paul Tol's bright scheme, told apart by the colour-blind; where colours have a meaning, markers or lines differ too.
 PRUNED, KEPT, OUT, THIRD = "#ee6677", "#4477aa", "#999999", "#228833"
+SERIES = (KEPT, PRUNED, THIRD, "#ccbb44", "#66ccee", "#aa3377")
 
 
 @contextmanager

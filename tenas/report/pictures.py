@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenas import layout
-from tenas.figures import KEPT, THIRD, Picture
+from tenas.figures import KEPT, SERIES, THIRD, Picture
 from tenas.progress import duration
 from tenas.report.beside import Found, table_of
 from tenas.report.claims import interval
@@ -125,6 +125,7 @@ def draw_retraining(folder: Path, seeds: Iterable[int]) -> Picture | None:
         return None
     figure = Figure(figsize=(5.6, 3.1), layout="constrained")
     axes = figure.subplots()
+    axes.set_prop_cycle(color=SERIES)
     named = len(curves) <= MOST_NAMED
     for (seed, (epochs, values, metrics)), line in zip(curves.items(), cycle(LINES), strict=False):
         chosen = [value for epoch, value in zip(epochs, values, strict=True) if epoch == metrics["best_epoch"]]
