@@ -147,6 +147,10 @@ def _read_list(path: str | PathLike[str], archive: tarfile.TarFile) -> dict[str,
         raise TenasError(f"The archive {path} has the format {listed.get('format')!r}; this version reads {FORMAT}.")
     if not is_sealed(listed):
         raise TenasError(f"The list of the archive {path} is not the one that was written: its own hash differs.")
+    commit = listed.setdefault("commit", None)
+    known = isinstance(commit, dict) and isinstance(commit.get("sha1"), str) and isinstance(commit.get("changed"), bool)
+    if commit is not None and not known:
+        raise TenasError(f"The list of the archive {path} has {commit!r} for the commit of the code.")
     parts = [listed.get(key) for key in ("files", "left_out", "runs")]
     names = [*(name for part in parts[:2] for name in mapping(part)), *mapping(parts[2]).values()]
     names += [f"runs/{run}/{layout.SEARCH}" for run in mapping(parts[2])]

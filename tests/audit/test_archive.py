@@ -62,6 +62,17 @@ def test_an_archive_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path, mon
         pass
 
 
+@pytest.mark.parametrize("commit", [3, {"sha1": "a"}, {"sha1": 1, "changed": True}, {"sha1": "a", "changed": "no"}])
+def test_an_archive_of_no_commit_is_refused(tmp_path, commit):
+    content = json.dumps(sealed({"format": 1, "commit": commit, "runs": {}, "files": {}, "left_out": {}})).encode()
+    with tarfile.open(tmp_path / "made.tar.xz", "w:xz") as archive:
+        entry = tarfile.TarInfo(LIST)
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    with pytest.raises(TenasError, match="for the commit of the code"), unpacked(tmp_path / "made.tar.xz"):
+        pass
+
+
 def test_a_run_is_audited_from_its_archive_alone(copy, tmp_path, monkeypatch, capsys):
     assert main(["audit", str(RUN)]) == 0
     *followed, whole = capsys.readouterr().out.splitlines()
