@@ -166,7 +166,7 @@ def test_a_pruned_operator_is_not_counted():
 
 
 def test_the_cells_of_a_darts_supernet_on_crops_in_blocks(monkeypatch):
-    """Its ReLUs are functions of one module of ours: noted there, in float64, and gathered in a set."""
+    """Its ReLUs are functions of two modules of ours: noted there, in float64, and gathered in a set."""
     network = SupernetCells("darts", darts_mask(), channels=1).double()
     initialise(network, "kaiming_fan_in", 3)
     generator = torch.Generator().manual_seed(1)
@@ -180,7 +180,8 @@ def test_the_cells_of_a_darts_supernet_on_crops_in_blocks(monkeypatch):
 
     found = set()
     with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr("tenas.networks.darts.relu", noted)
+        for module in ("tenas.networks.darts", "tenas.networks.edge"):
+            patch.setattr(f"{module}.relu", noted)
         for block in blocks:
             signs.clear()
             network(block)
