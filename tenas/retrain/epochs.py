@@ -146,8 +146,8 @@ def train(
             try:
                 row = run_epoch(trainer, evaluated, data, (feed, valid_feed), epoch, bar.update, stop, begun)
             except UnfinishedError as unfinished:
-                # The statistics of each process, to resume with the same number of processes; their mean, for any other number: running
-                # statistics are linear, so it leads to the same mean at the end of the epoch, except for the last bits.
+                # The statistics of each process, to resume with the same number of processes; their mean, for any other number:
+                # running statistics are linear, so it leads to the same mean at the end of the epoch, except for the last bits.
                 each = processes.each_statistics(network) if processes.world_size > 1 else []
                 processes.average_statistics(network)
                 keep(begun=[unfinished.step, unfinished.sums, *each])
