@@ -89,12 +89,12 @@ class Processes(NamedTuple):
 
 
 def statistics(network: nn.Module) -> Tensor:
-    """A copy of the running statistics of a network's batch normalisations, all in one row."""
+    """Copy the running statistics of a network's batch normalisations into one row."""
     return torch.cat([buffer.flatten() for buffer in network.buffers() if buffer.is_floating_point()])
 
 
 def set_statistics(network: nn.Module, row: Tensor) -> None:
-    """Set what ``statistics`` returns."""
+    """Restore running statistics from a row of ``statistics``."""
     buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     for buffer, values in zip(buffers, torch.split(row, [buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(values.view_as(buffer))

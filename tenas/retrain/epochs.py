@@ -123,7 +123,7 @@ def train(
     if "begun" in state:
         step, sums, *each = state.pop("begun")
         begun = UnfinishedError(step, sums)
-        # Of as many processes as before; others go on from the mean.
+        # With as many processes as before; otherwise all resume from the mean.
         if len(each) == processes.world_size:
             set_statistics(network, each[processes.rank])
     initial = done * steps + (begun.step if begun else 0)
@@ -146,8 +146,8 @@ def train(
             try:
                 row = run_epoch(trainer, evaluated, data, (feed, valid_feed), epoch, bar.update, stop, begun)
             except UnfinishedError as unfinished:
-                # The statistics of each process, for the same number of processes. Their mean is for another number: running
-                # statistics are linear, so that it leads to the same mean at the end of the epoch, but not in the last bits.
+                # The statistics of each process, to resume with the same number of processes; their mean, for any other number:
+                # running statistics are linear, so it leads to the same mean at the end of the epoch, except for the last bits.
                 each = processes.each_statistics(network) if processes.world_size > 1 else []
                 processes.average_statistics(network)
                 keep(begun=[unfinished.step, unfinished.sums, *each])
