@@ -185,13 +185,11 @@ def edit(request):
         (["measures/ntk.py"], {"score"}, set()),
         (["networks/single.py"], {"score"}, {"limits", "study_score"}),  # and score and training, after limits
         (["search/prune.py"], {"prune"}, {"prune"}),
-        (["report/drawing.py", "report/summary.py"], {"draw", "plot", "summary"}, {"draw", "plot", "summary", "claims"}),
-        (["retrain/train.py", "study/correlate.py"], {"retrain", "plot"}, {"training", "correlate", "plot"}),
-        (
-            ["export/stage.py", "benchmark/searches.py"],
-            {"export", "plot"},
-            {"table_search", "claims", "plot"},
-        ),  # claims: baselines
+        (["report/drawing.py", "report/summary.py"], {"draw", "plot", "summary"}, {"draw", "plot", "summary"}),
+        # And plot, after retrain and training.
+        (["retrain/train.py", "study/correlate.py"], {"retrain"}, {"training", "correlate"}),
+        # claims, plot: baselines
+        (["export/stage.py", "benchmark/searches.py"], {"export", "plot"}, {"table_search", "claims", "plot"}),
         (["networks/darts.py", "settings/base.py", "cli.py", "files.py", "stages/types.py"], set(), set()),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
