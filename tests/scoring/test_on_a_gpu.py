@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.engine import CARD, DARTS, IMAGES, KAPPA, NAS, ON_A_BATCH, REGIONS, cells_of, first_round, tiny
+from helpers.engine import CARD, IMAGES, KAPPA, NAS, ON_A_BATCH, REGIONS, cells_of, first_round, tiny
 from helpers.gpu import pretended
 
 from tenas.measures.catalogue import BUILT_IN
@@ -28,12 +28,11 @@ def assert_scored(measures: dict, subjects: Subjects, monkeypatch: pytest.Monkey
     assert gpu.made > 0
 
 
-@pytest.mark.parametrize("space", [NAS, pytest.param(DARTS, marks=pytest.mark.slow)], ids=lambda space: space.name)
 @pytest.mark.parametrize("name", sorted(BUILT_IN.keys() - COUNTS))
-def test_every_measure_of_a_cell_stays_on_its_device(name, space, monkeypatch):
+def test_every_measure_of_a_cell_stays_on_its_device(name, monkeypatch):
     """As a study, and a round of cells of a search, takes it."""
     # SynFlow asks whether its value is finite, a loss whether a label is none.
-    assert_scored({name: CROPS if name == REGIONS else ON_A_BATCH}, cells_of(space, 2), monkeypatch, yes="synflow" in name)
+    assert_scored({name: CROPS if name == REGIONS else ON_A_BATCH}, cells_of(NAS, 2), monkeypatch, yes="synflow" in name)
 
 
 def test_a_round_of_trials_stays_on_its_device(monkeypatch):
