@@ -169,8 +169,8 @@ except StoppedError as error:
 def test_a_retraining_by_two_processes_that_is_told_to_stop_ends_as_an_undisturbed_one(tmp_path):
     """Each goes on with statistics of its own: their mean, from the middle of an epoch on, would have other last bits."""
     (tmp_path / "stopped.py").write_text(STOPPED)
-    assert "told to stop" not in torchrun("stopped.py", "quiet", 0, cwd=tmp_path)
-    assert "told to stop, after step 8 of 18 in epoch 2" in torchrun("stopped.py", "both", 18 + 8, cwd=tmp_path)
+    assert "asked to stop" not in torchrun("stopped.py", "quiet", 0, cwd=tmp_path)
+    assert "asked to stop, after step 8 of 18 in epoch 2" in torchrun("stopped.py", "both", 18 + 8, cwd=tmp_path)
     torchrun("stopped.py", "both", 0, cwd=tmp_path)
     for name in ("history.csv", "network.pt"):
         assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "quiet" / name).read_bytes()

@@ -245,7 +245,7 @@ def test_a_summary_is_not_made_without_a_record(finished, tmp_path):
     [
         ("search", {"prune": 2}, {"search_settings"}),
         ("retraining", TINY["runs"]["digits"]["retraining"] | {"epochs": 2}, {"retrain_settings"}),
-        ("seeds", [0, 1], {"summary"}),
+        ("seeds", [0, 1], {"summary", "plot"}),
     ],
 )
 def test_a_change_of_the_configuration_repeats_what_reads_it(finished, tmp_path, key, value, rules):
@@ -263,7 +263,7 @@ def test_searches_on_the_table_are_made_when_the_configuration_asks_for_them(fin
     write_table(tmp_path)
     write_config(tmp_path, TINY | {"benchmark": {"nas-bench-201": str(tmp_path / "table.csv")}})
     found = job_counts(succeed(snakemake(finished, "--dry-run", "--configfile", tmp_path / "config/config.yaml")))
-    assert found == {"all": 1, "lookup": 1, "summary": 1}
+    assert found == {"all": 1, "lookup": 1, "summary": 1, "plot": 1}
 
 
 def test_claims_are_judged_by_the_runs_that_are_configured(funnel, tmp_path):
