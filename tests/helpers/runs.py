@@ -55,6 +55,8 @@ TINY = {
 # The run of config/config.yaml, small: rounds of cells, and one of short trainings.
 _FEW = {"repeats": 1, "batch": 4}
 DEFAULT = TINY | {
+    # Each process that scores takes seconds to start, and many tests run all of this.
+    "shards": 1,
     # More than a megabyte: Snakemake goes by the time of such a file, and by the content of smaller ones.
     "datasets": {"digits": {"source": "digits", "images": 400}},
     "runs": {

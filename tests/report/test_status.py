@@ -44,12 +44,12 @@ def test_a_finished_run_and_its_study(funnel):
 
 @pytest.mark.workflow
 def test_a_killed_search_counts_what_it_has_kept_and_goes_on(tmp_path):
-    measures = {"ntk_condition_number": {"repeats": 60, "batch": 4}, "linear_regions": None}
+    measures = {"ntk_condition_number": {"repeats": 15, "batch": 4}, "linear_regions": None}
     write_config(tmp_path, changed(TINY, search={"measures": measures}, retrain=None, retraining={}) | {"shards": 1})
     killed_when(tmp_path, "results/digits/seed0/round1/scores/.1.partial", *workflow(), after=1)
     (partial,) = (tmp_path / "results/digits/seed0/round1/scores").glob(".*.partial")
     kept = len(partial.read_text().split("\n")[1:-1])
-    planned = 60 * (6 * 4 + 1)
+    planned = 15 * (6 * 4 + 1)
     assert 0 < kept < planned
     text = said(tmp_path)
     assert "0 of 1 seeds that have begun are done" in text

@@ -154,7 +154,7 @@ def test_another_number_of_shards_runs_nothing(reproduced):
     assert "Running stage" not in succeed(dvc(reproduced, "repro"))
     assert "up to date" in succeed(dvc(reproduced, "status", "dvc.yaml"))
     assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
-    change(reproduced, shards=2)
+    change(reproduced, shards=DEFAULT["shards"])
 
 
 @pytest.mark.dvc
