@@ -101,7 +101,7 @@ def _draw_strip(axes: "Axes", accuracy: Accuracy) -> None:
         axes.axhline(accuracy.best, color=THIRD, linewidth=1, linestyle="--", label="best there is")
     axes.set_xticks(places, [str(seed) for seed in accuracy.values], rotation=90 if len(values) > 6 else 0)
     axes.set_xlim(-0.7, len(values) - 0.3)
-    axes.set(xlabel="seed", ylabel=f"{accuracy.name}, %")
+    axes.set(xlabel="seed", ylabel=f"{accuracy.name}, %", ylim=(None, min(axes.get_ylim()[1], 100.5)))
     axes.set_title(f"{accuracy.source}\n{accuracy.statistics()}", loc="left", fontsize=7.5)
     axes.margins(y=0.12)
 
@@ -200,7 +200,8 @@ def pictures_of_run(run: Found) -> list[Picture]:
     """All pictures of a run: over its seeds, and the rounds of each. Draw and save them in ``tenas.figures.style``."""
     seeds = list(run.archs)
     found = []
-    if accuracies := accuracies_of_run(run.folder, seeds):
+    # A single seed is a row of the page's table.
+    if len(seeds) > 1 and (accuracies := accuracies_of_run(run.folder, seeds)):
         found.append(draw_seeds(accuracies))
     looked_up = all(layout.path(layout.LOOKUP, run.folder, seed=seed).exists() for seed in seeds)
     table = table_of(run) if looked_up else None

@@ -337,7 +337,11 @@ def expected_files(config: Mapping, name: str, folder: Path) -> set[str]:
     # Of an accuracy, which every run here has, a retraining, the time, and the rounds of each seed; only the built-in table has
     # parameters, by which all its cells are drawn.
     looked_up = checked["benchmark"].get(run["settings"]["space"])
-    pictures = {"time"} | ({"seeds"} if run["retrain"] or looked_up else set()) | ({"retraining"} if run["retrain"] else set())
+    pictures = (
+        {"time"}
+        | ({"seeds"} if len(run["seeds"]) > 1 and (run["retrain"] or looked_up) else set())
+        | ({"retraining"} if run["retrain"] else set())
+    )
     pictures |= {"cloud"} if looked_up == "builtin" else set()
     pictures |= {f"rounds-seed{seed}" for seed in run["seeds"]}
     found |= {f"{layout.FIGURES}/{name}.{kind}" for name in pictures for kind in ("svg", "png", "csv")}

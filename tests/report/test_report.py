@@ -677,3 +677,6 @@ def test_accuracies_of_seeds_have_an_interval():
     with style():
         picture = draw_seeds([one, three])
     assert [row["value"] for row in picture.rows] == [90.0, 90.0, 91.0, 92.0]
+    with style():
+        high = draw_seeds([Accuracy("test accuracy", "retrained here", {0: 99.6, 1: 99.9})])
+    assert high.figure.axes[0].get_ylim()[1] <= 100.5
