@@ -347,6 +347,7 @@ def test_a_search_by_kappa_and_r_measures_what_it_always_has():
     assert [values[m] for m in asked[6:]] == pytest.approx([591, 594, 595, 597, 599, 597], abs=2)
 
 
+@pytest.mark.slow
 def test_any_measures_drive_a_round():
     names = [name for name in MEASURES if name not in (KAPPA, REGIONS)]
     settings = of(*names)

@@ -543,6 +543,7 @@ def torch_otherwise() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("otherwise", [False, True], ids=["", "with other defaults of torch"])
+@pytest.mark.slow
 def test_crops_do_not_depend_on_how_many_workers_there_are_and_how_they_start(coordinates, otherwise, monkeypatch, request):
     _, part = coordinates
     order = np.random.default_rng(0).permutation(16)

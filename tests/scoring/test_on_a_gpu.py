@@ -35,5 +35,6 @@ def test_every_measure_of_a_cell_stays_on_its_device(name, monkeypatch):
     assert_scored({name: CROPS if name == REGIONS else ON_A_BATCH}, cells_of(NAS, 2), monkeypatch, yes="synflow" in name)
 
 
+@pytest.mark.slow
 def test_a_round_of_trials_stays_on_its_device(monkeypatch):
     assert_scored({name: tiny()["measures"][name] for name in (KAPPA, REGIONS)}, first_round(), monkeypatch)
