@@ -5,16 +5,14 @@ those of its best round. What is measured uses names that all versions have, so 
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from benchmarks.side_by_side import Workers, table
+from benchmarks.side_by_side import CORES, Workers, table
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 CELL = "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_3x3~1|skip_connect~2|"
 # Space, genotype or a supernet of all operators but ``none``, channels, cells, images.
 CASES = [

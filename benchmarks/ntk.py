@@ -11,7 +11,6 @@ zero behind a ReLU, so that its share of the machine's peak may be more than the
 """
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,14 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.side_by_side import Workers, table
+from benchmarks.side_by_side import CORES, Workers, table
 from tenas.measures import ntk_engine
 from tenas.measures.ntk import ntk_gram, ntk_gram_by_loop, ntk_parameters, undisturbed
 from tenas.measures.ntk_tape import aten
 from tenas.networks import Network, Supernet
 from tenas.spaces import get_space
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # Space, channels, cells, images: of the supernet, or after a slash of a discrete cell, the same one each time.
 CASES = [
     ("nas-bench-201", 3, 1, 72),

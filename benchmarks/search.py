@@ -8,7 +8,6 @@ counted by our function in both, which is kind to the usual way.
 """
 
 import argparse
-import os
 import random
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.side_by_side import table
+from benchmarks.side_by_side import CORES, table
 from tenas import layout
 from tenas.errors import TenasError
 from tenas.measures import condition_number
@@ -31,7 +30,6 @@ from tenas.settings import schedule, search_settings
 from tenas.spaces import get_space
 from tenas.stages.search import search_seed
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 KAPPA = "ntk_condition_number"
 
 

@@ -1,5 +1,6 @@
 """Work done by processes side by side: how much of it per second, with all of them busy at once."""
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -7,6 +8,7 @@ from multiprocessing import get_context
 
 import torch
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _barrier = None
 
 

@@ -77,12 +77,17 @@ def table_of(run: Found) -> "pd.DataFrame | None":
     return None if index is None else read_index(index, run.settings["space"])
 
 
-def images_of(run: Found) -> str | None:
-    """Hash of the images of a run's first measurements; None if no record has it."""
-    seed = min(run.archs)
-    record = layout.path(layout.SCORES_RECORD, run.folder, seed=seed, round=1, shard=1)
-    inputs = read_json(record, "record of scores").get("inputs") if record.exists() else None
-    return next((digest for name, digest in (inputs or {}).items() if Path(name).name == layout.IMAGES), None)
+def table_if_looked_up(run: Found) -> "pd.DataFrame | None":
+    """``table_of``; None also if a seed was not looked up."""
+    looked_up = all(layout.path(layout.LOOKUP, run.folder, seed=seed).exists() for seed in run.archs)
+    return table_of(run) if looked_up else None
+
+
+def images_of(run: Found) -> tuple[Path, str] | None:
+    """Path and hash of the images of a run's first measurements; None if no record has them."""
+    record = layout.path(layout.SCORES_RECORD, run.folder, seed=min(run.archs), round=1, shard=1)
+    inputs = read_json(record, "record of scores").get("inputs") or {} if record.exists() else {}
+    return next(((Path(name), digest) for name, digest in inputs.items() if Path(name).name == layout.IMAGES), None)
 
 
 def is_released(settings: Mapping[str, Any]) -> bool:
@@ -92,12 +97,11 @@ def is_released(settings: Mapping[str, Any]) -> bool:
 
 def released_beside(run: Found, others: Iterable[Found]) -> Found | None:
     """The first of ``others`` with the authors' settings, and with the space, limits and images of ``run``."""
-    images = None
     for other in others:
         same = all(other.settings[key] == run.settings[key] for key in ("space", "limits"))
         if other.folder != run.folder and other.archs and same and is_released(other.settings):
-            images = images or images_of(run)
-            if images is not None and images == images_of(other):
+            mine, theirs = images_of(run), images_of(other)
+            if mine is not None and theirs is not None and mine[1] == theirs[1]:
                 return other
     return None
 

@@ -1,14 +1,13 @@
 """Draw a search among all cells of its space's table: the cells left by each round, and the cells found."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenas import layout
 from tenas.benchmark.index import accuracies_of
 from tenas.figures import KEPT, OUT, PRUNED, THIRD, Picture
-from tenas.files import read_json, read_table
-from tenas.report.beside import Found
+from tenas.files import read_table
+from tenas.report.beside import Found, images_of
 from tenas.search.shortlist import read_shortlist
 from tenas.settings.search import schedule
 from tenas.spaces import get_space
@@ -49,16 +48,10 @@ class Cloud(NamedTuple):
     rank: "pd.Series"
 
 
-def dataset_of(run: Found) -> str | None:
-    """Name of a run's prepared images, from the record of its first measurements; None if that has none."""
-    record = layout.path(layout.SCORES_RECORD, run.folder, seed=min(run.archs), round=1, shard=1)
-    inputs = read_json(record, "record of scores").get("inputs") or {} if record.exists() else {}
-    return next((Path(name).parent.name for name in inputs if Path(name).name == layout.IMAGES), None)
-
-
 def test_of(run: Found, tests: Sequence[str]) -> str | None:
-    """Name of the test accuracy on the run's images, or on those of its short trainings; else the first of ``names``."""
-    names = [run.settings["rounds"][-1].get("column") or "", dataset_of(run) or ""]
+    """Name of the test accuracy on the run's images, or on those of its short trainings; else the first of ``tests``."""
+    images = images_of(run)
+    names = [run.settings["rounds"][-1].get("column") or "", "" if images is None else images[0].parent.name]
     for name in names:
         # The longest match: cifar100 begins with cifar10.
         if wanted := [test for test in tests if name.startswith(test.removesuffix("_test"))]:

@@ -11,7 +11,7 @@ from tenas.code import code_digest
 from tenas.figures import Picture
 from tenas.files import read_json
 from tenas.progress import duration
-from tenas.report.beside import Found, baselines_of_run, standings_of_run, table_of
+from tenas.report.beside import Found, baselines_of_run, standings_of_run, table_if_looked_up
 from tenas.report.claims import interval
 from tenas.report.cloud import test_of
 from tenas.report.drawing import draw
@@ -201,7 +201,7 @@ def _sure(run: Found, found: Sequence[Accuracy]) -> list[str]:
 
 def _beside(run: Found) -> str | None:
     """Baselines of equal cost, in the table of the run's space; None if it was not looked up."""
-    table = table_of(run) if all(layout.path(layout.LOOKUP, run.folder, seed=seed).exists() for seed in run.archs) else None
+    table = table_if_looked_up(run)
     found = [] if table is None else standings_of_run(run, table, "this run")
     if table is None or not found:
         return None

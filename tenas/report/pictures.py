@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tenas import layout
 from tenas.figures import KEPT, SERIES, THIRD, Picture
 from tenas.progress import duration
-from tenas.report.beside import Found, table_of
+from tenas.report.beside import Found, table_if_looked_up
 from tenas.report.claims import interval
 from tenas.report.cloud import SHORT, cloud_of, draw_cloud
 from tenas.report.rankings import draw_rounds, read_curve
@@ -101,9 +101,10 @@ def _draw_strip(axes: "Axes", accuracy: Accuracy) -> None:
         axes.axhline(accuracy.best, color=THIRD, linewidth=1, linestyle="--", label="best there is")
     axes.set_xticks(places, [str(seed) for seed in accuracy.values], rotation=90 if len(values) > 6 else 0)
     axes.set_xlim(-0.7, len(values) - 0.3)
-    axes.set(xlabel="seed", ylabel=f"{accuracy.name}, %", ylim=(None, min(axes.get_ylim()[1], 100.5)))
+    axes.set(xlabel="seed", ylabel=f"{accuracy.name}, %")
     axes.set_title(f"{accuracy.source}\n{accuracy.statistics()}", loc="left", fontsize=7.5)
     axes.margins(y=0.12)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 100.5))
 
 
 def draw_retraining(folder: Path, seeds: Iterable[int]) -> Picture | None:
@@ -203,8 +204,7 @@ def pictures_of_run(run: Found) -> list[Picture]:
     # A single seed is a row of the page's table.
     if len(seeds) > 1 and (accuracies := accuracies_of_run(run.folder, seeds)):
         found.append(draw_seeds(accuracies))
-    looked_up = all(layout.path(layout.LOOKUP, run.folder, seed=seed).exists() for seed in seeds)
-    table = table_of(run) if looked_up else None
+    table = table_if_looked_up(run)
     if table is not None and (cloud := cloud_of(run, table)) is not None:
         found.append(draw_cloud(run, cloud))
     if (retraining := draw_retraining(run.folder, seeds)) is not None:
