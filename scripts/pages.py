@@ -14,7 +14,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from tenas.cli import HEADINGS, STAGES, _parser
+from tenas.cli import HEADINGS, STAGES, command_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = "docs/commands.md"
@@ -58,7 +58,7 @@ def links(page: str) -> Iterator[str]:
 def commands() -> str:
     """The reference of the command line: the help of each command, under the headings of ``tenas --help``."""
     os.environ["COLUMNS"] = "84"  # what the theme shows of a line
-    parsers = subcommands(_parser())
+    parsers = subcommands(command_parser())
     listed = [name for names in HEADINGS.values() for name in names]
     headings = {**HEADINGS, STAGES: [name for name in parsers if name not in listed]}
     parts = ["# Commands", "Each command prints what stands here with `--help`. Exit statuses: [workflow.md](workflow.md)."]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tenas.data.sources import Source
     from tenas.errors import TenasError
     from tenas.measures.catalogue import Measure
+    from tenas.ranking import rank
     from tenas.spaces.base import Genotype, Space
     from tenas.spaces.custom import CellSpace, ChainSpace, Layer
 
@@ -37,7 +38,7 @@ _FROM = {
     "SearchResult": "tenas.api", "SearchRound": "tenas.api", "build": "tenas.api", "list_measures": "tenas.api",
     "list_presets": "tenas.api", "list_sources": "tenas.api", "list_spaces": "tenas.api", "measure": "tenas.api",
     "Arrays": "tenas.data.parts", "Files": "tenas.data.parts", "Loaded": "tenas.data.parts", "Paths": "tenas.data.parts",
-    "Source": "tenas.data.sources", "TenasError": "tenas.errors", "Measure": "tenas.measures.catalogue",
+    "rank": "tenas.ranking", "Source": "tenas.data.sources", "TenasError": "tenas.errors", "Measure": "tenas.measures.catalogue",
     "Genotype": "tenas.spaces.base", "Space": "tenas.spaces.base", "CellSpace": "tenas.spaces.custom",
     "ChainSpace": "tenas.spaces.custom", "Layer": "tenas.spaces.custom",
 }  # fmt: skip
@@ -45,7 +46,7 @@ _FROM = {
 __all__ = [
     "Arrays", "CellSpace", "ChainSpace", "Files", "Genotype", "Layer", "Loaded", "Measure", "Paths", "SearchResult",
     "SearchRound", "Source", "Space", "TenasError", "build", "list_measures", "list_presets", "list_sources", "list_spaces",
-    "measure", "search",
+    "measure", "rank", "search",
 ]  # fmt: skip
 
 

@@ -99,12 +99,14 @@ def build(
     cells: int,
     classes: int,
     space: str | Space | None = None,
+    seed: int | None = None,
     **more: Any,
 ) -> Network:
     """Build the network of a genotype: a ``torch.nn.Module`` from images (n, 3, h, w) to logits (n, classes), newly initialised.
 
     ``genotype``: that of a search, the path of a genotype.json, or the text of one; for a text of a user's space give the
     ``space``. ``channels`` and ``cells``: see tenas.networks.Network, which also takes ``more`` (``stem``, ``auxiliary``).
+    ``seed``: of the weights; by default torch's generator goes on where it is.
     Raises TenasError for a text that is no genotype, and for sizes below 1.
 
     Examples:
@@ -114,10 +116,13 @@ def build(
         802426
     """
     from tenas.networks import Network
+    from tenas.networks.initialise import seeded
 
     if isinstance(space, Space):
         known(space)
-    return Network(load_genotype(genotype, space), channels=channels, cells=cells, classes=classes, **more)
+    found = load_genotype(genotype, space)
+    with nullcontext() if seed is None else seeded(seed):
+        return Network(found, channels=channels, cells=cells, classes=classes, **more)
 
 
 @dataclass(frozen=True)

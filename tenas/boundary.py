@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tenas.errors import StoppedError, TenasError, lacks_memory, of_os
+from tenas.errors import StoppedError, TenasError, lacks_memory, of_os, reason
 from tenas.progress import one_line
 
 FAULT, REFUSED, LATER, STOPPED = 1, TenasError.status, StoppedError.status, 130
@@ -88,7 +88,7 @@ def described(error: BaseException) -> tuple[str, int]:
 
 def _line(error: BaseException) -> str:
     """Message of an error, on one line of limited length."""
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    text = reason(error)
     return text if len(text) <= 300 else text[:297] + "..."
 
 

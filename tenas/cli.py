@@ -158,7 +158,8 @@ def _overview(summaries: Mapping[str, str]) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line, made from the signatures of the stages."""
     parser = argparse.ArgumentParser(
         prog="tenas", description="TE-NAS: neural architecture search with little or no training.", formatter_class=_Formatter
     )
@@ -186,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    parsed = vars(_parser().parse_args(arguments))
+    parsed = vars(command_parser().parse_args(arguments))
     stage = parsed.pop("stage")
     del parsed["debug"]
     if "progress" in inspect.signature(stage).parameters:

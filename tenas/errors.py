@@ -49,11 +49,16 @@ NO_MEMORY = (
 def of_os(error: OSError, path: str | os.PathLike[str] | None = None, what: str = "cannot be read or written") -> str:
     """Sentence for an error of the operating system. ``path``: of the file; by default the one that the error names."""
     named = path if path is not None else error.filename
-    reason = (error.strerror or " ".join(str(error).split()) or type(error).__name__).rstrip(".")
+    cause = error.strerror.rstrip(".") if error.strerror else reason(error)
     advice = f" {ADVICE[error.errno]}" if error.errno in ADVICE else ""
     if isinstance(named, str | bytes | os.PathLike):
         named = f"The path {os.fsdecode(named) or repr('')}"
-    return f"{named or 'A file, or the output,'} {what}: {reason}.{advice}"
+    return f"{named or 'A file, or the output,'} {what}: {cause}.{advice}"
+
+
+def reason(error: BaseException) -> str:
+    """Message of a library's error on one line, to end a sentence with."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -19,6 +19,9 @@ from typing import Any
 from tenas.errors import TenasError, of_os
 from tenas.locks import lock_folder
 
+# Bytes that a packed file may unpack to, however small it is.
+LARGE = 2**26
+
 
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -50,6 +53,14 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         os.close(handle)
+
+
+def most_unpacked(packed: int, factor: int = 250) -> int:
+    """Most bytes that a file of ``packed`` bytes may unpack to: LARGE, or ``factor`` times its size if that is more.
+
+    Tables and images shrink to a fifth or so; zlib reaches 1,032, with a file that is made to fill the memory.
+    """
+    return max(LARGE, factor * packed)
 
 
 def _held(path: Path) -> tuple[int, Path]:

@@ -15,7 +15,7 @@ from helpers.engine import TINY, files, prepared, refused
 from PIL import Image
 
 import tenas
-from tenas.cli import HEADINGS, _parser, main
+from tenas.cli import HEADINGS, command_parser, main
 from tenas.config import load_config
 from tenas.files import sha256
 from tenas.settings import search_settings
@@ -273,7 +273,7 @@ def test_every_stage_explains_itself(capsys):
             for inner in action.choices.values() if isinstance(action.choices, dict) else ():
                 yield from parsers(inner)
 
-    found = list(parsers(_parser()))
+    found = list(parsers(command_parser()))
     assert len(found) > 20
     for parser in found:
         assert parser.format_help()
@@ -295,7 +295,7 @@ def commands(parser, name=""):
 
 
 def test_the_help_has_all_commands_those_of_users_first_with_examples_that_parse():
-    parser = _parser()
+    parser = command_parser()
     text = parser.format_help()
     listed = [line.split()[0] for line in text[text.index("find a network:") :].splitlines() if line.startswith("  ")]
     assert listed[:2] == ["search", "run"]

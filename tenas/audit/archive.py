@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tenas import layout
 from tenas.audit.ledger import mapping
 from tenas.errors import TenasError
-from tenas.files import json_text, read_json, scratch_folder, sha256, whole
+from tenas.files import json_text, most_unpacked, read_json, scratch_folder, sha256, whole
 from tenas.provenance import commit_of_code, is_sealed, sealed
 
 LIST = "archive.json"
@@ -28,7 +28,7 @@ KEPT = {".csv", ".json"}
 # Checkpoints of trainings are no results, and nothing follows from the page of a run.
 NO_RESULT = {layout.CHECKPOINT, layout.OVERVIEW}
 # Larger archives are refused, and those with a larger compression ratio: archives of text stay far below.
-MOST_BYTES, LARGE, FACTOR = 8 * 2**30, 2**26, 1000
+MOST_BYTES, MOST_FACTOR = 8 * 2**30, 1000
 
 
 class Archive(NamedTuple):
@@ -162,7 +162,7 @@ def _read_list(path: str | PathLike[str], archive: tarfile.TarFile) -> dict[str,
 
 def _most(path: str | PathLike[str]) -> int:
     """Most bytes that an archive may unpack to."""
-    return min(MOST_BYTES, max(LARGE, FACTOR * Path(path).stat().st_size))
+    return min(MOST_BYTES, most_unpacked(Path(path).stat().st_size, MOST_FACTOR))
 
 
 def _is_safe(member: object) -> bool:

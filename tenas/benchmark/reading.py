@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tenas.errors import TenasError
+from tenas.errors import TenasError, reason
+from tenas.files import most_unpacked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 PARQUET = b"PAR1"
 POINTER = b"version https://git-lfs"
 METADATA = b"tenas"
-# A file that unpacks to more than this, by more than that factor, is no table: those of benchmarks shrink to about a fifth.
-LARGE, FACTOR = 2**26, 250
 
 
 def _unzip(data: bytes) -> IO[bytes]:
@@ -59,7 +58,7 @@ def unpacked(data: bytes) -> bytes:
     unpack = next((unpack for start, unpack in UNPACKERS.items() if data.startswith(start)), None)
     if unpack is None:
         return data
-    most, parts, size = max(LARGE, FACTOR * len(data)), [], 0
+    most, parts, size = most_unpacked(len(data)), [], 0
     with unpack(data) as stream:
         # To the end, to verify the checksum.
         while part := stream.read(2**20):
@@ -94,8 +93,7 @@ def load(path: str | os.PathLike[str], what: str, checksum: str | None = None) -
         return _parquet(data) if data.startswith(PARQUET) or path.suffix == ".parquet" else (_csv(unpacked(data)), {})
     # On damaged bytes, these libraries raise almost any exception.
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise TenasError(f"The {what} {path} cannot be read: {reason}.") from error
+        raise TenasError(f"The {what} {path} cannot be read: {reason(error)}.") from error
 
 
 def _parquet(data: bytes) -> tuple["pd.DataFrame", dict[str, Any]]:
@@ -105,7 +103,7 @@ def _parquet(data: bytes) -> tuple["pd.DataFrame", dict[str, Any]]:
     # Files of ``tenas benchmark import`` have page checksums; pages without one are not verified.
     file = parquet.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     # A run of equal values takes a few bytes however long it is.
-    if (size := 8 * file.metadata.num_rows * file.metadata.num_columns) > max(LARGE, FACTOR * len(data)):
+    if (size := 8 * file.metadata.num_rows * file.metadata.num_columns) > most_unpacked(len(data)):
         raise ValueError(f"it would unpack from {len(data):,} to {size:,} bytes, as no table does")
     table = file.read()
     record = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))

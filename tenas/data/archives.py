@@ -13,10 +13,9 @@ import numpy as np
 
 from tenas.data.arrays import MOST_CLASSES, as_labels, check_pixels
 from tenas.data.parts import Arrays, Loaded, hold_out
-from tenas.errors import TenasError
+from tenas.errors import TenasError, reason
+from tenas.files import most_unpacked
 
-# An array that unpacks to more than this, by more than that factor, holds no images; zlib's maximum is 1,032.
-LARGE, FACTOR = 2**26, 250
 READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 
 
@@ -83,7 +82,7 @@ class Archive:
                 f"{name!r} in {self.path} is damaged: {header.dtype} {header.shape} takes {header.size:,} bytes, not "
                 f"{info.file_size:,}."
             )
-        if header.size > max(LARGE, FACTOR * info.compress_size):
+        if header.size > most_unpacked(info.compress_size):
             raise TenasError(
                 f"{name!r} in {self.path} would unpack from {info.compress_size:,} to {header.size:,} bytes, unlike any images."
             )
@@ -141,9 +140,7 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, Archive]]:
         raise TenasError(f"The arrays of {path} do not fit in memory.") from error
     except Exception as error:
         # On damaged files zipfile, its decompressors and NumPy raise almost any exception.
-        raise TenasError(
-            f"The file {path} is not a valid .npz file: {str(error).rstrip('.') or type(error).__name__}."
-        ) from error
+        raise TenasError(f"The file {path} is not a valid .npz file: {reason(error)}.") from error
 
 
 def _arrays(archive: Archive) -> tuple[Mapping[str, np.ndarray], Sequence[str] | None]:

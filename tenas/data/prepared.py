@@ -15,7 +15,7 @@ from tenas.data.arrays import as_labels, as_pixels, check_classes, label_warning
 from tenas.data.parts import Arrays, Files, shared
 from tenas.data.pixels import remarks
 from tenas.data.sources import SOURCES, load, size_of
-from tenas.errors import TenasError
+from tenas.errors import TenasError, reason
 from tenas.files import read_json, sha256, whole, write_json
 from tenas.locks import alone
 from tenas.provenance import Stopwatch, is_sealed, provenance, sealed
@@ -290,8 +290,7 @@ def _opened(path: Path, what: str) -> Iterator[tuple[IO[bytes], str]]:
         raise
     except Exception as error:
         # On damaged files NumPy raises almost any exception, including those of its tokenizer.
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise TenasError(f"The {what} {path} cannot be read: {reason}. Prepare the data set again.") from error
+        raise TenasError(f"The {what} {path} cannot be read: {reason(error)}. Prepare the data set again.") from error
 
 
 def _read_labels(path: Path, card: Mapping[str, Any]) -> tuple[np.ndarray, str]:

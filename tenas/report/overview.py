@@ -15,8 +15,8 @@ from tenas.report.beside import Found, baselines_of_run, standings_of_run, table
 from tenas.report.claims import interval
 from tenas.report.cloud import test_of
 from tenas.report.drawing import draw
-from tenas.report.pictures import Accuracy, accuracies_of_run, is_looked_up, stages_of_run
-from tenas.report.summary import records_of_scores, results_of_seed, summarise, summarise_rounds
+from tenas.report.pictures import Accuracy, Stage, accuracies_of_run, is_looked_up, stages_of_run
+from tenas.report.summary import RoundSummary, records_of_scores, results_of_seed, summarise, summarise_rounds
 from tenas.spaces import get_space
 
 STYLE = (
@@ -37,6 +37,8 @@ ROUNDS = (
     "ranks by the measures against each other, the kept cells numbered by their places. A round of trainings: the finalists by "
     "validation accuracy, the best as a star."
 )
+# Rounds of each seed.
+Rounds = Mapping[int, Sequence[RoundSummary]]
 # The page must not load or run anything.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -138,10 +140,9 @@ def _cells(run: Found) -> list[str]:
     return parts
 
 
-def _rows(run: Found, found: Sequence[Accuracy]) -> str:
+def _rows(run: Found, found: Sequence[Accuracy], rows: Sequence[Mapping[str, Any]]) -> str:
     """One row per seed: accuracies, ranks, costs, times."""
     lead = _lead(run, found)
-    _, rows = summarise(run.folder, run.archs)
     table = []
     for row in rows:
         seed = row["seed"]
@@ -164,39 +165,41 @@ def _rank(row: Mapping[str, Any], accuracy: Accuracy) -> str:
 # --- certainty
 
 
-def _sure(run: Found, found: Sequence[Accuracy]) -> list[str]:
-    rows = []
+def _sure(found: Sequence[Accuracy], rows: Sequence[Mapping[str, Any]], rounds: Rounds) -> list[str]:
+    table = []
     for accuracy in found:
         values = list(accuracy.values.values())
         ends = interval(values)
         between = "none: one seed" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
         spread = "" if len(values) < 2 else f"{stdev(values):.2f}"
-        rows.append([accuracy.name, accuracy.source, f"{mean(values):.2f}", spread, between, len(values)])
+        table.append([accuracy.name, accuracy.source, f"{mean(values):.2f}", spread, between, len(values)])
     columns = ["accuracy, %", "source", "mean", "sd", "95 % interval of the mean", "seeds"]
     parts = (
-        [_table(columns, rows, (2, 3, 4, 5))] if rows else ["<p>No accuracy is known: nothing was retrained or looked up.</p>"]
+        [_table(columns, table, (2, 3, 4, 5))] if table else ["<p>No accuracy is known: nothing was retrained or looked up.</p>"]
     )
     shares = {"pruned_share": "operators that were pruned", "kept_share": "cells that were kept"}
-    _, summary = summarise(run.folder, run.archs)
     for column, what in shares.items():
-        if values := [row[column] for row in summary if row.get(column) is not None]:
+        if values := [row[column] for row in rows if row.get(column) is not None]:
             parts.append(
                 f"<p>With the repeats drawn again, the same {what} come out in {mean(values):.0%} of the draws on average.</p>"
             )
-    found_warnings: dict[str, list[int]] = {}
-    for seed in run.archs:
-        for part in summarise_rounds(run.folder, seed, run.settings):
-            for warning in part.warnings:
-                found_warnings.setdefault(f"round {part.number}: {warning}", []).append(seed)
-    if found_warnings:
-        lines = (
-            f"<li>{escape(text)}{'' if len(seeds) == len(run.archs) else escape(f' (seeds {seeds})')}</li>"
-            for text, seeds in found_warnings.items()
-        )
-        parts.append(f"<p>Warnings:</p><ul>{''.join(lines)}</ul>")
-    else:
-        parts.append("<p>No measure was constant, saturated, infinite, or taken once.</p>")
-    return parts
+    return [*parts, _warnings(rounds)]
+
+
+def _warnings(rounds: Rounds) -> str:
+    """The warnings of all rounds, each with the seeds that have it unless all have."""
+    seeds_with: dict[str, list[int]] = {}
+    for seed, summaries in rounds.items():
+        for summary in summaries:
+            for warning in summary.warnings:
+                seeds_with.setdefault(f"round {summary.number}: {warning}", []).append(seed)
+    if not seeds_with:
+        return "<p>No measure was constant, saturated, infinite, or taken once.</p>"
+    lines = (
+        f"<li>{escape(text)}{'' if len(seeds) == len(rounds) else escape(f' (seeds {seeds})')}</li>"
+        for text, seeds in seeds_with.items()
+    )
+    return f"<p>Warnings:</p><ul>{''.join(lines)}</ul>"
 
 
 def _beside(run: Found) -> str | None:
@@ -236,10 +239,8 @@ def _rounds(figures: Mapping[str, str]) -> list[str]:
 # --- cost and provenance
 
 
-def _funnel(run: Found) -> str:
+def _funnel(stages: Sequence[Stage], rounds: Rounds) -> str:
     """The rounds, with numbers of subjects and of kept ones in the first seed, and mean seconds over all seeds."""
-    rounds = {seed: summarise_rounds(run.folder, seed, run.settings) for seed in run.archs}
-    stages = stages_of_run(run.folder, run.archs, run.settings)
     first = rounds[min(rounds)]
     rows = []
     for place, stage in enumerate(stages):
@@ -250,7 +251,7 @@ def _funnel(run: Found) -> str:
     return _table(["stage", "subjects", several, "time, mean" if len(rounds) > 1 else "time"], rows, (1, 2, 3))
 
 
-def _records(run: Found) -> list[Mapping[str, Any]]:
+def _records(run: Found, rounds: Rounds) -> list[Mapping[str, Any]]:
     """The records of all measurements and trainings."""
     found: list[Mapping[str, Any]] = []
     for seed in run.archs:
@@ -259,8 +260,7 @@ def _records(run: Found) -> list[Mapping[str, Any]]:
             if entry["kind"] != "training":
                 found += records_of_scores(layout.path(layout.SCORES_RECORD, run.folder, **at, shard=1).parent).values()
             elif entry["column"] is None:
-                rows = summarise_rounds(run.folder, seed, run.settings)[number - 1].subjects
-                for place in range(1, rows + 1):
+                for place in range(1, rounds[seed][number - 1].subjects + 1):
                     path = layout.path(layout.TRAINING_METRICS, run.folder, **at, place=place)
                     found.append(read_json(path, "training's metrics").get("provenance") or {})
         metrics = results_of_seed(run.folder, seed)[2]
@@ -268,8 +268,8 @@ def _records(run: Found) -> list[Mapping[str, Any]]:
     return found
 
 
-def _made_by(run: Found, commit: Mapping[str, Any] | None) -> str:
-    records = _records(run)
+def _made_by(run: Found, rounds: Rounds, commit: Mapping[str, Any] | None) -> str:
+    records = _records(run, rounds)
 
     def values(*keys: str) -> list[str]:
         found: dict[str, None] = {}
@@ -315,19 +315,25 @@ def overview(run: Found, pictures: Iterable[tuple[Picture, str]], commit: Mappin
     seeds = list(run.archs)
     found = accuracies_of_run(run.folder, seeds)
     stages = stages_of_run(run.folder, seeds, run.settings)
+    _, rows = summarise(run.folder, seeds)
+    rounds = {seed: summarise_rounds(run.folder, seed, run.settings) for seed in seeds}
     searched = sum(mean(stage.seconds.values()) for stage in stages if stage.name.startswith("round "))
     figures = {picture.name: _figure(svg, picture.text, picture.text) for picture, svg in pictures}
     beside = _beside(run)
+
+    def wanted(*names: str) -> list[str]:
+        return [figures[name] for name in names if name in figures]
+
     name = run.folder.resolve().name
     parts = [
         f"<h1>{escape(name)}</h1>",
         *_found(run, found, searched),
-        _section("What was found", *_cells(run), _rows(run, found), figures.get("cloud", ""), figures.get("retraining", "")),
-        _section("How sure it is", *_sure(run, found), figures.get("seeds", "")),
+        _section("What was found", *_cells(run), _rows(run, found, rows), *wanted("cloud", "retraining")),
+        _section("How sure it is", *_sure(found, rows, rounds), *wanted("seeds")),
         *([] if beside is None else [_section("What costs as much", beside)]),
-        _section("What it cost", _funnel(run), figures["time"]),
+        _section("What it cost", _funnel(stages, rounds), figures["time"]),
         _section("Round by round", *_rounds(figures)),
-        _section("What made it", _made_by(run, commit)),
+        _section("What made it", _made_by(run, rounds, commit)),
         '<p class="quiet">All figures as SVG and PNG, with their data as CSV, also of the rounds of each seed, lie in the folder '
         f"{layout.FIGURES} of the run. Every decision: tenas audit {escape(str(run.folder))}.</p>",
     ]

@@ -117,6 +117,9 @@ class Genotype:
         """The customary text of the genotype's space; ``space.parse`` is its inverse."""
         return self.space.text(self)
 
+    def __repr__(self) -> str:
+        return f"<Genotype of {self.space.name}: {self.arch}>"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "space": self.space.reference,

@@ -49,8 +49,8 @@ def members(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", [LIST, "runs/x/search.json"])
 def test_an_archive_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(packing, "LARGE", 2**16)
-    monkeypatch.setattr(packing, "FACTOR", 10)
+    monkeypatch.setattr("tenas.files.LARGE", 2**16)
+    monkeypatch.setattr(packing, "MOST_FACTOR", 10)
     digest = hashlib.sha256(bytes(2**22)).hexdigest()
     listed = sealed({"format": 1, "commit": None, "runs": {}, "files": {name: digest}, "left_out": {}})
     with tarfile.open(tmp_path / "bomb.tar.xz", "w:xz") as archive:

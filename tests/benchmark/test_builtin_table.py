@@ -33,7 +33,6 @@ from tenas.benchmark import (
     query,
     read_column,
     read_index,
-    reading,
 )
 from tenas.benchmark.builtin import CHECKSUMS
 from tenas.benchmark.compare import compare, describe_comparison
@@ -262,13 +261,13 @@ def test_a_table_is_read_in_every_packing_and_refused_when_it_is_cut(table, tmp_
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zipped, zstd])
 def test_what_unpacks_to_far_more_than_it_is_is_refused_before_memory_is_taken(tmp_path, monkeypatch, pack):
-    monkeypatch.setattr(reading, "LARGE", 2**16)
+    monkeypatch.setattr("tenas.files.LARGE", 2**16)
     (tmp_path / "index.csv").write_bytes(pack(bytes(4 * 2**20)))
     refused(tmp_path / "index.csv", r"would unpack from [\d,]+ to more than [\d,]+ bytes, as no table does")
 
 
 def test_a_parquet_file_of_endless_equal_rows_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "LARGE", 2**16)
+    monkeypatch.setattr("tenas.files.LARGE", 2**16)
     parquet.write_table(pa.table({"arch": ["a"] * 200_000}), tmp_path / "index.parquet")
     refused(tmp_path / "index.parquet", r"would unpack from [\d,]+ to 1,600,000 bytes, as no table does")
 

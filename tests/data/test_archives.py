@@ -16,9 +16,9 @@ import pytest
 
 from tenas.cli import main
 from tenas.data import prepare
-from tenas.data.archives import LARGE, load_npz, npz_size
+from tenas.data.archives import load_npz, npz_size
 from tenas.errors import TenasError
-from tenas.files import sha256
+from tenas.files import LARGE, sha256
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 12, 12, 3), dtype=np.uint8)
 LABELS = np.arange(60) % 3

@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 from helpers.pages import commands, page
 
-from tenas.cli import _parser
+from tenas.cli import command_parser
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -21,7 +21,7 @@ FOLDERS = ("config/", "profiles/", "examples/")
 
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_of_a_page_can_be_given(name, capsys):
-    parser = _parser()
+    parser = command_parser()
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for program, *arguments in commands(page(name)):
         if program == "tenas":

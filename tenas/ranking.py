@@ -1,0 +1,107 @@
+"""Rank networks of one's own: ``tenas.rank``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tenas.errors import TenasError
+from tenas.measures.catalogue import Measure, get_measure
+from tenas.search.repeats import standard_error
+from tenas.search.shortlist import aggregated, mean_score, on_scale, places
+from tenas.seeds import derive_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor, nn
+
+
+def rank(
+    networks: Mapping[str, Callable[[], nn.Module]],
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    measures: Iterable[str | Measure] = ("swap", "synflow", "flops"),
+    repeats: int = 3,
+    batch: int = 16,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Rank networks of one's own untrained, as a round of cells of a search does; one row per network, the best first.
+
+    Args:
+        networks: name -> function without arguments that makes the network, a ``torch.nn.Module`` newly initialised.
+        images: (n, 3, h, w), as the networks take them.
+        labels: (n,) integers from 0, for loss-based measures.
+        measures: of ``list_measures()`` or one's own; the default are those of the first round of the preset ``default``.
+        repeats: draws of weights and of images; all networks of a draw see the same images.
+        batch: images of a draw.
+        seed: of the draws. The same seed gives the same table on the same kind of processor.
+
+    Returns:
+        Columns for each measure: ``<measure>_score``, the mean over the draws, of logarithms where the measure is never negative,
+        more being better; ``<measure>_se``, its standard error, NaN below two draws; ``<measure>_rank``, 1 for the best. Rows are
+        in the order of ``log_rank_sum``, which penalises a bad rank in any measure (Lee and Ham, CVPR 2024, equation 10).
+
+    Raises:
+        TenasError: for networks and sizes that are none, for measures of inputs other than images, and as measures do.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> def layers(width):
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(12, width), nn.ReLU(), nn.Linear(width, 3))
+        >>> images = torch.randn(32, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+        >>> table = rank({"narrow": lambda: layers(2), "wide": lambda: layers(64)}, images, measures=["naswot", "flops"])
+        >>> list(table.index)
+        ['wide', 'narrow']
+        >>> table["flops_rank"].tolist()
+        [1.0, 2.0]
+    """
+    import pandas as pd
+    from torch.nn import Module
+
+    from tenas.networks.initialise import seeded
+
+    records = [get_measure(measure) for measure in measures]
+    _check_ranking(networks, records, repeats, batch, len(images))
+    values = np.empty((len(records), len(networks), repeats))
+    for repeat in range(repeats):
+        drawn = np.random.default_rng([seed, repeat]).choice(len(images), batch, replace=False)
+        seen = images[drawn], None if labels is None else labels[drawn]
+        for row, (name, make) in enumerate(networks.items()):
+            with seeded(derive_seed(seed, repeat, "weights")):
+                network = make()
+                if not isinstance(network, Module):
+                    raise TenasError(
+                        f"The function of the network {name!r} makes a {type(network).__name__}, not a torch.nn.Module."
+                    )
+                values[:, row, repeat] = [measure(network, *seen) for measure in records]
+    table, ranks = pd.DataFrame(index=pd.Index(networks, name="network")), []
+    for measure, scores in zip(records, values, strict=True):
+        table[f"{measure.name}_score"] = mean_score(measure, scores, np.ones((1, repeats)))[0]
+        table[f"{measure.name}_se"] = [
+            math.nan if error == "" else error for error in map(standard_error, on_scale(measure, scores))
+        ]
+        table[f"{measure.name}_rank"] = places(table[f"{measure.name}_score"].to_numpy())
+        ranks.append(table[f"{measure.name}_rank"].to_numpy())
+    table["log_rank_sum"] = aggregated(ranks, "log_rank_sum")
+    return table.iloc[np.lexsort((ranks[0], -table["log_rank_sum"].to_numpy()))]
+
+
+def _check_ranking(networks: Mapping[str, object], measures: Sequence[Measure], repeats: int, batch: int, images: int) -> None:
+    """Raise TenasError for arguments of ``rank`` that make no ranking."""
+    if not networks or not measures:
+        raise TenasError("A ranking needs at least one network and one measure.")
+    for name, make in networks.items():
+        if not callable(make) or hasattr(make, "parameters"):
+            raise TenasError(f"The network {name!r} must be a function that makes it: each repeat draws other weights.")
+    for measure in measures:
+        if measure.inputs != "batch":
+            raise TenasError(f"The measure {measure.name} is of regions of inputs, not of images: it cannot be taken here.")
+    if repeats < 1:
+        raise TenasError(f"'repeats' is {repeats}; it must be at least 1.")
+    if not 1 <= batch <= images:
+        raise TenasError(f"'batch' is {batch}; it must be 1 to {images}, the number of images.")
