@@ -5,6 +5,8 @@
 # make site        the documentation as pages in build/site, to be read in a browser
 # make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining, and 2,000 measurements by each
 #                  measure: hours (scripts/stress --help)
+# make mutants     changes the code of decisions, measures and audit in one place at a time, and says which changes no test notices: an
+#                  hour or more (`mutmut results`, `mutmut show NAME`)
 # make lint        style, types and spelling of the code and of the workflow
 # Each makes .venv first where there is none. Another Python: make search PYTHON=python3.12
 
@@ -15,7 +17,7 @@ CORES ?= $(shell nproc)
 PARALLEL := --numprocesses $(shell expr $(CORES) + $(CORES) / 2) --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: search test coverage test-fast stress site lint
+.PHONY: search test coverage test-fast stress mutants site lint
 .DELETE_ON_ERROR:
 
 search: .venv/installed
@@ -34,6 +36,9 @@ test-fast: .venv/installed
 
 stress: .venv/installed
 	scripts/stress
+
+mutants: .venv/installed
+	OMP_NUM_THREADS=1 mutmut run --max-children $(CORES)
 
 site: .venv/installed
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet

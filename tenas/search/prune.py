@@ -81,7 +81,7 @@ def aggregated(rank_list: list[np.ndarray], aggregate: str) -> np.ndarray:
     return total
 
 
-def pruned(rank_list: list[np.ndarray], rivals: list[tuple[list[int], int]], aggregate: str = "rank_sum") -> np.ndarray:
+def pruned(rank_list: list[np.ndarray], rivals: list[tuple[list[int], int]], aggregate: str) -> np.ndarray:
     """Choose the trials to prune, as booleans (samples, trials): the smallest aggregated ranks in each group of rivals.
 
     Ties are broken by the rank in the first measure, as in the released code, then by the order of the trials.

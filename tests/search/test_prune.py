@@ -13,8 +13,14 @@ from tenas.errors import TenasError
 from tenas.files import sha256, write_csv, write_json
 from tenas.scoring.subjects import Measurement, Trials, plan, trials_of
 from tenas.scoring.table import read_scores, score_columns, score_rows
+from tenas.search.limits import Limits
 from tenas.search.prune import aggregated, change, mean_change, pruned, rank_round, ranks
+from tenas.search.repeats import bootstrap_counts
 from tenas.spaces.base import Round, after, operators_left
+from tenas.spaces.sums import Sums
+
+# A decision warns of nothing.
+pytestmark = pytest.mark.filterwarnings("error")
 
 
 @given(st.integers(0, 2**31))
@@ -93,7 +99,11 @@ def test_with_single_repeats_nothing_is_known_of_how_sure_it_is():
 def test_standard_errors_and_counts():
     options, subjects = small(repeats=5), first_round()
     values = random_values(options["measures"], subjects, 0)
-    _, rows, _ = rank_round(options, subjects, values)
+    columns, rows, _ = found = rank_round(options, subjects, values)
+    of_measures = [f"{measure}_{part}" for measure in (KAPPA, REGIONS) for part in ("change", "se", "n", "singular", "rank")]
+    assert columns == [*Trials.columns, *of_measures, "rank_sum", "pruned", "pruned_share"]
+    assert all(set(row) == set(columns) for row in rows)
+    assert rank_round(options, subjects, values) == found
     for row in rows:
         for measure in (KAPPA, REGIONS):
             changes = [math.log(values[0, measure, r] / values[row["trial"], measure, r]) for r in range(5)]
@@ -134,6 +144,22 @@ def test_singular_kernels_are_kept_counted_and_ranked_worst():
     assert not any(math.isnan(row[f"{KAPPA}_rank"]) or math.isnan(row["rank_sum"]) for row in rows)
 
 
+def test_where_more_is_better_the_infinite_is_minus_infinity_and_ranked_worst_too():
+    """NASWOT of a network that gives two images one code; whoever takes that away is pruned first."""
+    options, subjects = small(), first_round()
+    options |= {"measures": {"naswot": options["measures"][REGIONS]}, "change": "absolute"}
+    values = dict.fromkeys(plan(options["measures"], subjects.ids), 7.0)
+    values[Measurement(3, "naswot", 1)] = -math.inf
+    for subject in subjects.ids:
+        values[Measurement(subject, "naswot", 2)] = -math.inf
+    values[Measurement(5, "naswot", 2)] = 7.0
+    _, rows, _ = rank_round(options, subjects, values)
+    assert rows[2]["naswot_change"] == math.inf
+    assert rows[4]["naswot_change"] == -math.inf
+    assert [rows[place]["naswot_rank"] for place in (2, 4)] == [len(rows), 1]
+    assert rows[2]["naswot_singular"] == 2
+
+
 @pytest.mark.parametrize("kind", ["log", "relative", "absolute"])
 def test_changes_between_finite_and_infinite_values(kind):
     whole = np.array([2.0, 2.0, np.inf, np.inf])
@@ -166,6 +192,36 @@ def test_the_pruned_share_says_how_sure_a_decision_is():
         shares[signal] = np.mean([row["pruned_share"] for row in rows if row["pruned"]])
     assert shares[3.0] > 0.99
     assert shares[0.0] < 0.85
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["free", "within loose limits"])
+@pytest.mark.parametrize("aggregate", ["rank_sum", "log_rank_sum"])
+def test_the_share_is_that_of_decisions_on_repeats_drawn_again(aggregate, within):
+    options, subjects = small(repeats=4, aggregate=aggregate), first_round()
+    values = random_values(options["measures"], subjects, 11)
+    nothing = tuple(tuple((0,) * len(NAS.operators) for _ in NAS.edges) for _ in NAS.cell_types)
+    _, rows, _ = rank_round(options, subjects, values, Limits(NAS, {"flops": (Sums(NAS, 0, nothing), 0)}) if within else None)
+
+    generator, trials, samples = np.random.default_rng(1), len(rows), 200 if within else 1000
+    drawn = {measure: bootstrap_counts(4, 1000, generator)[1 : samples + 1] for measure in (KAPPA, REGIONS)}
+    chosen = dict.fromkeys(range(trials), 0)
+    for sample in range(samples):
+        places = {}
+        for measure, counts in drawn.items():
+            changes = [
+                sum(n * math.log(values[0, measure, r] / values[trial, measure, r]) for r, n in enumerate(counts[sample])) / 4
+                for trial in range(1, trials + 1)
+            ]
+            losses = [round_off(change if measure == REGIONS else -change) for change in changes]
+            places[measure] = [sum((a < b) + (a == b) / 2 for a in losses) + 0.5 for b in losses]
+        totals = [
+            math.log(k) + math.log(r) if aggregate == "log_rank_sum" else k + r
+            for k, r in zip(places[KAPPA], places[REGIONS], strict=True)
+        ]
+        for edge in range(6):
+            rivals = [trial for trial in range(trials) if rows[trial]["edge"] == edge]
+            chosen[min(rivals, key=lambda trial: (round_off(totals[trial]), places[KAPPA][trial], trial))] += 1
+    assert [row["pruned_share"] for row in rows] == pytest.approx([count / samples for count in chosen.values()])
 
 
 def write_shards(folder, measures, subjects, values, shards):

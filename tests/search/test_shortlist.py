@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from tenas.errors import TenasError
 from tenas.files import write_csv, write_json
 from tenas.measures import MEASURES
+from tenas.provenance import sealed
 from tenas.scoring.subjects import Cells, Measurement
 from tenas.search.finalists import looked_up, rank_finalists, trained
-from tenas.search.shortlist import kept, rank_cells, read_shortlist, shortlist_json
+from tenas.search.repeats import bootstrap_counts
+from tenas.search.shortlist import kept, mean_score, rank_cells, read_shortlist, shortlist_json
 from tenas.settings import search_settings
 
+# A decision warns of nothing.
+pytestmark = pytest.mark.filterwarnings("error")
 SEEDS = st.integers(0, 2**31)
 NAMES = (KAPPA, "synflow", "naswot")  # less is better; never negative; signed
 
@@ -191,6 +195,33 @@ def test_the_kept_share_says_how_sure_a_choice_is():
     assert statistics.mean(sure[0.0]) < 0.9
 
 
+@pytest.mark.parametrize("each", [0, 2])
+@pytest.mark.parametrize("aggregate", ["rank_sum", "log_rank_sum"])
+def test_the_kept_share_is_that_of_choices_on_repeats_drawn_again(aggregate, each):
+    entry, cells = round_of(4, each, aggregate, repeats=3, sample=12), cells_of(NAS, 12, 4)
+    values = values_of(entry, cells, 8)
+    _, rows, _ = rank_cells(entry, cells, values)
+    generator, drawn = np.random.default_rng(12), {}
+    for name in NAMES:
+        scores = np.array([[-math.log(values[c.number, name, r]) if name == KAPPA else values[c.number, name, r]
+                            for r in range(3)] for c in cells.cells])  # fmt: skip
+        scores = np.log(scores) if name == "synflow" else scores
+        counts = bootstrap_counts(3, 1000, generator)[1:]
+        means = np.round([[sum(n * s for n, s in zip(count, row, strict=True)) / 3 for row in scores] for count in counts], 9)
+        drawn[name] = ((means[:, None] > means[..., None]) + (means[:, None] == means[..., None]) / 2).sum(axis=-1) + 0.5
+    share = np.zeros(12)
+    for sample in zip(*drawn.values(), strict=True):
+        total = sum(sample) if aggregate == "rank_sum" else -sum(np.log((13 - ranks) / 12) for ranks in sample)
+        share[kept(sample, -np.round(total, 9), 4, each)] += 1 / 1000
+    assert [row["kept_share"] for row in rows] == pytest.approx(share.tolist(), abs=1e-6)
+
+
+def test_scores_are_equal_that_differ_after_the_twelfth_digit():
+    for apart, equal in ((2e-13, True), (2e-12, False)):
+        low, high = mean_score(MEASURES["naswot"], np.array([[0.5], [0.5 + apart]]), np.ones((1, 1)))[0]
+        assert (low == high) == equal
+
+
 def test_fewer_cells_than_seats():
     entry, cells = round_of(9, 3, repeats=2, sample=9), cells_of(NAS, 4, 2)
     _, rows, chosen = rank_cells(entry, cells, values_of(entry, cells, 0))
@@ -202,7 +233,10 @@ def test_fewer_cells_than_seats():
 def test_a_shortlist_survives_its_file(tmp_path):
     cells = cells_of(NAS, 3, 5)
     write_json(tmp_path / "shortlist.json", shortlist_json(NAS, cells.cells[::-1]))
-    assert read_shortlist(tmp_path / "shortlist.json", NAS).cells == cells.cells[::-1]
+    found = read_shortlist(tmp_path / "shortlist.json", NAS)
+    assert (found.space, found.cells) == (NAS, cells.cells[::-1])
+    with pytest.raises(TenasError, match=r"The shortlist .*none\.json cannot be read"):
+        read_shortlist(tmp_path / "none.json", NAS)
 
 
 # --- finalists
@@ -217,7 +251,8 @@ def test_finalists_go_by_accuracy_and_equal_ones_by_the_shortlist():
     assert [row["place"] for row in rows] == [4, 1, 3, 2, 5]
     assert [row["kept"] for row in rows] == [0, 1, 1, 1, 0]
     assert [row["shortlisted"] for row in rows] == [1, 2, 3, 4, 5]
-    assert set(columns) == set(rows[0])
+    assert list(columns) == list(rows[0])
+    assert {row["best_epoch"] for row in rows} == {3}
     _, _, best = rank_finalists(cells, results, 9)
     assert len(best) == 5
 
@@ -260,5 +295,15 @@ def test_finalists_that_were_trained(tmp_path):
     with pytest.raises(TenasError, match=r"The trainings of the shortlist are of different kinds of devices"):
         trained(paths, cells)
     paths[1].unlink()
-    with pytest.raises(TenasError, match=r"2\.json cannot be read"):
+    with pytest.raises(TenasError, match=r"The training's metrics .*2\.json cannot be read"):
         trained(paths, cells)
+
+
+def test_metrics_of_a_finalist_are_those_that_were_written(tmp_path):
+    (cell,) = cells_of(NAS, 1).cells
+    metrics = sealed({"arch": cell.arch, "valid_accuracy": 5.0, "best_epoch": 2})
+    write_json(tmp_path / "1.json", metrics)
+    assert trained([tmp_path / "1.json"], [cell]) == [{"valid_accuracy": 5.0, "best_epoch": 2}]
+    write_json(tmp_path / "1.json", metrics | {"valid_accuracy": 95.0})
+    with pytest.raises(TenasError, match=r"The training's metrics .*1\.json are not those that were written"):
+        trained([tmp_path / "1.json"], [cell])
