@@ -273,11 +273,14 @@ def judge(path: str | os.PathLike[str], results: str | os.PathLike[str], tested:
 
     ``results``: folder of the runs. ``tested``: the runs expected there; others are reported as not tested, so that an unchecked
     figure is never mistaken for a checked one. So are runs whose settings differ from those in the file's ``configurations``.
-    Raises TenasError for a missing expected result, or one without the accuracy.
+    Raises TenasError for a run that no claim is about, for a missing expected result, and for one without the accuracy.
     """
     stopwatch = Stopwatch()
     claims, results, tested = read_claims(path), Path(results), set(tested)
-    runs = _Runs(results, [run for run in runs_of(claims) if run in tested])
+    known = runs_of(claims)
+    if unknown := sorted(tested - set(known)):
+        raise TenasError(f"No claim in {path} is about {unknown[0]!r}; claims are about the runs and studies {', '.join(known)}.")
+    runs = _Runs(results, [run for run in known if run in tested])
     configurations = configurations_of(path)
     meant = settings_meant(configurations)
     inputs, judged = [path, *configurations], []

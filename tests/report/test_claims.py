@@ -192,11 +192,20 @@ def test_faulty_claims_and_missing_results_get_a_sentence_and_leave_nothing(tmp_
     save_run(tmp_path, "run", [91.0, 92.0])
     claims = save_claims(tmp_path / "claims.yaml", one=PUBLISHED | {"accuracy": "cifar10_test", "runs": ["run"]} | change)
     out = ["--out", str(tmp_path / "claims.json"), "--page", str(tmp_path / "claims.md")]
-    assert main(["claims", str(claims), "--results", str(tmp_path), "--tested", "run", "elsewhere", *out]) == 2
+    tested = change.get("runs", ["run"])
+    assert main(["claims", str(claims), "--results", str(tmp_path), "--tested", *tested, *out]) == 2
     with pytest.raises(TenasError, match=sentence):
-        judge(claims, tmp_path, ["run", "elsewhere"])
+        judge(claims, tmp_path, tested)
     assert capsys.readouterr().err.startswith("tenas: ")
     assert not list(tmp_path.glob("claims.json")) + list(tmp_path.glob("claims.md"))
+
+
+@pytest.mark.parametrize("name", ["rum", "results/run"])
+def test_a_run_that_no_claim_is_about_is_refused_instead_of_left_untested(tmp_path, name):
+    save_run(tmp_path, "run", [91.0, 92.0])
+    claims = save_claims(tmp_path / "claims.yaml", one=PUBLISHED | {"accuracy": "cifar10_test", "runs": ["run"]})
+    with pytest.raises(TenasError, match=rf"No claim in .*claims\.yaml is about '{name}'; claims are about .* run\."):
+        judge(claims, tmp_path, [name])
 
 
 def test_the_projects_claims_are_sound_and_name_runs_that_are_configured():
