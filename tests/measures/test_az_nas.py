@@ -81,13 +81,13 @@ def trainability(function, x: torch.Tensor, block: int) -> float:
     g = cotangent(output.shape, block)
     jacobian = torch.autograd.functional.jacobian(function, x).reshape(output.numel(), x.numel())
     back = (g.reshape(-1) @ jacobian).reshape(x.shape)
-    (n, c_out, height, width), (_, c_in, large, _) = output.shape, x.shape
-    r = -(-large // height)
-    matrix = np.zeros((c_in * r * r, c_out))
+    (n, c_out, height, width), (_, c_in, tall, wide) = output.shape, x.shape
+    rh, rw = -(-tall // height), -(-wide // width)
+    matrix = np.zeros((c_in * rh * rw, c_out))
     for i, y, z in np.ndindex(n, height, width):
         merged = [
-            back[i, c, r * y + dy, r * z + dz].item() if r * y + dy < large and r * z + dz < large else 0.0
-            for c in range(c_in) for dy in range(r) for dz in range(r)
+            back[i, c, rh * y + dy, rw * z + dz].item() if rh * y + dy < tall and rw * z + dz < wide else 0.0
+            for c in range(c_in) for dy in range(rh) for dz in range(rw)
         ]  # fmt: skip
         matrix += np.outer(merged, g[i, :, y, z].numpy())
     s = np.linalg.svd(matrix / (n * height * width), compute_uv=False)[0]
@@ -104,10 +104,10 @@ def by_hand(network: Chain, x: torch.Tensor) -> tuple[float, float, float]:
     return sum(entropies), min(np.diff(entropies)), np.mean(scores)
 
 
-@pytest.mark.parametrize("side", [6, 5])
-def test_a_chain_of_blocks(side):
+@pytest.mark.parametrize("sides", [(6, 6), (5, 5), (6, 3), (5, 8)])
+def test_a_chain_of_blocks(sides):
     """With an odd side 5 rows become 3: the sixth is zeros."""
-    x = images(3, side)
+    x = images(3, 8)[:, :, : sides[0], : sides[1]]
     expected = by_hand(small_chain(), x)
     assert az_nas_scores(small_chain(), x) == pytest.approx(expected, rel=1e-9)
     assert [MEASURES[name](small_chain(), x) for name in NAMES] == pytest.approx(expected, rel=1e-9)
@@ -204,6 +204,19 @@ def test_what_overflows_is_worst_and_never_nan(value):
         nn.init.constant_(block.weight, value)
     assert [MEASURES[name](network, images().float()) for name in NAMES[:2]] == [-math.inf] * 2
     assert not math.isnan(az_trainability(network, images().float()))
+
+
+def test_a_block_whose_output_does_not_depend_on_its_input_has_a_norm_of_zero():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(1, 3, 1, 1).double())
+
+        def forward(self, x):
+            return self.bias * torch.ones_like(x)
+
+    network = Chain(nn.Conv2d(3, 3, 1).double(), Constant())
+    assert az_trainability(network, images()) == pytest.approx(2 - 1e6)
 
 
 def test_features_may_be_vectors():

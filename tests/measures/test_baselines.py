@@ -199,6 +199,11 @@ def test_zen_gives_the_scale_back_that_normalisation_takes():
     assert zen(twice, x.double()) == pytest.approx(zen(small_cnn(), x.double()) + 2 * math.log(2), abs=1e-3)
 
 
+def test_zen_needs_feature_maps():
+    with pytest.raises(TenasError, match="The Zen-score needs a network with feature maps"):
+        zen(nn.Linear(3, 2), torch.randn(4, 3))
+
+
 def test_zen_leaves_out_a_normalisation_that_reads_a_constant():
     """Node 1 has no input, and a convolution reads it: the rest of the network is as good as without that convolution."""
     x, _ = batch()

@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 
 from tenas.errors import TenasError
 from tenas.measures import SaturatedWarning, linear_regions
-from tenas.measures.regions import count_distinct_rows
+from tenas.measures.regions import count_distinct_rows, relu_signs
 from tenas.networks import Network, Supernet, SupernetCells, initialise
 from tenas.spaces import get_space
 
@@ -120,6 +120,7 @@ def test_equal_inputs_share_a_region_and_zero_is_not_active():
 @given(st.integers(1, 200), st.integers(0, 20), st.integers(0, 2**31))
 @settings(max_examples=50, deadline=None)
 def test_counting_rows(n, width, seed):
+    assert count_distinct_rows(np.zeros((0, width), np.uint8)) == 0
     rows = np.random.default_rng(seed).integers(0, 2, (n, width), dtype=np.uint8)
     assert count_distinct_rows(rows) == len({bytes(row) for row in rows})
 
@@ -134,7 +135,46 @@ def test_saturation_is_said_and_nothing_else_is():
         linear_regions(wide, torch.randn(100, 2))
 
 
+# A function with linear pieces -> on which side of each of its kinks an input is; at a kink, on that of the flat piece.
+PIECES = {
+    "relu": (nn.ReLU(), lambda x: [x > 0]),
+    "leaky": (nn.LeakyReLU(), lambda x: [x > 0]),
+    "steep": (nn.LeakyReLU(0.9), lambda x: [x > 0]),
+    "parametric": (nn.PReLU(init=-0.3), lambda x: [x > 0]),
+    "threshold": (nn.Threshold(0.5, 0.5), lambda x: [x > 0.5]),
+    "hard tanh": (nn.Hardtanh(), lambda x: [x > -1, x >= 1]),
+    "other hard tanh": (nn.Hardtanh(-2, 0.5), lambda x: [x > -2, x >= 0.5]),
+    "relu6": (nn.ReLU6(), lambda x: [x > 0, x >= 6]),
+    "hard sigmoid": (nn.Hardsigmoid(), lambda x: [x > -3, x >= 3]),
+    "clamp": (lambda x: x.clamp(-1, 2), lambda x: [x > -1, x >= 2]),
+    "clamp below": (lambda x: x.clamp(min=0.5), lambda x: [x > 0.5]),
+    "clamp above": (lambda x: x.clamp(max=2), lambda x: [x >= 2]),
+    "clamp_min": (lambda x: x.clamp_min(-2), lambda x: [x > -2]),
+    "clamp_max": (lambda x: x.clamp_max(-2), lambda x: [x >= -2]),
+    "hard shrink": (nn.Hardshrink(0.5), lambda x: [x > 0.5, x >= -0.5]),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_each_unit_is_in_the_piece_that_its_function_says(name):
+    class Alone(nn.Module):
+        def forward(self, x):
+            return PIECES[name][0](x)
+
+    inputs = torch.linspace(-7, 7, 57)[:, None]  # by quarters: on the kinks too
+    sides = [side.reshape(-1).tolist() for side in PIECES[name][1](inputs)]
+    found = relu_signs(Alone(), inputs)
+    assert sorted(map(tuple, found.T.tolist())) == sorted(map(tuple, sides))
+    assert linear_regions(Alone(), inputs) == len(sides) + 1
+
+
 def test_bad_input_is_refused_with_a_sentence():
+    for slope in (-0.1, -1.0):
+        with pytest.raises(TenasError, match="A leaky ReLU with a negative slope folds: its output does not say"):
+            linear_regions(nn.LeakyReLU(slope), torch.randn(4, 2))
+    assert linear_regions(nn.LeakyReLU(0.0), torch.tensor([[-1.0], [1.0]])) == 2
+    with pytest.raises(TenasError, match=r"no linear pieces \(gelu, tanh\)"):
+        linear_regions(nn.Sequential(nn.Tanh(), nn.GELU()), torch.randn(4, 2))
     with pytest.raises(TenasError, match="no inputs"):
         linear_regions(nn.ReLU(), torch.zeros(0, 2))
 
