@@ -116,6 +116,18 @@ def test_a_table_is_the_same_or_rounded_or_another(file):
         assert verdict(file, other) == "fault", other
 
 
+@pytest.mark.parametrize(
+    ("made", "stands", "fault"),
+    [("none", "nine", True), ("1e-05", "1.0000000000000001e-05", False), ("1e-05", "1.1e-05", True), ("0.5", "x.5", True)],
+)
+def test_numbers_may_be_rounded_and_texts_may_not_differ(file, made, stands, fault):
+    ledger = Ledger()
+    file.write_text(f"cell\n{stands}\n")
+    ledger.table(file, ("cell",), [{"cell": made}], "is another")
+    assert (ledger.faults == {file: ["is another"]}) == fault
+    assert bool(ledger.notes) != fault
+
+
 # --- who is right
 
 
