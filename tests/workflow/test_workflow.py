@@ -111,6 +111,7 @@ def test_another_configuration_takes_the_place_of_the_default_one(tmp_path):
         (["study-depth.yaml", "samples.yaml"], {"correlate"}),
         (["study-regions.yaml", "samples.yaml"], {"correlate"}),
         (["study-darts.yaml", "samples.yaml"], {"correlate"}),
+        (["study-darts-own.yaml", "samples.yaml"], {"correlate"}),
         (["study-supernet.yaml", "samples.yaml"], {"summary"}),
         (["nas-bench-201.yaml", "study-nas-bench-201.yaml", "samples.yaml"], {"summary", "claims", "correlate", "table_search"}),
     ],
@@ -123,6 +124,10 @@ def test_the_configurations_that_come_with_the_project(names, rules, tmp_path):
     for name in ("nb201.csv.gz", "cifar10_train_10k.npz", "cifar100_960.npz", "imagenet16_960.npz", "darts_189.csv"):
         (tmp_path / "data" / "downloads").mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "downloads" / name).touch()
+    # The table that the first of two commands makes.
+    forty = tmp_path / "results/darts-forty/seed0/round2/trainings.csv"
+    forty.parent.mkdir(parents=True)
+    forty.touch()
     output = succeed(snakemake(tmp_path, "--dry-run", "--configfile", *(f"config/{name}" for name in names)))
     assert rules <= job_counts(output).keys()
 
