@@ -158,6 +158,10 @@ def test_where_more_is_better_the_infinite_is_minus_infinity_and_ranked_worst_to
     assert rows[4]["naswot_change"] == -math.inf
     assert [rows[place]["naswot_rank"] for place in (2, 4)] == [len(rows), 1]
     assert rows[2]["naswot_singular"] == 2
+    # The whole network infinite in all repeats: what changes nothing is no evidence, and is kept.
+    values = dict.fromkeys(plan(options["measures"], subjects.ids), -math.inf) | {Measurement(3, "naswot", 0): 7.0}
+    _, rows, _ = rank_round(options, subjects, values)
+    assert [row["naswot_change"] for row in rows] == [math.inf] * 2 + [-math.inf] + [math.inf] * (len(rows) - 3)
 
 
 @pytest.mark.parametrize("kind", ["log", "relative", "absolute"])
@@ -222,6 +226,7 @@ def test_the_share_is_that_of_decisions_on_repeats_drawn_again(aggregate, within
             rivals = [trial for trial in range(trials) if rows[trial]["edge"] == edge]
             chosen[min(rivals, key=lambda trial: (round_off(totals[trial]), places[KAPPA][trial], trial))] += 1
     assert [row["pruned_share"] for row in rows] == pytest.approx([count / samples for count in chosen.values()])
+    assert [row["pruned"] for row in rows] == [row["pruned"] for row in rank_round(options, subjects, values)[1]]
 
 
 def write_shards(folder, measures, subjects, values, shards):
