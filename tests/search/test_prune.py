@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 from helpers.engine import KAPPA, NAS, REGIONS, first_round, random_values, small
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tenas.errors import TenasError
@@ -53,8 +53,9 @@ def round_off(x: float) -> float:
     return round(x, 9)
 
 
-@given(st.integers(0, 2**31))
+@given(seed=st.integers(0, 2**31))
 @settings(max_examples=20, deadline=None)
+@example(seed=761865)  # with changes that end in half a thousandth
 def test_the_released_codes_ranks(seed):
     """Relative changes rounded to 3 decimals, equal ones share a rank, and ranks have no gaps."""
     options, subjects = small("released"), first_round()
@@ -63,7 +64,11 @@ def test_the_released_codes_ranks(seed):
 
     def mean(trial, measure):
         return round_off(
-            sum(round((values[0, measure, r] - values[trial, measure, r]) / values[0, measure, r], 3) for r in range(3)) / 3
+            # A change of 0.7205 lies between two thousandths: NumPy takes the even one, Python's round the nearer by the last bit.
+            sum(
+                round((values[0, measure, r] - values[trial, measure, r]) / values[0, measure, r] * 1000) / 1000 for r in range(3)
+            )
+            / 3
         )
 
     for measure, reverse in ((KAPPA, True), (REGIONS, False)):
