@@ -64,7 +64,7 @@ def test_the_released_codes_ranks(seed):
 
     def mean(trial, measure):
         return round_off(
-            # A change of 0.7205 lies between two thousandths: NumPy takes the even one, Python's round the nearer by the last bit.
+            # 0.7205 lies between two thousandths: NumPy takes the even one, Python's round what the last bit says.
             sum(
                 round((values[0, measure, r] - values[trial, measure, r]) / values[0, measure, r] * 1000) / 1000 for r in range(3)
             )
