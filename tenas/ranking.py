@@ -46,7 +46,8 @@ def rank(
         in the order of ``log_rank_sum``, which penalises a bad rank in any measure (Lee and Ham, CVPR 2024, equation 10).
 
     Raises:
-        TenasError: for networks and sizes that are none, for measures of inputs other than images, and as measures do.
+        TenasError: for networks that are not given as functions, a measure given twice or one that takes no images, labels that
+            are more or fewer than the images, repeats below 1, a batch larger than the images; and whatever a measure raises.
 
     Examples:
         >>> import torch
@@ -67,6 +68,8 @@ def rank(
 
     records = [get_measure(measure) for measure in measures]
     _check_ranking(networks, records, repeats, batch, len(images))
+    if labels is not None and len(labels) != len(images):
+        raise TenasError(f"There are {len(labels)} labels for {len(images)} images.")
     values = np.empty((len(records), len(networks), repeats))
     for repeat in range(repeats):
         drawn = np.random.default_rng([seed, repeat]).choice(len(images), batch, replace=False)
@@ -98,7 +101,12 @@ def _check_ranking(networks: Mapping[str, object], measures: Sequence[Measure], 
     for name, make in networks.items():
         if not callable(make) or hasattr(make, "parameters"):
             raise TenasError(f"The network {name!r} must be a function that makes it: each repeat draws other weights.")
+    names = [measure.name for measure in measures]
     for measure in measures:
+        if names.count(measure.name) > 1:
+            raise TenasError(
+                f"The measure {measure.name} is given twice; its columns would have one name, and its rank count twice."
+            )
         if measure.inputs != "batch":
             raise TenasError(f"The measure {measure.name} is of regions of inputs, not of images: it cannot be taken here.")
     if repeats < 1:
