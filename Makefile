@@ -1,6 +1,6 @@
 # make search      the search on the embedded default data, its retraining, and a report
-# make test        the whole test suite
-# make coverage    the same, with the lines and branches that it covers; takes half as long again
+# make test        the whole test suite (COVERAGE=--cov: with the lines and branches that its own processes cover)
+# make coverage    the same, with those that the processes which it starts cover too; takes half as long again
 # make test-fast   the tests that aren't marked slow, in a few minutes
 # make site        the documentation as pages in build/site, to be read in a browser
 # make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining, and 2,000 measurements by each
@@ -12,9 +12,9 @@
 
 PYTHON ?= python3
 CORES ?= $(shell nproc)
-# Tests of a file share fixtures, so they run in one process; those that conftest puts first start first. Half as many workers again as
-# cores: a third of the time, a test waits for a process that it has started, or for a clock.
-PARALLEL := --numprocesses $(shell expr $(CORES) + $(CORES) / 2) --dist loadfile --no-loadscope-reorder
+# Tests of a file share fixtures, so they run in one process; those that conftest puts first start first. Two workers more than cores:
+# a third of the time, a test waits for a process that it has started, or for a clock.
+PARALLEL := --numprocesses $(shell expr $(CORES) + 2) --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: search test coverage test-fast stress mutants site lint
@@ -26,10 +26,10 @@ search: .venv/installed
 	tenas show results/digits
 
 test: .venv/installed
-	pytest $(PARALLEL)
+	pytest $(PARALLEL) $(COVERAGE)
 
 coverage: .venv/installed
-	pytest $(PARALLEL) --cov
+	COVERED_TOO=subprocess pytest $(PARALLEL) --cov
 
 test-fast: .venv/installed
 	pytest $(PARALLEL) -m "not slow"

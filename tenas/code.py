@@ -5,7 +5,7 @@ touched file has the same one. The workflow passes them to its rules, because Sn
 """
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -47,11 +47,22 @@ def _module_file(name: str, importer: Path | None = None) -> Path | None:
     return None
 
 
+def _statements(module: ast.Module) -> Iterator[ast.AST]:
+    """All statements of a module; ``ast.walk`` passes through ten times as many expressions, in which nothing is imported."""
+    waiting: list[ast.AST] = [module]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+            held = getattr(node, name, ())
+            waiting += held if isinstance(held, list) else ()
+
+
 @cache
 def _imported(file: Path) -> frozenset[Path]:
     names: set[str] = set()
     found: set[Path | None] = set()
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in _statements(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:

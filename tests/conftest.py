@@ -49,16 +49,18 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a run that has ended, and all that runs the workflow as slow; begin with the files of such tests.
 
-    They take minutes each, and no worker should be left with one at the end.
+    They take minutes each, and no worker should be left with one at the end. Then those with other slow tests.
     """
-    first = set()
+    order = {}
     for item in items:
         if RUNS & set(getattr(item, "fixturenames", ())):
             item.add_marker("workflow")
-        if any(item.get_closest_marker(name) for name in ("workflow", "dvc", "slurm")):
+        runs = any(item.get_closest_marker(name) for name in ("workflow", "dvc", "slurm"))
+        if runs:
             item.add_marker("slow")
-            first.add(item.path)
-    items.sort(key=lambda item: item.path not in first)
+        place = 0 if runs else 1 if item.get_closest_marker("slow") else 2
+        order[item.path] = min(place, order.get(item.path, place))
+    items.sort(key=lambda item: order[item.path])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,5 +1,6 @@
 """Digests of code: over what a stage runs, by content; and what each of them does not hold."""
 
+import ast
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from helpers import ROOT
 from helpers.engine import DARTS, KAPPA, NAS, REGIONS
 
-from tenas.code import NO_RESULT, PACKAGE, closure, code_digest
+from tenas.code import NO_RESULT, PACKAGE, _statements, closure, code_digest
 from tenas.search.made_by import made_by, measuring_code, ranking_code, space_modules, stage_code
 from tenas.settings import search_settings
 from tenas.spaces import BUILT_IN
@@ -184,6 +185,63 @@ def test_a_decision_names_what_it_follows_from(tmp_path):
     assert records[0] == records[1]
     assert list(records[0]["inputs"]) == ["round1/mask.json"]
     assert records[0]["code_sha256"] == stage_code("prune", settings)
+
+
+def test_an_import_is_found_wherever_it_stands():
+    """As ``ast.walk`` finds them, in every file of the package, and in every statement that contains others."""
+    nested = """
+import a
+if a:
+    import b
+elif a.b:
+    from b import c
+else:
+    import d
+try:
+    import e
+except a:
+    import f
+else:
+    import g
+finally:
+    import h
+try:
+    import i
+except* a:
+    import j
+for x in a:
+    import k
+else:
+    import l
+while a:
+    import m
+with a:
+    import n
+match a:
+    case 1:
+        import o
+    case _:
+        import p
+class A:
+    import q
+    async def f(self):
+        async with a:
+            import r
+        async for x in a:
+            import s
+        g = lambda: [x if a else x for x in a]
+        def g():
+            import t
+"""
+    modules = [ast.parse(path.read_bytes()) for path in PACKAGE.rglob("*.py")]
+    for module in (ast.parse(nested), *modules):
+        found, walked = (
+            [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+            for nodes in (_statements(module), ast.walk(module))
+        )
+        assert {id(node) for node in found} == {id(node) for node in walked}
+        assert len(found) == len(walked)
+    assert sum(isinstance(node, ast.Import | ast.ImportFrom) for node in _statements(ast.parse(nested))) == 20
 
 
 def test_a_module_that_is_not_there_is_no_part_of_the_package():

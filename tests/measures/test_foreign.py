@@ -773,7 +773,8 @@ def plain_flow(network: nn.Module, x: Tensor, part: Callable[[Tensor, Tensor], T
     return sum(float(part(w.detach(), g).sum()) for w, g in zip(weights, flow, strict=True))
 
 
-def plain_zico(network: nn.Module, x: Tensor, y: Tensor) -> float:
+def plain_zico(network: nn.Module, x: Tensor, y: Tensor) -> float | None:
+    """None where the value follows from rounding: of gradients that are equal but for their last digits."""
     weights, half = weights_of(network), len(x) // 2
     halves = [slopes(F.cross_entropy(network(x[part]), y[part]), weights) for part in (slice(None, half), slice(half, None))]
     total, found = 0.0, False
@@ -781,6 +782,8 @@ def plain_zico(network: nn.Module, x: Tensor, y: Tensor) -> float:
         a, b = (g.abs().numpy() for g in pair)
         kept = a != b
         mean, deviation = np.mean([a, b], axis=0)[kept], np.std([a, b], axis=0)[kept]
+        if (deviation < 1e-9 * mean).any():
+            return None
         if kept.any():
             total, found = total + math.log((mean / deviation).sum()), True
     return total if found else -math.inf
@@ -804,7 +807,7 @@ def of_gradients(part: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Modul
     return measure
 
 
-PLAINLY: dict[str, Callable[[nn.Module, Tensor, Tensor], float]] = {
+PLAINLY: dict[str, Callable[[nn.Module, Tensor, Tensor], float | None]] = {
     "gradient_norm": of_gradients(lambda w, g: g.norm()),
     "snip": of_gradients(lambda w, g: (w * g).abs().sum()),
     "grasp": plain_grasp,
@@ -831,6 +834,8 @@ def values_agree(name: str, make: Callable[[], nn.Module]) -> None:
         expected = str(error)
     if isinstance(expected, str):
         assert isinstance(found, str), expected
+        return
+    if expected is None:
         return
     if isinstance(found, str):
         if not re.search(r"is computed from|no convolution or linear layer|torch\.vmap", found):

@@ -87,7 +87,7 @@ def test_the_continuous_integration_is_the_script():
     commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
     assert commands == [".ci/run"]
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
-    assert re.findall(r"^make .*", text(".ci/run"), re.MULTILINE) == ["make lint", "make test"]
+    assert re.findall(r"^make .*", text(".ci/run"), re.MULTILINE) == ["make lint", "make test COVERAGE=--cov"]
 
 
 def test_hooks_use_tools_that_the_makefile_uses_too():
@@ -105,5 +105,7 @@ def test_hooks_use_tools_that_the_makefile_uses_too():
 def test_coverage_has_one_floor_and_one_command():
     assert 0 <= PYPROJECT["tool"]["coverage"]["report"]["fail_under"] <= 100
     assert PYPROJECT["tool"]["coverage"]["run"]["branch"]
-    assert "--cov" in re.search(r"^coverage:.*\n\t(.*)", text("Makefile"), re.MULTILINE)[1].split()
+    assert PYPROJECT["tool"]["coverage"]["run"]["patch"] == ["${COVERED_TOO-_exit}"]
+    command = re.search(r"^coverage:.*\n\t(.*)", text("Makefile"), re.MULTILINE)[1].split()
+    assert {"COVERED_TOO=subprocess", "--cov"} <= set(command)
     assert "fail-under" not in text("Makefile") + text(".ci/run")
