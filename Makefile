@@ -12,9 +12,9 @@
 
 PYTHON ?= python3
 CORES ?= $(shell nproc)
-# Tests of a file share fixtures, so they run in one process; those that conftest puts first start first. Two workers more than cores:
-# a third of the time, a test waits for a process that it has started, or for a clock.
-PARALLEL := --numprocesses $(shell expr $(CORES) + 2) --dist loadfile --no-loadscope-reorder
+# Tests of a file share fixtures, so they run in one process; those that conftest puts first start first. Half as many workers again as
+# cores: a third of the time, a test waits for a process that it has started, or for a clock.
+PARALLEL := --numprocesses $(shell expr $(CORES) + $(CORES) / 2) --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: search test coverage test-fast stress mutants site lint

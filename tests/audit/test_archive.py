@@ -154,7 +154,7 @@ def test_a_search_and_a_study_in_one_archive(funnel, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover  # it would take four times as long, and other tests run the same code
+@pytest.mark.no_cover
 def test_the_records_behind_the_published_figures_are_sound(tmp_path, monkeypatch):
     """Searches by one commit: every decision is as recorded, and the claims page follows from them."""
     monkeypatch.chdir(tmp_path)

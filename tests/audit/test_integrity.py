@@ -68,7 +68,7 @@ def turned(content: bytes, position: int, bit: int) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover  # it would take four times as long, and other tests run the same code
+@pytest.mark.no_cover
 def test_a_bit_turned_in_any_file_is_found(copy):
     assert audit(RUN).faults == {}
     generator, unnoticed = random.Random(0), []

@@ -353,6 +353,7 @@ def test_a_search_by_kappa_and_r_measures_what_it_always_has():
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 def test_any_measures_drive_a_round():
     names = [name for name in MEASURES if name not in (KAPPA, REGIONS)]
     settings = of(*names)
@@ -365,6 +366,7 @@ def test_any_measures_drive_a_round():
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 def test_parameters_alone_keep_what_has_the_most():
     """The 3x3 convolution stays, and ties go to the earlier trial."""
     settings = of("parameters", change="log")

@@ -894,6 +894,7 @@ def test_sparse_tensors_and_values_that_costs_do_not_have():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.no_cover
 def test_a_thousand_networks():
     """Kernels of a thousand chains, and another measure of each: `-k thousand -s` prints which differ."""
     differ = []

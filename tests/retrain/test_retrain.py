@@ -764,6 +764,7 @@ def test_presets_are_valid():
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 def test_the_preset_for_digits_reaches_95_percent(tmp_path):
     """With a cell that has one kind of convolution only, 1x1: what a search finds has more."""
     arch = "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|"
