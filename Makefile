@@ -1,6 +1,6 @@
 # make search      the search on the embedded default data, its retraining, and a report
 # make test        the whole test suite (COVERAGE=--cov: with the lines and branches that its own processes cover)
-# make coverage    the same, with those that the processes which it starts cover too; takes half as long again
+# make coverage    the same, and in the processes that tests start; takes half as long again
 # make test-fast   the tests that aren't marked slow, in a few minutes
 # make site        the documentation as pages in build/site, to be read in a browser
 # make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining, and 2,000 measurements by each

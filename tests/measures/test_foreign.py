@@ -836,6 +836,7 @@ def values_agree(name: str, make: Callable[[], nn.Module]) -> None:
         assert isinstance(found, str), expected
         return
     if expected is None:
+        assert isinstance(found, float), found
         return
     if isinstance(found, str):
         if not re.search(r"is computed from|no convolution or linear layer|torch\.vmap", found):
