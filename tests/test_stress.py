@@ -1,4 +1,4 @@
-"""scripts/stress: a handful of what `make stress` does a thousand times."""
+"""scripts/stress: forty of what `make stress` does a thousand times."""
 
 import subprocess
 import sys
@@ -9,10 +9,10 @@ from helpers import ROOT
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
-def test_a_handful_of_kills_and_faults_of_the_disk():
-    command = [sys.executable, ROOT / "scripts/stress", "--kills", "3", "--faults", "3", "--measurements", "40", "--seed", "1"]
+def test_forty_kills_and_faults_of_the_disk():
+    command = [sys.executable, ROOT / "scripts/stress", "--kills", "36", "--faults", "4", "--measurements", "20", "--seed", "1"]
     found = subprocess.run(command, capture_output=True, text=True)
-    assert found.stdout.endswith("\n3 kills, 3 faults, 40 measurements by each measure, seed 1: 0 ended badly\n"), (
+    assert found.stdout.endswith("\n36 kills, 4 faults, 20 measurements by each measure, seed 1: 0 ended badly\n"), (
         found.stdout + found.stderr
     )
     assert found.returncode == 0
