@@ -1,10 +1,11 @@
 # make search      the search on the embedded default data, its retraining, and a report
-# make test        the whole test suite (COVERAGE=--cov: with the lines and branches that its own processes cover)
-# make coverage    the same, and in the processes that tests start; takes half as long again
+# make test        the whole test suite
+# make check       lint, and the tests but the long ones, with the lines and branches that the fast ones cover
+# make coverage    the whole suite, with what it covers, the processes that tests start included; takes half as long again
 # make test-fast   the tests that aren't marked slow, in a few minutes
 # make site        the documentation as pages in build/site, to be read in a browser
-# make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining, and 2,000 measurements by each
-#                  measure: hours (scripts/stress --help)
+# make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining, and 500 measurements by each
+#                  measure: an hour or more (scripts/stress --help)
 # make mutants     changes the code of decisions, measures and audit in one place at a time, and says which changes no test notices: an
 #                  hour or more (`mutmut results`, `mutmut show NAME`)
 # make lint        style, types and spelling of the code and of the workflow
@@ -17,7 +18,7 @@ CORES ?= $(shell nproc)
 PARALLEL := --numprocesses $(shell expr $(CORES) + $(CORES) / 2) --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: search test coverage test-fast stress mutants site lint
+.PHONY: search test check coverage test-fast stress mutants site lint
 .DELETE_ON_ERROR:
 
 search: .venv/installed
@@ -26,7 +27,10 @@ search: .venv/installed
 	tenas show results/digits
 
 test: .venv/installed
-	pytest $(PARALLEL) $(COVERAGE)
+	pytest $(PARALLEL)
+
+check: lint
+	pytest $(PARALLEL) -m "not long" --cov
 
 coverage: .venv/installed
 	COVERED_TOO=subprocess pytest $(PARALLEL) --cov

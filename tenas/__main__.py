@@ -1,7 +1,5 @@
 """``python -m tenas``: the command line."""
 
-import sys
+from tenas.cli import console
 
-from tenas.cli import main
-
-sys.exit(main())
+console()

@@ -4,16 +4,19 @@
 succeed later. 130: stopped by Ctrl-C. 141: the reader of a pipe has closed it. 1: a fault of the program, with its line.
 """
 
+import atexit
 import errno
 import os
 import select
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from tenas.errors import StoppedError, TenasError, lacks_memory, of_os, reason
 from tenas.progress import one_line
@@ -154,3 +157,15 @@ def bounded(run: Callable[[], int], *, debug: bool = False) -> int:
             sys.stdout.flush()
         except OSError:
             _away(1)
+
+
+def end(status: int) -> NoReturn:
+    """End this process with an exit status, as Python does, but without freeing its objects: with torch that takes 0.4 s."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)

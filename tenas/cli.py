@@ -4,6 +4,7 @@ An error ends in one sentence on stderr, and in an exit status: tenas/boundary.p
 """
 
 import argparse
+import gc
 import inspect
 import json
 import sys
@@ -12,10 +13,10 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from tenas import __version__, stages
-from tenas.boundary import bounded
+from tenas.boundary import bounded, end
 from tenas.progress import say, shown
 
 # Prefixes of stages that are subcommands of one command: benchmark_query is ``tenas benchmark query``.
@@ -205,5 +206,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return bounded(lambda: _run([text for text in given if text != "--debug"]), debug="--debug" in given)
 
 
+def console() -> NoReturn:
+    """The command ``tenas``: ``main``, and the end of the process."""
+    # Importing torch makes 270,000 objects that stay, through which Python would look for garbage 385 times.
+    gc.set_threshold(10_000)
+    end(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

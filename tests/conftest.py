@@ -49,15 +49,18 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a run that has ended, and all that runs the workflow as slow; begin with the files of such tests.
 
-    They take minutes each, and no worker should be left with one at the end. Then those with other slow tests.
+    They take minutes each, and no worker should be left with one at the end. Then those with other slow tests. Slow tests are not
+    traced for coverage, which would double their time, except by `make coverage`.
     """
     order = {}
     for item in items:
         if RUNS & set(getattr(item, "fixturenames", ())):
             item.add_marker("workflow")
         runs = any(item.get_closest_marker(name) for name in ("workflow", "dvc", "slurm"))
-        if runs:
+        if runs or item.get_closest_marker("long"):
             item.add_marker("slow")
+        if item.get_closest_marker("slow") and "COVERED_TOO" not in os.environ:
+            item.add_marker("no_cover")
         place = 0 if runs else 1 if item.get_closest_marker("slow") else 2
         order[item.path] = min(place, order.get(item.path, place))
     items.sort(key=lambda item: order[item.path])

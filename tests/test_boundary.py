@@ -245,3 +245,18 @@ def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run/seed0/round1/scores/1.json").read_text())["resumed"] > 0
+
+
+def test_a_process_ends_as_python_ends_it():
+    """Threads that aren't daemons are waited for, what is registered runs, buffers are written, the status is the one given."""
+    code = (
+        "import atexit, threading, time; from tenas.boundary import end; atexit.register(print, 'registered')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "print('said')\n"
+        "end(3)"
+    )
+    begun = time.monotonic()
+    found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    assert (found.stdout, found.returncode) == ("said\nthread\nregistered\n", 3)
+    assert time.monotonic() - begun < 30

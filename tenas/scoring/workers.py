@@ -61,6 +61,7 @@ def _work(connection: Connection, parent: int) -> None:
     """Main function of a worker: take the measurements received through ``connection`` until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C for both
     _end_with_parent(parent)
+    gc.disable()  # imports leave no garbage
     import torch
 
     from tenas.scoring.score import Scorer
@@ -68,6 +69,7 @@ def _work(connection: Connection, parent: int) -> None:
     warnings.formatwarning = one_line
     torch.set_num_threads(1)
     gc.freeze()  # as collector_spared, for as long as the process lives
+    gc.enable()
     scorer: Scorer | None = None
     images: np.ndarray | None = None
     with suppress(EOFError, OSError):  # the parent is gone
@@ -89,6 +91,9 @@ def _work(connection: Connection, parent: int) -> None:
             except Exception as error:
                 answer = _pickled(error)
             connection.send_bytes(answer)
+    # Without freeing torch's objects, which takes as long as the parent waits.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _pickled(error: Exception) -> bytes:

@@ -141,6 +141,7 @@ def test_images_that_are_here_are_looked_at(copy, tmp_path, monkeypatch, capsys)
     assert "images.npy is not the file whose SHA-256 is recorded" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_search_and_a_study_in_one_archive(funnel, tmp_path, monkeypatch):
     monkeypatch.chdir(funnel)
     listed = pack(["results/funnel", "results/study"], tmp_path / "both.tar.xz")
@@ -153,8 +154,7 @@ def test_a_search_and_a_study_in_one_archive(funnel, tmp_path, monkeypatch):
     assert audit(tmp_path / "both.tar.xz", table=funnel / "table.csv").faults == {}
 
 
-@pytest.mark.slow
-@pytest.mark.no_cover
+@pytest.mark.long
 def test_the_records_behind_the_published_figures_are_sound(tmp_path, monkeypatch):
     """Searches by one commit: every decision is as recorded, and the claims page follows from them."""
     monkeypatch.chdir(tmp_path)

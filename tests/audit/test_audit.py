@@ -203,6 +203,7 @@ def test_another_processor_is_a_note_and_no_fault(copy, capsys):
     assert notes == ["The scores are of 2 kinds of processor, whose last bits may differ: Another, DEFAULT (2); Card 9 (2)."]
 
 
+@pytest.mark.long
 def test_a_run_of_other_shards_and_what_an_earlier_split_left(finished, tmp_path, monkeypatch, capsys):
     # Three operators less on each edge at once: one round.
     write_config(tmp_path, changed(TINY | {"shards": 3}, search=TINY["runs"]["digits"]["search"] | {"prune": 3}))

@@ -67,8 +67,7 @@ def turned(content: bytes, position: int, bit: int) -> bytes:
     return content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :]
 
 
-@pytest.mark.slow
-@pytest.mark.no_cover
+@pytest.mark.long
 def test_a_bit_turned_in_any_file_is_found(copy):
     assert audit(RUN).faults == {}
     generator, unnoticed = random.Random(0), []

@@ -352,8 +352,7 @@ def test_a_search_by_kappa_and_r_measures_what_it_always_has():
     assert [values[m] for m in asked[6:]] == pytest.approx([591, 594, 595, 597, 599, 597], abs=2)
 
 
-@pytest.mark.slow
-@pytest.mark.no_cover
+@pytest.mark.long
 def test_any_measures_drive_a_round():
     names = [name for name in MEASURES if name not in (KAPPA, REGIONS)]
     settings = of(*names)
@@ -365,8 +364,7 @@ def test_any_measures_drive_a_round():
     assert {f"{name}_rank" for name in names} <= set(columns)
 
 
-@pytest.mark.slow
-@pytest.mark.no_cover
+@pytest.mark.long
 def test_parameters_alone_keep_what_has_the_most():
     """The 3x3 convolution stays, and ties go to the earlier trial."""
     settings = of("parameters", change="log")

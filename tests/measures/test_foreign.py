@@ -893,9 +893,8 @@ def test_sparse_tensors_and_values_that_costs_do_not_have():
                 MEASURES[name](network, BATCH)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.no_cover
 def test_a_thousand_networks():
     """Kernels of a thousand chains, and another measure of each: `-k thousand -s` prints which differ."""
     differ = []

@@ -540,7 +540,7 @@ print(tenas.measure("ntk_condition_number")(network, images))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("temporary", [True, False], ids=["a temporary folder", "nowhere"])
 def test_machine_code_is_kept_elsewhere_where_the_package_cannot_be_written(tmp_path, temporary):
     """Nor the home folder: said once, with the same value."""

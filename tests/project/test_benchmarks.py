@@ -73,7 +73,7 @@ def test_every_script_has_a_short_run():
     assert set(SHORT) == SCRIPTS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_a_script_runs(folder, name):
     arguments, printed = SHORT[name]
@@ -103,7 +103,7 @@ def test_what_proves_a_gpu_computes_the_same_on_a_cpu():
     assert all(float(rate) > 0 for _, rate in layouts)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_curves_of_the_ntk_are_drawn(folder):
     run("ntk", folder, "--plots", "curves", "--points", 1, "--least", 0.01)
     assert {path.name for path in (folder / "curves").iterdir()} == {f"{name}.svg" for name in ntk.CURVES}

@@ -87,7 +87,15 @@ def test_the_continuous_integration_is_the_script():
     commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
     assert commands == [".ci/run"]
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
-    assert re.findall(r"^make .*", text(".ci/run"), re.MULTILINE) == ["make lint", "make test COVERAGE=--cov"]
+    assert re.findall(r"^make .*", text(".ci/run"), re.MULTILINE) == ["make check"]
+
+
+def test_what_the_continuous_integration_leaves_out_is_run_each_night():
+    workflow = yaml.safe_load(text(".github/workflows/nightly.yml"))
+    assert set(workflow[True]) == {"schedule", "workflow_dispatch"}
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert commands == ["make test", "make stress"]
+    assert re.search(r"^test:.*\n\tpytest \$\(PARALLEL\)$", text("Makefile"), re.MULTILINE)
 
 
 def test_hooks_use_tools_that_the_makefile_uses_too():
@@ -105,7 +113,8 @@ def test_hooks_use_tools_that_the_makefile_uses_too():
 def test_coverage_has_one_floor_and_one_command():
     assert 0 <= PYPROJECT["tool"]["coverage"]["report"]["fail_under"] <= 100
     assert PYPROJECT["tool"]["coverage"]["run"]["branch"]
-    assert PYPROJECT["tool"]["coverage"]["run"]["patch"] == ["${COVERED_TOO-_exit}"]
-    command = re.search(r"^coverage:.*\n\t(.*)", text("Makefile"), re.MULTILINE)[1].split()
-    assert {"COVERED_TOO=subprocess", "--cov"} <= set(command)
+    assert PYPROJECT["tool"]["coverage"]["run"]["patch"] == ["_exit", "${COVERED_TOO-_exit}"]
+    for target, words in (("check", {"--cov"}), ("coverage", {"--cov", "COVERED_TOO=subprocess"})):
+        command = re.search(rf"^{target}:.*\n\t(.*)", text("Makefile"), re.MULTILINE)[1].split()
+        assert words <= set(command)
     assert "fail-under" not in text("Makefile") + text(".ci/run")

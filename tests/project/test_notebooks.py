@@ -26,7 +26,7 @@ def test_a_notebook_is_stored_as_it_was_executed_from_top_to_bottom(path: Path):
     assert path.stat().st_size < 200_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_notebook_runs(path: Path, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     stored, notebook = (nbformat.read(path, as_version=4) for _ in range(2))

@@ -136,7 +136,7 @@ def test_a_wheel_runs_the_workflow_in_an_empty_folder(tmp_path):
 def test_what_the_package_declares():
     assert metadata.version("tenas") == tenas.__version__
     (script,) = metadata.entry_points(group="console_scripts", name="tenas")
-    assert script.value == "tenas.cli:main"
+    assert script.value == "tenas.cli:console"
     imported = {
         found[1]
         for path in (ROOT / "tenas").rglob("*.py")

@@ -42,6 +42,7 @@ def test_a_finished_run_and_its_study(funnel):
     assert said(funnel, "results/study") == "results/study: done\n"
 
 
+@pytest.mark.long
 @pytest.mark.workflow
 def test_a_killed_search_counts_what_it_has_kept_and_goes_on(tmp_path):
     measures = {"ntk_condition_number": {"repeats": 15, "batch": 4}, "linear_regions": None}
@@ -68,6 +69,7 @@ def test_a_killed_search_counts_what_it_has_kept_and_goes_on(tmp_path):
     assert "1 of 1 seeds that have begun are done" in said(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.workflow
 def test_a_job_that_failed_is_named_with_its_log_until_it_has_run(tmp_path):
     (tmp_path / "own.py").write_text(FRAGILE, encoding="utf-8")

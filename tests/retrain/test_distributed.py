@@ -165,7 +165,7 @@ except StoppedError as error:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_retraining_by_two_processes_that_is_told_to_stop_ends_as_an_undisturbed_one(tmp_path):
     """Each goes on with statistics of its own: their mean, from the middle of an epoch on, would have other last bits."""
     (tmp_path / "stopped.py").write_text(STOPPED)

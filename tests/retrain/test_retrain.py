@@ -323,7 +323,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(trained, tmp_path):
     assert_killed_ends_as_undisturbed(TINY, ARCH, trained[0], tmp_path / "retrain", 3, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_training_in_fp16_ends_as_an_undisturbed_one(tmp_path):
     settings = TINY | {"precision": "fp16", "epochs": 3}
     train_tiny(tmp_path / "undisturbed", precision="fp16", epochs=3)
@@ -332,7 +332,7 @@ def test_a_killed_training_in_fp16_ends_as_an_undisturbed_one(tmp_path):
     assert_killed_ends_as_undisturbed(settings, ARCH, tmp_path / "undisturbed", tmp_path / "retrain", 1, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.data
 def test_a_killed_training_of_a_darts_network_ends_as_an_undisturbed_one(tmp_path):
     """With drop-path and auxiliary head, on images of CIFAR-10; the loss falls."""
@@ -543,7 +543,7 @@ def torch_otherwise() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("otherwise", [False, True], ids=["", "with other defaults of torch"])
-@pytest.mark.slow
+@pytest.mark.long
 def test_crops_do_not_depend_on_how_many_workers_there_are_and_how_they_start(coordinates, otherwise, monkeypatch, request):
     _, part = coordinates
     order = np.random.default_rng(0).permutation(16)
@@ -763,8 +763,7 @@ def test_presets_are_valid():
         retrain_settings("digits", {"learning_rat": 1})
 
 
-@pytest.mark.slow
-@pytest.mark.no_cover
+@pytest.mark.long
 def test_the_preset_for_digits_reaches_95_percent(tmp_path):
     """With a cell that has one kind of convolution only, 1x1: what a search finds has more."""
     arch = "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|"

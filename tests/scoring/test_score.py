@@ -286,7 +286,7 @@ def test_every_trial_may_draw_its_own_weights_too():
     assert take(kappa, entry, subjects) == take(kappa, entry, OWN)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_own_draws_depend_on_no_order_and_no_shards():
     subjects = trials_of(TRIALS.mask, TRIALS.round, {"images": "own", "own_weights": [REGIONS]})
     everything = plan(MEASURES, subjects.ids)

@@ -559,8 +559,7 @@ def test_the_example_configuration_is_the_released_search(run_name, trials, batc
     assert (regions["channels"], regions["inputs"], regions["count"]) == (1, "crops", 3000)
 
 
-@pytest.mark.slow
-@pytest.mark.no_cover
+@pytest.mark.long
 def test_a_small_search_from_images_to_genotype(tmp_path):
     prepare({"source": "digits", "images": 100, "side": 8}, tmp_path / "data")
     changes = {

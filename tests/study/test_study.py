@@ -368,6 +368,7 @@ def test_a_study_makes_its_files(studied):
         assert RANK_SUM in text
 
 
+@pytest.mark.long
 @pytest.mark.workflow
 def test_the_same_values_for_any_shards_and_processes(studied, tmp_path):
     write_config(tmp_path, config() | {"shards": 1, "threads": {"score": 2}})

@@ -180,6 +180,7 @@ def test_git_sees_no_results(reproduced):
     assert succeed(call("git", "status", "--porcelain", cwd=reproduced)).split() == ["??", "dvc.lock"]
 
 
+@pytest.mark.long
 @pytest.mark.dvc
 def test_a_change_runs_the_stages_that_it_touches(reproduced):
     """A change of the retraining is one of the short trainings too, so of the search."""
@@ -191,6 +192,7 @@ def test_a_change_runs_the_stages_that_it_touches(reproduced):
     assert "Nothing to be done" in succeed(snakemake(reproduced, "--dry-run", root=reproduced))
 
 
+@pytest.mark.long
 @pytest.mark.dvc
 def test_a_second_seed_is_searched_and_summarised(reproduced):
     change(reproduced, seeds=[0, 1])

@@ -158,6 +158,7 @@ def test_the_configuration_of_the_examples_is_planned_as_it_stands(tmp_path):
     assert {"retrain", "export", "training", "limits"} <= planned.keys()
 
 
+@pytest.mark.long
 def test_the_chain_keeps_its_limit_and_is_trained(here):
     space = get_space("examples/own_chain.py:SPACE")
     arch = json.loads((result("own-chain") / "genotype.json").read_text())["arch"]
@@ -172,6 +173,7 @@ def test_the_chain_keeps_its_limit_and_is_trained(here):
     assert metrics["images"] == {"train": 30, "valid": 6, "test": 12}
 
 
+@pytest.mark.long
 def test_the_chain_is_exported(here):
     """From the files of the export alone, on images as they come from the user's folder."""
     card = json.loads((result("own-chain") / "export" / "export.json").read_text())
@@ -183,6 +185,7 @@ def test_the_chain_is_exported(here):
     assert np.abs(logits - network(torch.from_numpy(images)).detach().numpy()).max() < 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("run", ["own-cells", "own-chain", "packaged"])
 def test_every_run_has_its_files_and_passes_the_audit(here, run):
     genotype = json.loads((result(run) / "genotype.json").read_text())
@@ -202,6 +205,7 @@ def setting(rounds: list, measures: tuple[str, ...] = (MEASURE, "naswot")) -> li
     return ["--preset", "examples/quick.yaml", "--device", "cpu", "--set", *small, f"rounds={json.dumps(rounds)}"]
 
 
+@pytest.mark.long
 def test_tenas_search_finds_the_same_with_worker_processes(here, tmp_path):
     """Own cells and their measure in rounds of operators and of cells: the bytes of the workflow's jobs."""
     command = ["search", "--space", "examples/own_cells.py:SPACE", "--data", "data/shapes", "--threads", "2"]
@@ -211,6 +215,7 @@ def test_tenas_search_finds_the_same_with_worker_processes(here, tmp_path):
         assert (tmp_path / "run" / "seed0" / name).read_bytes() == (result("own-cells") / name).read_bytes(), name
 
 
+@pytest.mark.long
 def test_cells_with_two_inputs_down_to_one_operator_and_two_edges(here, tmp_path, capsys):
     """On images from an .npz file, within 70 % of the largest cell's multiply-adds."""
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
@@ -228,6 +233,7 @@ def test_cells_with_two_inputs_down_to_one_operator_and_two_edges(here, tmp_path
     assert count_flops(network, (3, 8, 8)) <= limit["sums"]["flops"]["most"] == 0.7 * limit["sums"]["flops"]["largest"]
 
 
+@pytest.mark.long
 def test_tenas_search_reads_a_source_with_a_path(here, tmp_path, capsys):
     entry = {"source": "examples/own_images.py:PHOTOS", "path": "photos", "side": 8}
     rounds = [{"kind": "cells", "sample": 4, "keep": 1}]

@@ -96,6 +96,7 @@ def test_the_cells_are_of_the_mask_within_the_limits_and_the_best_are_kept(funne
 # --- however it is run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("shards", "target"), [(1, "genotype.json"), (5, "round3/shortlist.json")])
 def test_the_same_bytes_for_any_number_of_shards(funnel, tmp_path, shards, target):
     write_config(tmp_path, SEARCH | {"shards": shards})
@@ -124,6 +125,7 @@ def test_the_same_bytes_from_tenas_search(funnel, tmp_path):
             assert ours[name] == content, name
 
 
+@pytest.mark.long
 def test_a_killed_run_leaves_only_whole_files_and_goes_on(funnel, tmp_path):
     """SIGKILL to Snakemake and all of its jobs, first while operators are scored, then during a training."""
     write_config(tmp_path, SEARCH)
@@ -220,11 +222,13 @@ def rows_of(folder: Path, name: str) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "results" / name).open()))
 
 
+@pytest.mark.long
 def test_without_trainings_the_best_ranked_is_found(variants):
     (best,) = [row["arch"] for row in rows_of(variants, "none/seed0/round1/cells.csv") if row["place"] == "1"]
     assert found(variants, "none") == best
 
 
+@pytest.mark.long
 def test_trainings_that_are_looked_up(variants):
     table = {row["arch"]: float(row["cifar10_valid"]) for row in csv.DictReader((variants / "table.csv").open())}
     rows = rows_of(variants, "table/seed0/round2/trainings.csv")
@@ -235,6 +239,7 @@ def test_trainings_that_are_looked_up(variants):
     assert rows_of(variants, "table/seed0/round1/cells.csv") == rows_of(variants, "none/seed0/round1/cells.csv")
 
 
+@pytest.mark.long
 def test_fewer_cells_than_were_planned(variants):
     """The second shard has nothing to measure, and the second training no cell."""
     assert found(variants, "listed") == LISTED

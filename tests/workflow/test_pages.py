@@ -34,6 +34,7 @@ def save_images(folder: Path) -> None:
         Image.fromarray(image).save(path)
 
 
+@pytest.mark.long
 def test_the_tutorial_can_be_followed(tmp_path):
     said = follow("docs/tutorial.md", tmp_path)
     assert "192 images to search on, 16x16 pixels, 4 classes (one, three, two, zero); 48 more are held out for testing" in said
@@ -44,6 +45,7 @@ def test_the_tutorial_can_be_followed(tmp_path):
     assert re.search(r"^\d+ files, all as recorded$", said, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_what_the_readme_does_with_ones_own_images_can_be_followed(tmp_path):
     """Its commands and its Python, with a preset by which they take seconds."""
     save_images(tmp_path)

@@ -71,6 +71,8 @@ CASES = {
     "study_score": Case("funnel", "results/study/scores/1.csv", ("baselines", "costs")),
     "correlate": Case("funnel", "results/study/correlations.csv"),
 }
+# Those that import torch, or draw.
+LONG = {"limits", "score", "score of cells", "study_score", "training", "retrain", "export", "plot", "correlate", "claims"}
 # What says when, how long and with how many seconds, in JSON files, at any depth.
 TIMES = {"wall_seconds", "training_seconds", "seconds", "costs", "record_sha256", "result_sha256"}
 # Archives with times in them.
@@ -109,7 +111,7 @@ def test_every_rule_has_its_case():
     assert {rule_of(name) for name in CASES} == set(re.findall(r"^rule (\w+):", text, re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in CASES])
 def test_a_rule_needs_its_declared_inputs_and_runs_the_code_of_its_digest(name, all_jobs, finished, funnel, tmp_path):
     """Its own command in a folder that holds the inputs alone: the outputs are those of the run, and every function that it
     calls is in a file of its digest."""
@@ -290,6 +292,7 @@ def own(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.workflow
 @pytest.mark.parametrize(
     ("name", "rule", "kept"),
@@ -310,6 +313,7 @@ def test_an_edit_of_a_file_of_ones_own_repeats_what_runs_it(own, edit, name, rul
     assert {"score", "shortlist", "training", "finalists", "genotype", "draw", "summary"} <= repeated
 
 
+@pytest.mark.long
 @pytest.mark.workflow
 def test_a_training_reads_a_source_of_ones_own(own, edit):
     """The data set itself, not what was prepared of it: by itself too it is repeated when the source changes."""

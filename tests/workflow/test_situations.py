@@ -156,6 +156,7 @@ def test_a_clone_of_other_settings_is_not_given_the_results(clone):
     assert "Nothing to be done" not in succeed(snakemake(clone, "--dry-run", root=clone))
 
 
+@pytest.mark.long
 @pytest.mark.dvc
 def test_changes_after_a_pull_are_noticed_both_ways(clone):
     succeed(run(clone, "scripts/restore"))
@@ -185,6 +186,7 @@ def test_deleted_results_come_back_from_the_cache(origin, copy):
     assert (copy / SEED / "genotype.json").read_bytes() == (origin / SEED / "genotype.json").read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.dvc
 def test_an_experiment_is_compared_and_taken_back(copy):
     """Other settings and seeds by ``dvc exp run``, accuracies beside the former ones; then back, with nothing measured again."""
@@ -204,6 +206,7 @@ def test_an_experiment_is_compared_and_taken_back(copy):
     assert (copy / "results/digits/metrics.json").read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.dvc
 def test_a_killed_repro_ends_in_the_same_files(origin, copy):
     """SIGKILL in the second round: DVC starts the stage over, and its files are the same."""
@@ -224,6 +227,7 @@ def test_a_killed_repro_ends_in_the_same_files(origin, copy):
         assert (copy / SEED / name).read_bytes() == (origin / SEED / name).read_bytes(), name
 
 
+@pytest.mark.long
 @pytest.mark.dvc
 def test_the_papers_runs_are_reproduced_apart(copy, funnel):
     """Their pipeline on a small configuration, a search with every kind of round: it ends where Snakemake has nothing to do, in

@@ -275,6 +275,7 @@ def test_each_short_training_is_a_job(slurm, funnel, tmp_path):
     assert (folder / round4 / "trainings.csv").read_bytes() == (funnel / round4 / "trainings.csv").read_bytes()
 
 
+@pytest.mark.long
 def test_a_retraining_on_two_nodes(slurm, finished, tmp_path):
     """By the lines of the profile for two nodes, with a GPU of each: asked to stop, it goes on, and ends as on one node."""
     lines = profile_lines("Two nodes")
@@ -312,6 +313,7 @@ def test_a_retraining_that_is_preempted_goes_on_where_it_was(slurm, finished, tm
     assert_as_a_quiet_retraining(folder)
 
 
+@pytest.mark.long
 def test_a_retraining_that_runs_out_of_time_goes_on_where_it_was(slurm, finished, tmp_path):
     folder = to_retrain(finished, tmp_path, 6, retries=1)
     process = submit(folder, SEED / "retrain/metrics.json")
