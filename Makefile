@@ -5,7 +5,7 @@
 # make test-fast   the tests that aren't marked slow, in a few minutes
 # make site        the documentation as pages in build/site, to be read in a browser
 # make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining, and 500 measurements by each
-#                  measure: an hour or more (scripts/stress --help)
+#                  measure: an hour and a half (scripts/stress --help)
 # make mutants     changes the code of decisions, measures and audit in one place at a time, and says which changes no test notices: an
 #                  hour or more (`mutmut results`, `mutmut show NAME`)
 # make lint        style, types and spelling of the code and of the workflow

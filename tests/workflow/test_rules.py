@@ -71,7 +71,7 @@ CASES = {
     "study_score": Case("funnel", "results/study/scores/1.csv", ("baselines", "costs")),
     "correlate": Case("funnel", "results/study/correlations.csv"),
 }
-# Those that import torch, or draw.
+# Those of six seconds and more.
 LONG = {"limits", "score", "score of cells", "study_score", "training", "retrain", "export", "plot", "correlate", "claims"}
 # What says when, how long and with how many seconds, in JSON files, at any depth.
 TIMES = {"wall_seconds", "training_seconds", "seconds", "costs", "record_sha256", "result_sha256"}
