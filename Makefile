@@ -1,11 +1,11 @@
 # make search      the search on the embedded default data, its retraining, and a report
 # make test        the whole test suite
 # make check       lint, and the tests but the long ones, with the lines and branches that the fast ones cover
-# make coverage    the whole suite, with what it covers, the processes that tests start included; takes half as long again
 # make test-fast   the tests that aren't marked slow, in a few minutes
+# make coverage    those, with the lines and branches that they cover
 # make site        the documentation as pages in build/site, to be read in a browser
-# make stress      1,000 kills and 200 faults of the disk, of a tiny search and a tiny retraining, and 500 measurements by each
-#                  measure: an hour and a half (scripts/stress --help)
+# make stress      1,000 kills and 200 faults of the disk, of tiny searches, trainings and other stages, and 500 measurements by
+#                  each measure: an hour (scripts/stress --help)
 # make mutants     changes the code of decisions, measures and audit in one place at a time, and says which changes no test notices: an
 #                  hour or more (`mutmut results`, `mutmut show NAME`)
 # make lint        style, types and spelling of the code and of the workflow
@@ -32,11 +32,11 @@ test: .venv/installed
 check: lint
 	pytest $(PARALLEL) -m "not long" --cov
 
-coverage: .venv/installed
-	COVERED_TOO=subprocess pytest $(PARALLEL) --cov
-
 test-fast: .venv/installed
 	pytest $(PARALLEL) -m "not slow"
+
+coverage: .venv/installed
+	pytest $(PARALLEL) -m "not slow" --cov
 
 stress: .venv/installed
 	scripts/stress
@@ -55,8 +55,10 @@ lint: .venv/installed
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
-# An environment without pip (Debian splits venv in two packages) is made again.
+# An environment without pip (Debian splits venv in two packages) is made again. Files are compiled on all cores; some packages have
+# files of other Pythons, which don't compile.
 .venv/installed: pyproject.toml constraints.txt
 	.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	.venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@

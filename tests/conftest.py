@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a run that has ended, and all that runs the workflow as slow; begin with the files of such tests.
 
     They take minutes each, and no worker should be left with one at the end. Then those with other slow tests. Slow tests are not
-    traced for coverage, which would double their time, except by `make coverage`.
+    traced for coverage, which would double their time.
     """
     order = {}
     for item in items:
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         runs = any(item.get_closest_marker(name) for name in ("workflow", "dvc", "slurm"))
         if runs or item.get_closest_marker("long"):
             item.add_marker("slow")
-        if item.get_closest_marker("slow") and "COVERED_TOO" not in os.environ:
+        if item.get_closest_marker("slow"):
             item.add_marker("no_cover")
         place = 0 if runs else 1 if item.get_closest_marker("slow") else 2
         order[item.path] = min(place, order.get(item.path, place))

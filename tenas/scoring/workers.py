@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tenas.boundary import end
 from tenas.errors import TenasError
 from tenas.progress import one_line
 from tenas.scoring.checkpoint import Result
@@ -91,9 +92,7 @@ def _work(connection: Connection, parent: int) -> None:
             except Exception as error:
                 answer = _pickled(error)
             connection.send_bytes(answer)
-    # Without freeing torch's objects, which takes as long as the parent waits.
-    sys.stderr.flush()
-    os._exit(0)
+    end(0)
 
 
 def _pickled(error: Exception) -> bytes:

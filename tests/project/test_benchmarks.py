@@ -194,7 +194,7 @@ def test_correlations_by_hand():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ["together", "edge_by_edge"])
+@pytest.mark.parametrize("order", ["together", pytest.param("edge_by_edge", marks=pytest.mark.long)])
 def test_scores_of_operators_are_the_harm_of_their_removal(folder, order):
     """Once more from the scores files: with the logarithm of kappa turned round, of the round that first tries the edge."""
     out = folder / order

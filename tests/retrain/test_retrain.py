@@ -480,7 +480,7 @@ def read_elsewhere(folder: Path, what: str, shared_memory: str = "") -> subproce
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_shared_memory_images_are_read_by_the_training_itself(coordinates):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one processor: one worker")

@@ -536,7 +536,7 @@ def test_a_stopped_worker_is_waited_for_and_then_replaced(tmp_path):
     assert not Path(f"/proc/{second}").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_pair_of_workers_serves_several_tasks():
     """Rounds of a search, other images, and a measurement that cannot be taken: the values are those of one process."""
     with Workers(2) as workers:

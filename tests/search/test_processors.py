@@ -26,7 +26,7 @@ def decisions(run: Path) -> object:
     return json.loads((run / "seed0/genotype.json").read_text())["arch"], ranks
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_search_decides_the_same_whatever_the_processors_instructions(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     found = {}

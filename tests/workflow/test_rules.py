@@ -185,13 +185,24 @@ def edit(request):
     ("modules", "of_finished", "of_funnel"),
     [
         (["measures/ntk.py"], {"score"}, set()),
-        (["networks/single.py"], {"score"}, {"limits", "study_score"}),  # and score and training, after limits
+        # And score and training, after limits.
+        pytest.param(["networks/single.py"], {"score"}, {"limits", "study_score"}, marks=pytest.mark.long),
         (["search/prune.py"], {"prune"}, {"prune"}),
-        (["report/drawing.py", "report/summary.py"], {"draw", "plot", "summary"}, {"draw", "plot", "summary"}),
+        pytest.param(
+            ["report/drawing.py", "report/summary.py"],
+            {"draw", "plot", "summary"},
+            {"draw", "plot", "summary"},
+            marks=pytest.mark.long,
+        ),
         # And plot, after retrain and training.
         (["retrain/train.py", "study/correlate.py"], {"retrain"}, {"training", "correlate"}),
         # claims, plot: baselines
-        (["export/stage.py", "benchmark/searches.py"], {"export", "plot"}, {"table_search", "claims", "plot"}),
+        pytest.param(
+            ["export/stage.py", "benchmark/searches.py"],
+            {"export", "plot"},
+            {"table_search", "claims", "plot"},
+            marks=pytest.mark.long,
+        ),
         (["networks/darts.py", "settings/base.py", "cli.py", "files.py", "stages/types.py"], set(), set()),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -113,7 +113,11 @@ def test_another_configuration_takes_the_place_of_the_default_one(tmp_path):
         (["study-darts.yaml", "samples.yaml"], {"correlate"}),
         (["study-darts-own.yaml", "samples.yaml"], {"correlate"}),
         (["study-supernet.yaml", "samples.yaml"], {"summary"}),
-        (["nas-bench-201.yaml", "study-nas-bench-201.yaml", "samples.yaml"], {"summary", "claims", "correlate", "table_search"}),
+        pytest.param(
+            ["nas-bench-201.yaml", "study-nas-bench-201.yaml", "samples.yaml"],
+            {"summary", "claims", "correlate", "table_search"},
+            marks=pytest.mark.long,
+        ),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else None,
 )
