@@ -2,7 +2,6 @@
 # make test        the whole test suite
 # make check       lint, and the tests but the long ones, with the lines and branches that the fast ones cover
 # make test-fast   the tests that aren't marked slow, in a few minutes
-# make coverage    those, with the lines and branches that they cover
 # make site        the documentation as pages in build/site, to be read in a browser
 # make stress      1,000 kills and 200 faults of the disk, of tiny searches, trainings and other stages, and 500 measurements by
 #                  each measure: an hour (scripts/stress --help)
@@ -18,7 +17,7 @@ CORES ?= $(shell nproc)
 PARALLEL := --numprocesses $(shell expr $(CORES) + $(CORES) / 2) --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: search test check coverage test-fast stress mutants site lint
+.PHONY: search test check test-fast stress mutants site lint
 .DELETE_ON_ERROR:
 
 search: .venv/installed
@@ -34,9 +33,6 @@ check: lint
 
 test-fast: .venv/installed
 	pytest $(PARALLEL) -m "not slow"
-
-coverage: .venv/installed
-	pytest $(PARALLEL) -m "not slow" --cov
 
 stress: .venv/installed
 	scripts/stress

@@ -100,6 +100,7 @@ def test_every_file_of_the_package_is_installed_with_it():
 
 
 @pytest.mark.workflow
+@pytest.mark.long
 def test_a_wheel_runs_the_workflow_in_an_empty_folder(tmp_path):
     """Installed beside the packages of this environment, and ahead of the repository: nothing is read from there."""
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")

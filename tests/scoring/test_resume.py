@@ -154,8 +154,15 @@ def test_a_second_job_of_the_same_shard_waits_for_the_first(inputs, undisturbed,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", [of_cells, of_a_study])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("job", "threads"),
+    [
+        (of_cells, 2),
+        (of_a_study, 1),
+        pytest.param(of_cells, 1, marks=pytest.mark.long),
+        pytest.param(of_a_study, 2, marks=pytest.mark.long),
+    ],
+)
 def test_a_killed_job_of_cells_is_resumed(inputs, tmp_path, job, threads):
     assert main(job(inputs, tmp_path / "whole")) == 0
     (tmp_path / "killed").mkdir()

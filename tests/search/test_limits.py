@@ -89,7 +89,7 @@ def test_the_extremes_of_a_mask_are_those_of_its_cells(space, seed):
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: f"{space.name}-{space.nodes}")
-@pytest.mark.parametrize("figures", ["one", "two", "table", "table and one"])
+@pytest.mark.parametrize("figures", ["one", "two", "table", pytest.param("table and one", marks=pytest.mark.long)])
 @given(seed=SEEDS)
 @settings(max_examples=12, deadline=None)
 @pytest.mark.slow
