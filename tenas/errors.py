@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class TenasError(Exception):
@@ -59,6 +60,31 @@ def of_os(error: OSError, path: str | os.PathLike[str] | None = None, what: str 
 def reason(error: BaseException) -> str:
     """Message of a library's error on one line, to end a sentence with."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def in_short(value: object) -> str:
+    """A value for a message, cut to 80 letters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# What Python raises for a value of another type or form than expected, as in a damaged file.
+UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+@contextmanager
+def damaged(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn errors of unfit values in the block, which reads the files of a run, into a sentence."""
+    try:
+        yield
+    except UNFIT as error:
+        raise TenasError(
+            f"A file of {folder} holds something other than expected ({type(error).__name__}: {reason(error)}); "
+            f"`tenas audit {folder}` names it."
+        ) from error
 
 
 def lacks_memory(error: BaseException) -> bool:

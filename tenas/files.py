@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tenas.errors import TenasError, of_os
 from tenas.locks import lock_folder
@@ -246,6 +246,21 @@ SEAL = b"\nsha256 "
 ZIP_END, ZIP_END_LENGTH = b"PK\5\6", 22
 
 
+def opened_zip(file: IO[bytes]) -> zipfile.ZipFile:
+    """Open a zip archive. Raises zipfile.BadZipFile also if files of its directory are missing.
+
+    ``zipfile`` passes over the entries that a damaged length in the one before them swallows.
+    """
+    archive = zipfile.ZipFile(file)
+    # The last record may be followed by a comment of 64 KB.
+    file.seek(max(0, file.seek(0, os.SEEK_END) - ZIP_END_LENGTH - 0xFFFF))
+    end = file.read().rpartition(ZIP_END)[2]
+    named, found = int.from_bytes(end[6:8], "little"), len(archive.infolist())
+    if named not in (found, 0xFFFF):  # the latter: see the record of more than 65,534 files
+        raise zipfile.BadZipFile(f"its directory has {found} files where {named} should be")
+    return archive
+
+
 def sealed_bytes(content: bytes) -> bytes:
     """Append the hash of a file's content, which ``is_intact`` checks."""
     return content + SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
@@ -263,7 +278,7 @@ def is_intact(path: str | os.PathLike[str]) -> bool:
     if not found[-ZIP_END_LENGTH:].startswith(ZIP_END):
         return False
     try:
-        with zipfile.ZipFile(io.BytesIO(found)) as archive:
+        with opened_zip(io.BytesIO(found)) as archive:
             return archive.testzip() is None
     except Exception:  # whatever zipfile raises for a damaged archive
         return False

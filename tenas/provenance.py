@@ -19,6 +19,8 @@ from tenas.errors import TenasError
 from tenas.files import sha256, sha256_of
 from tenas.machine import driver_version
 
+# Key of a record's own hash.
+SEALED = "record_sha256"
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "snakemake", "dvc", "nas-bench-201")
 
 
@@ -164,9 +166,19 @@ def provenance(
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """Add a record's own hash as its last key, ``record_sha256``: for a file whose hash no other file records."""
-    return {**record, "record_sha256": sha256_of(json.dumps(record))}
+    return {**record, SEALED: sha256_of(json.dumps(record))}
+
+
+def has_seal(record: Mapping[str, Any]) -> bool:
+    """Whether a record has its own hash, correct or not. Records of earlier versions have none.
+
+    One whose key was damaged counts too: no other record ends in a hash, but for old ones of scores.
+    """
+    key, value = next(reversed(dict(record).items()), ("", None))
+    ends_in_hash = key != "scores_sha256" and re.fullmatch("[0-9a-f]{64}", str(value)) is not None
+    return SEALED in record or ends_in_hash
 
 
 def is_sealed(record: Mapping[str, Any]) -> bool:
     """Whether a record has its own hash, and it is correct."""
-    return dict(record) == sealed({key: value for key, value in record.items() if key != "record_sha256"})
+    return dict(record) == sealed({key: value for key, value in record.items() if key != SEALED})

@@ -16,7 +16,7 @@ from tenas.audit.ledger import Ledger, alike, listed, mapping
 from tenas.benchmark.builtin import builtin_table, has_builtin, index_path
 from tenas.data.prepared import channel_statistics
 from tenas.files import is_intact, json_text, sha256
-from tenas.provenance import input_path
+from tenas.provenance import has_seal, input_path
 from tenas.search.made_by import input_name, ranking_code
 from tenas.spaces import Space
 
@@ -192,7 +192,7 @@ class Case:
 
     def _card(self, path: Path, card: Mapping[str, Any]) -> None:
         """Check what the images are normalised by, and the number of classes, which have no file of their own."""
-        if "record_sha256" in card:
+        if has_seal(card):
             self.ledger.sealed(path, card)
         images = path.with_name(layout.IMAGES)
         if not images.exists() or not self.ledger.sound(images):

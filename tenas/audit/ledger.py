@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tenas.errors import TenasError
+from tenas.errors import UNFIT, TenasError
 from tenas.files import format_csv, json_text, read_json, sha256
 from tenas.provenance import is_sealed
 
@@ -53,7 +53,7 @@ class Ledger:
             yield
         except TenasError as error:
             self.fault(path, f"{what}: {error}")
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except UNFIT as error:
             self.fault(path, f"{what}: it holds something other than expected ({' '.join(str(error).split())})")
 
     def hash(self, path: Path) -> str | None:

@@ -14,7 +14,7 @@ from tenas.benchmark.index import look_up
 from tenas.code import code_digest
 from tenas.errors import TenasError
 from tenas.files import format_csv, read_table
-from tenas.provenance import input_path
+from tenas.provenance import has_seal, input_path
 from tenas.report.drawing import draw
 from tenas.report.summary import accuracies, summarise
 from tenas.search.made_by import training_code
@@ -47,7 +47,7 @@ def _look_up(case: Case, path: Path, genotype: Genotype) -> None:
     if not path.exists() or not (value := case.ledger.json(path, "look-up")):
         return
     case.ledger.equal(path, "arch", value.get("arch"), genotype.arch)
-    if "record_sha256" in value:
+    if has_seal(value):
         case.ledger.sealed(path, value)
     inputs = mapping(mapping(value.get("provenance")).get("inputs"))
     case.inputs(path, inputs, {})

@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenas.benchmark.reading import METADATA, unpacked
-from tenas.errors import TenasError
+from tenas.errors import UNFIT, TenasError
 from tenas.files import sha256, whole
 from tenas.provenance import Stopwatch, provenance
 from tenas.spaces import get_space
@@ -290,7 +290,7 @@ def gather(archive: Archive, progress: Callable[[int], object] = lambda cells: N
                 raise ValueError("it has a value that is no number")
         except KeyError as error:
             raise TenasError(f"The record of the cell {number} in {archive.path} is faulty: it has no {error}.") from error
-        except (TypeError, ValueError, AttributeError) as error:
+        except UNFIT as error:
             raise TenasError(f"The record of the cell {number} in {archive.path} is faulty: {error}.") from error
         for name, value in values.items():
             if name not in columns:

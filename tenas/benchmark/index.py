@@ -1,5 +1,6 @@
 """The table of a benchmark: one row per cell, as CSV (also compressed) or Parquet."""
 
+import math
 import os
 import re
 import warnings
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tenas.benchmark.builtin import BUILTIN, SPACE, builtin_table, checksum_of, has_builtin, index_path
 from tenas.benchmark.reading import load
 from tenas.benchmark.topology import isomorphic
-from tenas.errors import TenasError, one_of
+from tenas.errors import TenasError, in_short, one_of
 from tenas.provenance import Stopwatch, provenance
 from tenas.spaces import Genotype, Space, get_space, load_genotype
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # NAS-Bench-201's accuracies are measured on.
 ACCURACIES = ("_test", "_valid", "_valtest", "accuracy")
 COSTS = ("params_", "flops_")
+# The number of a cell.
+NUMBER = re.compile("[0-9]{1,18}")
 # Suffix of an accuracy after another training than the one of 200 epochs, or of a single seed.
 OTHER_TRAINING = re.compile(r"(_e\d+)?(_seed\d+)?$")
 # The name of training times in published tables.
@@ -122,13 +125,19 @@ def _check(table: "pd.DataFrame", path: Path, space: str | Space | None, cells: 
 
 def _check_numbers(numbers: "pd.Series", path: Path) -> None:
     """Raise TenasError unless a column of official numbers has whole ones from 0."""
-    import pandas as pd
-
-    found = pd.to_numeric(numbers, errors="coerce")
-    wrong = numbers[~((found >= 0) & (found % 1 == 0))]
+    found = numbers.map(_float)
+    wrong = numbers[~((found >= 0) & (found % 1 == 0) & (found < 2**63))]
     if len(wrong):
-        row, value = wrong.index[0] + 1, wrong.iloc[0]
-        raise TenasError(f"The benchmark index {path}, row {row}: 'index' is '{value}'; it must be a whole number from 0.")
+        row, value = wrong.index[0] + 1, in_short(str(wrong.iloc[0]))
+        raise TenasError(f"The benchmark index {path}, row {row}: 'index' is {value}; it must be a whole number from 0.")
+
+
+def _float(value: object) -> float:
+    """A value as a number; NaN for what is none, or has hundreds of digits."""
+    try:
+        return float(value)  # type: ignore[arg-type]  # whatever a table holds
+    except (OverflowError, TypeError, ValueError):
+        return math.nan
 
 
 def _archs(texts: Iterable[str], path: Path, space: str | Space | None) -> tuple[Space, list[str]]:
@@ -205,7 +214,7 @@ def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike[str], s
     The number is that of the column ``index`` or, without that column, of the row from 0. Raises TenasError if the table does not
     have the cell.
     """
-    if isinstance(cell, str) and cell.isdecimal():
+    if isinstance(cell, str) and NUMBER.fullmatch(cell):
         cell = int(cell)
     if isinstance(cell, int | Integral):
         numbers = table["index"].to_numpy() if "index" in table.columns else table.index.to_numpy()
@@ -302,7 +311,7 @@ def look_up(
     """
     stopwatch = Stopwatch()
     builtin = str(index) == BUILTIN
-    if builtin and not isinstance(cell, int | Integral) and not str(cell).isdecimal():
+    if builtin and not isinstance(cell, int | Integral) and not NUMBER.fullmatch(str(cell)):
         cell = load_genotype(cell, space)
         space = cell.space
     if index is None or (builtin and not has_builtin(space or SPACE)):

@@ -8,13 +8,12 @@ import io
 import json
 import lzma
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tenas.errors import TenasError, reason
-from tenas.files import most_unpacked
+from tenas.files import most_unpacked, opened_zip
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +24,7 @@ METADATA = b"tenas"
 
 
 def _unzip(data: bytes) -> IO[bytes]:
-    archive = zipfile.ZipFile(io.BytesIO(data))
+    archive = opened_zip(io.BytesIO(data))
     names = [name for name in archive.namelist() if not name.endswith("/")]
     if len(names) != 1:
         raise ValueError(f"it is a zip archive of {len(names)} files, not of one table")

@@ -5,7 +5,7 @@ import stat
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -14,8 +14,10 @@ import numpy as np
 from tenas.data.arrays import MOST_CLASSES, as_labels, check_pixels
 from tenas.data.parts import Arrays, Loaded, hold_out
 from tenas.errors import TenasError, reason
-from tenas.files import most_unpacked
+from tenas.files import most_unpacked, opened_zip
 
+# Bytes; NumPy takes 10,000.
+LONGEST_HEADER = 2**14
 READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 
 
@@ -38,9 +40,15 @@ class Header(NamedTuple):
 
 def read_header(file: IO[bytes]) -> Header:
     """Read the header of a .npy file from a stream. Raises ValueError for an invalid one."""
-    version = np.lib.format.read_magic(file)
+    # NumPy would read as much as a damaged length says.
+    start = BytesIO(file.read(LONGEST_HEADER))
+    version = np.lib.format.read_magic(start)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return Header(*read(file), file.tell())
+    try:
+        return Header(*read(start), start.tell())
+    except (MemoryError, RecursionError):
+        # Python's parser, of nested expressions. Not as a cause: more memory would not help.
+        raise ValueError("its header is no description of an array") from None
 
 
 class Archive:
@@ -51,7 +59,7 @@ class Archive:
         file.seek(0)
         if file.read(6) == b"\x93NUMPY":
             raise TenasError(f"The file {path} holds a single array (.npy), not the arrays 'images' and 'labels' (.npz).")
-        self._zip = zipfile.ZipFile(file)
+        self._zip = opened_zip(file)
         names = [info.filename for info in self._zip.infolist()]
         self.names = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
         if len(set(names)) < len(names):

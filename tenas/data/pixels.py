@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tenas.errors import TenasError
+from tenas.files import most_unpacked
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,6 +71,10 @@ def decode(path: Path, side: int | None = None, middle: float = 1.0) -> np.ndarr
 
     try:
         with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            # Before memory is taken. Pillow's own limit is near a gigabyte.
+            if width * height > most_unpacked(size := path.stat().st_size):
+                raise ValueError(f"it claims to have {width:,} x {height:,} pixels in {size:,} bytes, unlike any picture")
             if side is None:
                 return np.asarray(to_rgb(image))
             # JPEGs decode several times faster at 1/2, 1/4 or 1/8 of their size; twice the side keeps the result sharp.

@@ -10,7 +10,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from tenas.data.archives import read_header
+from tenas.data.archives import Header, read_header
 from tenas.data.arrays import as_labels, as_pixels, check_classes, label_warnings
 from tenas.data.parts import Arrays, Files, shared
 from tenas.data.pixels import remarks
@@ -18,7 +18,7 @@ from tenas.data.sources import SOURCES, load, size_of
 from tenas.errors import TenasError, reason
 from tenas.files import read_json, sha256, whole, write_json
 from tenas.locks import alone
-from tenas.provenance import Stopwatch, is_sealed, provenance, sealed
+from tenas.provenance import Stopwatch, has_seal, is_sealed, provenance, sealed
 
 MOST_IMAGES = 10_000
 GRID = 8
@@ -240,7 +240,7 @@ def read_card(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     if missing:
         raise TenasError(f"The data card {path} has no key {missing[0]!r}. Prepare the data set again.")
     # Cards of earlier versions have no seal.
-    if not _is_sound(card) or not (is_sealed(card) if "record_sha256" in card else _has_its_classes(card)):
+    if not _is_sound(card) or not (is_sealed(card) if has_seal(card) else _has_its_classes(card)):
         raise _other(path)
     return card, digest
 
@@ -304,6 +304,10 @@ def _read_labels(path: Path, card: Mapping[str, Any]) -> tuple[np.ndarray, str]:
     return labels, digest
 
 
+def _holds(header: Header, shape: tuple[int, ...]) -> bool:
+    return header.dtype == np.uint8 and header.shape == shape and not header.fortran
+
+
 def read_prepared(path: str | os.PathLike[str], *, labels: bool = False) -> Prepared:
     """Read prepared images, memory-mapped read-only, their card, and with ``labels`` their labels, -1 for unlabelled images.
 
@@ -313,12 +317,11 @@ def read_prepared(path: str | os.PathLike[str], *, labels: bool = False) -> Prep
     path = Path(path)
     card, card_digest = read_card(path.parent / "card.json")
     with _opened(path, "prepared images") as (file, digest):
-        header = read_header(file)
         shape = (card["images"], card["side"], card["side"], 3)
-        if digest != card["sha256"] or header.dtype != np.uint8 or header.shape != shape or header.fortran:
+        if digest != card["sha256"] or not _holds(header := read_header(file), shape):
             raise TenasError(f"The prepared images {path} are not those of their card. Prepare the data set again.")
         images = np.memmap(file, np.uint8, "r", header.offset, shape)
-    if "record_sha256" not in card and not _has_its_statistics(card, images):
+    if not has_seal(card) and not _has_its_statistics(card, images):
         raise _other(path.parent / "card.json")
     hashes = {str(path): digest, str(path.parent / "card.json"): card_digest}
     found = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tenas import layout
-from tenas.errors import TenasError
+from tenas.errors import TenasError, damaged, in_short
 from tenas.files import read_json, read_table
 from tenas.progress import duration
 from tenas.report.summary import results_of_seed, summarise_round
@@ -82,12 +82,20 @@ def _unfinished(scores: Path, now: float) -> Iterator[_Shard]:
         yield _Shard(len(lines), (len(times) - 1) / spent if spent > 0 else None, max(age, 0))
 
 
+def _whole(path: Path, what: str, key: str) -> int:
+    """A whole number of a JSON file; 0 without the key. Raises TenasError for anything else."""
+    value = read_json(path, what).get(key, 0)
+    if type(value) is not int:
+        raise TenasError(f"The {what} {path} has {in_short(value)} for {key!r}, which must be a whole number.")
+    return value
+
+
 def _finished(scores: Path) -> int:
     """Number of measurements in the finished shards of a folder, which have a record."""
     count = 0
     for record in scores.glob("[0-9]*.json"):
         if record.with_suffix(".csv").exists():
-            count += int(read_json(record, "record of scores").get("measurements", 0))
+            count += _whole(record, "record of scores", "measurements")
     return count
 
 
@@ -174,7 +182,7 @@ def _of_seed(run: Path, seed: int, settings: Mapping[str, Any], now: float) -> t
     retraining = layout.path(layout.RETRAIN, run)
     folder = layout.path(layout.RETRAIN_METRICS, run, seed=seed).parent
     if folder.exists() and not (folder / "metrics.json").exists() and retraining.exists():
-        epochs = int(read_json(retraining, "retraining settings")["epochs"])
+        epochs = _whole(retraining, "retraining settings", "epochs")
         return [*lines, f"    {_training('retraining', folder, epochs)}"], False
     return lines, True
 
@@ -236,7 +244,8 @@ def status(folders: Sequence[str | os.PathLike[str]], now: float | None = None) 
             )
         for one in [folder] if _is_one(folder) else inside:
             try:
-                lines += (_of_run if layout.path(layout.SEARCH, one).exists() else _of_study)(one, now)
+                with damaged(one):
+                    lines += (_of_run if layout.path(layout.SEARCH, one).exists() else _of_study)(one, now)
             except TenasError as error:  # only of this run; the others are reported
                 lines.append(f"{one}: {error}")
             lines += failures(one)

@@ -1,6 +1,8 @@
 """Gather the results of a run's seeds from their files."""
 
+import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -39,7 +41,7 @@ class RoundSummary(NamedTuple):
 
 
 def _seconds(path: Path, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise TenasError(f"The record {path} does not say how many seconds it took: run its stage again.")
     return float(value)
 
@@ -52,10 +54,11 @@ def records_of_scores(folder: Path) -> dict[Path, dict[str, Any]]:
     """
     first = folder / "1.json"
     shard = str(read_json(first, "record of scores").get("shard"))
-    index, _, shards = shard.partition("/")
-    if index != "1" or not shards.isdecimal() or int(shards) < 1:
+    found = re.fullmatch("1/([1-9][0-9]{0,8})", shard)
+    if found is None:
         raise TenasError(f"The record {first} is of shard {shard!r}: measure the round again.")
-    paths = [folder / f"{number}.json" for number in range(1, int(shards) + 1)]
+    # One by one: a damaged number of shards ends at the first record that is missing.
+    paths = (folder / f"{number}.json" for number in range(1, int(found[1]) + 1))
     return {path: read_json(path, "record of scores") for path in paths}
 
 

@@ -1,6 +1,7 @@
 """Subjects of measurements: a supernet without one of its operators or edges, or a discrete cell. No torch."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,7 +146,7 @@ def read_cells(path: str | os.PathLike[str], space: Space) -> Cells:
     """
     cells = []
     for line, row in enumerate(read_table(path, ("cell", "arch"), "cells file"), start=2):
-        if not row["cell"].isdecimal():
+        if not re.fullmatch("[0-9]{1,18}", row["cell"]):
             raise TenasError(f"The cells file {path}, line {line}, has {row['cell']!r} instead of a number.")
         try:
             space.parse(row["arch"])

@@ -7,7 +7,7 @@ from typing import Any
 from tenas.benchmark.index import read_column
 from tenas.errors import TenasError
 from tenas.files import read_json
-from tenas.provenance import check_one_kind, is_sealed
+from tenas.provenance import check_one_kind, has_seal, is_sealed
 from tenas.scoring.subjects import Cell
 from tenas.spaces.base import Space
 
@@ -50,7 +50,7 @@ def trained(metrics: Sequence[str | os.PathLike[str]], cells: Sequence[Cell]) ->
     machines: dict[str, object] = {}
     for cell, path in zip(cells, metrics, strict=False):
         value = read_json(path, "training's metrics")
-        if "record_sha256" in value and not is_sealed(value):
+        if has_seal(value) and not is_sealed(value):
             raise TenasError(f"The training's metrics {path} are not those that were written: their own hash differs.")
         if value.get("arch") != cell.arch:
             raise TenasError(f"The training {path} is of another cell than the shortlist has in its place: run it again.")

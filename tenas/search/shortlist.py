@@ -141,13 +141,19 @@ def shortlist_json(space: Space, cells: Sequence[Cell]) -> dict[str, Any]:
     return {"space": space.reference, "cells": [cell._asdict() for cell in cells]}
 
 
+def _number(value: object) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no cell's number")
+    return value
+
+
 def read_shortlist(path: str | os.PathLike[str], space: Space) -> Cells:
     """Read the cells of a shortlist, best first. Raises TenasError if it is damaged or of another space."""
     value = read_json(path, "shortlist")
     if value.get("space") != space.reference:
         raise TenasError(f"The shortlist {path} is of the space {value.get('space')!r}, not {space.reference}.")
     try:
-        cells = tuple(Cell(int(entry["number"]), space.parse(entry["arch"]).arch) for entry in value["cells"])
+        cells = tuple(Cell(_number(entry["number"]), space.parse(entry["arch"]).arch) for entry in value["cells"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TenasError(f"The shortlist {path} is damaged: it lists something other than cells.") from error
     if not cells or len({cell.number for cell in cells}) < len(cells):

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from tenas.code import PROJECT
-from tenas.errors import TenasError, one_of
+from tenas.errors import TenasError, in_short, one_of
 
 # YAML 1.1 reads 1e3 and 2.5e6 as texts; users mean numbers.
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
@@ -106,7 +106,7 @@ def sentence(error: ValidationError, where: str, at: str = "") -> str:
     if kind == "missing":
         parent = ".".join(places[:-1])
         return f"{where}: the key {places[-1]!r} is missing in {repr(parent) if parent else 'the top level'}."
-    value = _short(first["input"])
+    value = in_short(first["input"])
     if kind == "name":
         return f"{where}: '{'.'.join(places[:-2])}' has the name {value}; it {first['msg']}."
     if kind == "allowed":
@@ -128,14 +128,6 @@ def sentence(error: ValidationError, where: str, at: str = "") -> str:
         return f"{where}: {name} is {value}; it {first['msg']}."
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {name}: {message}" + ("" if message.endswith(".") else ".")
-
-
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = "a number of thousands of digits"
-    return text if len(text) < 80 else text[:77] + "..."
 
 
 def checked(model: type[AnyModel], value: object, where: str, at: str = "") -> AnyModel:
@@ -163,10 +155,10 @@ def _check_plain(value: object, where: str, at: tuple[str, ...] = ()) -> None:
             raise TenasError(f"{where}: there are more than {MOST_VALUES:,} values, or a value contains itself.")
         if isinstance(part, str) and _CONTROL.search(part):
             name = f"'{'.'.join(place)}'" if place else "the top level"
-            raise TenasError(f"{where}: {name} is {_short(part)}; a text must be a single line without control characters.")
+            raise TenasError(f"{where}: {name} is {in_short(part)}; a text must be a single line without control characters.")
         if isinstance(part, Mapping):
             for key, inner in part.items():
-                name = _short(key)[1:-1] if isinstance(key, str) else _short(key)
+                name = in_short(key)[1:-1] if isinstance(key, str) else in_short(key)
                 waiting.append((inner, (*place, name)))
         elif isinstance(part, list | tuple):
             waiting.extend((inner, (*place, str(number))) for number, inner in enumerate(part))

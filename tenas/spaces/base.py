@@ -224,7 +224,7 @@ class Space:
             nodes = cell.strip().split("+")
             choices = []
             for target, node in enumerate(nodes, start=self.inputs):
-                if re.fullmatch(r"\|(?:[^|~+]+~\d+\|)+", node.strip()) is None:
+                if re.fullmatch(r"\|(?:[^|~+]+~\d{1,9}\|)+", node.strip()) is None:
                     raise WrongFormError(f"{text!r} is not a cell of {self.name}; expected the form {self._form()}.")
                 for part in node.strip().strip("|").split("|"):
                     operator, source = part.split("~")

@@ -22,6 +22,7 @@ def plot(
         tenas plot results/digits --seeds 0 1
     """
     from tenas import layout
+    from tenas.errors import damaged
     from tenas.figures import save_picture, style
     from tenas.files import write_text
     from tenas.provenance import commit_of_code
@@ -35,10 +36,12 @@ def plot(
     for path in folder.glob("*.*"):
         if path.suffix in (".svg", ".png", ".csv"):
             path.unlink()
-    with style():
+    with damaged(run), style():
         pictures = pictures_of_run(found)
         for picture in pictures:
             save_picture(picture, folder)
     drawn = [(picture, (folder / f"{picture.name}.svg").read_text(encoding="utf-8")) for picture in pictures]
-    write_text(page, overview(found, drawn, commit_of_code()))
+    with damaged(run):
+        text = overview(found, drawn, commit_of_code())
+    write_text(page, text)
     return str(page)

@@ -11,6 +11,8 @@ def show(run: Annotated[Path, "folder of the run"]) -> str:
         tenas show results/digits
         tenas show results/digits | grep genotype
     """
+    from tenas.errors import damaged
     from tenas.report.show import show
 
-    return show(run)
+    with damaged(run):
+        return show(run)

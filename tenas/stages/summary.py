@@ -14,9 +14,11 @@ def summary(
     metrics: Annotated[Path, "JSON file of their accuracies alone, which DVC compares"],
 ) -> None:
     """Gather the results of a run's seeds."""
+    from tenas.errors import damaged
     from tenas.files import write_csv, write_json
     from tenas.report.summary import accuracies, summarise
 
-    columns, rows = summarise(run, seeds)
-    write_json(metrics, accuracies(rows))
+    with damaged(run):
+        columns, rows = summarise(run, seeds)
+        write_json(metrics, accuracies(rows))
     write_csv(out, columns, rows)

@@ -265,9 +265,10 @@ def test_a_faulty_index_gets_a_sentence(tmp_path):
     refused(save(named_twice, tmp_path / "f.csv"), "has the column 'cifar10_test' under two names")
     refused(save(pd.concat([small_table()] * 2), tmp_path / "d.csv"), "lists the cell .* twice")
     refused(save(small_table().iloc[1:], tmp_path / "e.csv"), "has no cell .*: is it of another space")
-    for number in (-1, 0.5, "x", None):
+    for number in (-1, 0.5, "x", None, "1" * 70, "1" * 400, "1" * 5000):
         numbered = small_table(index=[0, 1, number, 3, 4, 5])
-        refused(save(numbered, tmp_path / "g.csv"), f"row 3: 'index' is '{number or 'nan'}'; it must be a whole number from 0")
+        shown = str(number or "nan")[:70]
+        refused(save(numbered, tmp_path / "g.csv"), rf"row 3: 'index' is '{shown}[1.]*'?; it must be a whole number from 0")
     text = (tmp_path / "e.csv").read_bytes()
     for data, sentence in (
         (text.replace(b"arch,", b"arch,arch,", 1), "it has the column 'arch' twice"),

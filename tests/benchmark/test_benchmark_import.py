@@ -429,6 +429,14 @@ def test_what_is_missing_or_foreign_gets_a_sentence(tmp_path, capsys):
     damaged = small()
     damaged[CELLS[3]]["200"]["all_results"]["cifar100", 777]["eval_acc1es"]["x-test@199"] = float("nan")
     refused(save_folder(tmp_path / "nan", damaged), "The record of the cell 3")
+    for key, value in (
+        ("flop", float("inf")),
+        ("params", 10**400),
+        ("train_acc1es", "90"),
+    ):
+        damaged = small()
+        damaged[CELLS[3]]["200"]["all_results"]["cifar100", 777][key] = value
+        refused(save_folder(tmp_path / key, damaged), f"The record of the cell 3 in {tmp_path / key} is faulty: ")
     shorter = small()
     shorter[CELLS[3]]["200"]["all_results"]["cifar100", 777]["epochs"] = 12
     refused(save_folder(tmp_path / "short", shorter), "a training of 12 epochs is among those of 200")

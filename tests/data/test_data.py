@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from helpers import SHARED
 from PIL import Image
 
+from tenas.boundary import REFUSED, described
 from tenas.data import SOURCES, load_splits, prepare, read_images, read_labels
 from tenas.data.entry import entry_of
 from tenas.data.official import ImageNet16
@@ -367,6 +369,41 @@ def test_a_faulty_npz_gets_a_sentence_and_leaves_nothing(tmp_path, fault, senten
     with pytest.raises(TenasError, match=sentence):
         prepare({"source": "npz", "path": str(path)}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_entry_that_the_one_before_it_swallows_is_missed(tmp_path):
+    """One bit in the directory: the comment of the labels' entry reaches over that of the names."""
+    path = save_npz(tmp_path / "set.npz", class_names=np.array(["a", "b", "c"]))
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"labels.npy") - 46
+    content[entry + 33] ^= 4
+    path.write_bytes(bytes(content))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["images.npy", "labels.npy"]
+    with pytest.raises(TenasError, match=r"not a valid \.npz file: its directory has 2 files where 3 should be"):
+        prepare({"source": "npz", "path": str(path)}, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        (b"\1\0\x29\x23" + b"1**" * 3000 + b"1", "its header is no description of an array"),
+        (b"\1\0\x29\x23" + b"-" * 9000 + b"1", "its header is no description of an array"),
+        (b"\2\0\0\0\0\x40" + b" " * 50_000, "EOF: reading array header"),
+    ],
+    ids=["powers", "signs", "a gigabyte"],
+)
+def test_no_header_takes_memory(tmp_path, header, sentence):
+    """Python's parser calls it lack of memory; NumPy asks for what the length says."""
+    path = save_npz(tmp_path / "set.npz")
+    with zipfile.ZipFile(path) as archive:
+        labels = archive.read("labels.npy")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY" + header)
+        archive.writestr("labels.npy", labels)
+    with pytest.raises(TenasError, match=f"not a valid .npz file: {sentence}") as caught:
+        prepare({"source": "npz", "path": str(path)}, tmp_path / "out")
+    assert described(caught.value)[1] == REFUSED
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,20 @@
 
 import json
 import re
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tenas.boundary import described
 from tenas.cli import main
 from tenas.data import prepare
 from tenas.data.pixels import decode
+from tenas.errors import TenasError
 
 RAMP = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
 COLOURS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -126,3 +130,15 @@ def test_what_is_left_out_of_images_is_said(tmp_path, name, make, said):
         warnings.simplefilter("ignore")
         card = prepare({"source": "folder", "path": str(tmp_path / "set"), "side": 8}, tmp_path / "out")
     assert card.get("warnings", []) == ([] if said is None else [text for text in card["warnings"] if text.startswith(said)])
+
+
+def test_a_size_that_no_file_of_its_bytes_has_takes_no_memory(tmp_path):
+    """A damaged size, or a hostile one: 160 million pixels, which Pillow lets pass."""
+    path = tmp_path / "grey.png"
+    Image.fromarray(RAMP).save(path)
+    content = path.read_bytes()
+    kind_and_size = b"IHDR" + struct.pack(">II", 20_000, 8_000) + content[24:29]
+    path.write_bytes(content[:12] + kind_and_size + struct.pack(">I", zlib.crc32(kind_and_size)) + content[33:])
+    with pytest.raises(TenasError, match=r"claims to have 20,000 x 8,000 pixels in [0-9]+ bytes") as caught:
+        decode(path)
+    assert described(caught.value)[1] == 2

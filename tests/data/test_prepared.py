@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,17 @@ def test_a_card_that_was_edited_is_refused(tmp_path, name, seal):
     write_json(tmp_path / "card.json", card)
     with pytest.raises(TenasError, match=r"card\.json is not the one that was written\. Prepare"):
         read_images(tmp_path / "images.npy")
+
+
+def test_a_card_whose_seal_has_another_name_is_none_of_an_earlier_version(tmp_path):
+    """Mean and deviation of those are computed again, but had other last digits."""
+    prepare_arrays(pixels(), np.arange(40) % 4, None, tmp_path)
+    card = read_json(tmp_path / "card.json", "card")
+    seal = card.pop("record_sha256")
+    for key in ({}, {"recorc_sha256": seal}):
+        write_json(tmp_path / "card.json", card | key)
+        with pytest.raises(TenasError, match="is not the one that was written") if key else nullcontext():
+            read_images(tmp_path / "images.npy")
 
 
 def test_arrays_replace_a_card_that_was_edited(tmp_path):

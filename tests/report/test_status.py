@@ -1,5 +1,6 @@
 """What `tenas status` says of runs: finished, under way, killed, failed."""
 
+import json
 import re
 import shutil
 import time
@@ -9,6 +10,8 @@ import pytest
 from helpers import ROOT
 from helpers.runs import FUNNEL, ONCE, TINY, call, changed, killed_when, snakemake, succeed, workflow, write_config
 
+from tenas import layout
+from tenas.cli import main
 from tenas.progress import duration
 from tenas.report.status import status
 
@@ -108,6 +111,26 @@ def test_a_damaged_run_does_not_hide_the_others(funnel, tmp_path):
     text = status([tmp_path / "results"])
     assert re.search(rf"^{re.escape(str(damaged))}: .*search\.json.*$", text, re.MULTILINE)
     assert "1 of 1 seeds" in text
+
+
+@pytest.mark.parametrize("key", ["measurements", "shard", "wall_seconds"])
+@pytest.mark.parametrize("value", [None, "many", [3], float("inf"), 10**400, "1/" + "9" * 5000], ids=lambda value: str(value)[:8])
+def test_a_record_that_holds_something_else_is_a_sentence(finished, tmp_path, capsys, key, value):
+    """Of a run that has ended, and of one under way."""
+    run = tmp_path / "run"
+    shutil.copytree(finished / "results" / "digits", run)
+    path = layout.path(layout.SCORES, run, seed=0, round=1, shard=1).with_suffix(".json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    table = ["--seeds", "0", "--out", str(tmp_path / "s.csv"), "--metrics", str(tmp_path / "s.json")]
+    for command in (["show", str(run)], ["summary", str(run), *table]):
+        assert main(command) == (0 if key == "measurements" else 2)
+        said = capsys.readouterr().err
+        assert said.count("\n") == (0 if key == "measurements" else 1)
+        assert said.startswith("tenas: ") or not said
+    for number in range(1, 4):
+        layout.path(layout.MASK, run, seed=0, round=number).unlink()
+    layout.path(layout.GENOTYPE, run, seed=0).unlink()
+    assert str(run) in status([run])
 
 
 def test_a_folder_without_a_run_gets_a_sentence(tmp_path):

@@ -109,6 +109,7 @@ def test_a_missing_mask_is_refused_with_a_sentence(tmp_path):
     [
         ("", "expected the form"),
         ("nonsense", "expected the form"),
+        (BEST.replace("~2", "~" + "2" * 5000), "expected the form"),
         ("|nor_conv_3x3~0|", "has 1 operators"),
         (BEST.replace("skip_connect", "sep_conv_3x3"), "'sep_conv_3x3' is no operator of nas-bench-201"),
         (BEST.replace("skip_connect~0", "skip_connect~7"), "no edge 3<-7"),
