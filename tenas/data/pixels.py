@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tenas.errors import TenasError
-from tenas.files import most_unpacked
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +18,8 @@ SUFFIXES = frozenset(
 )  # fmt: skip
 # Formats that are tried for every file, whatever its suffix. Not all of Pillow's: for EPS it would run another program.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Of files that may be as small as they like.
+MOST_PIXELS = 2**25
 ORIENTATION = 0x0112  # EXIF's tag
 
 
@@ -72,8 +73,8 @@ def decode(path: Path, side: int | None = None, middle: float = 1.0) -> np.ndarr
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
-            # Before memory is taken. Pillow's own limit is near a gigabyte.
-            if width * height > most_unpacked(size := path.stat().st_size):
+            # Before memory is taken, of 4 to 16 bytes for each pixel. Pillow's own limit is near a gigabyte.
+            if width * height > max(MOST_PIXELS, 250 * (size := path.stat().st_size)):
                 raise ValueError(f"it claims to have {width:,} x {height:,} pixels in {size:,} bytes, unlike any picture")
             if side is None:
                 return np.asarray(to_rgb(image))
