@@ -172,7 +172,7 @@ def test_what_a_later_round_has_is_lost(copy):
     assert not any("round1" in path for path in found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trials_with_draws_of_their_own_are_followed_too(copy):
     """A search that prunes and has twice the measurements; the trail leads to the whole network of each trial."""
     small = {"repeats": 2, "batch": 8, "channels": 1, "cells": 1}
@@ -359,7 +359,7 @@ def test_a_list_of_cells_that_is_gone_is_a_note(looked_up):
     assert notes == ["mine.csv, the list that found/seed0/round1/sample.csv was made from, is not here: it was not checked."]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_limits_by_a_table_are_looked_up_again(copy):
     archs = [genotype.arch for genotype in get_space("nas-bench-201").genotypes()]
     lines = [f"{arch},50,{1 + place % 97}" for place, arch in enumerate(archs)]

@@ -114,7 +114,7 @@ def test_a_damaged_run_does_not_hide_the_others(funnel, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["measurements", "shard", "wall_seconds"])
-@pytest.mark.parametrize("value", [None, "many", [3], float("inf"), 10**400, "1/" + "9" * 5000], ids=lambda value: str(value)[:8])
+@pytest.mark.parametrize("value", [None, float("inf"), "1/" + "9" * 5000], ids=lambda value: str(value)[:8])
 def test_a_record_that_holds_something_else_is_a_sentence(finished, tmp_path, capsys, key, value):
     """Of a run that has ended, and of one under way."""
     run = tmp_path / "run"

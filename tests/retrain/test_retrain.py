@@ -605,7 +605,7 @@ def test_images_of_an_evaluation_are_the_middle(coordinates):
     assert isinstance(make_feed(arrays, 20, CPU, workers=0), FromMemory)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_for_imagenet_is_trained_on_image_files(coordinates, tmp_path):
     """The whole preset on a few small images: stem, crops, colours, worker processes, bfloat16."""
     folder, _ = coordinates

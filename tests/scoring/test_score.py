@@ -307,7 +307,7 @@ EACH = {
 } | {REGIONS: MEASURES[REGIONS]}
 
 
-@pytest.mark.parametrize("space", [NAS, DARTS], ids=lambda space: space.name)
+@pytest.mark.parametrize("space", [NAS, pytest.param(DARTS, marks=pytest.mark.long)], ids=lambda space: space.name)
 @pytest.mark.slow
 def test_a_network_that_is_used_again_measures_as_a_new_one(space):
     """Every measure after every other, in both orders, as if each were taken alone."""

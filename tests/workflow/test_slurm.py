@@ -263,6 +263,7 @@ def test_a_search_on_slurm_cancelled_and_resumed(slurm, finished, tmp_path):
     assert search_bytes(folder / SEED) == expected
 
 
+@pytest.mark.long
 def test_each_short_training_is_a_job(slurm, funnel, tmp_path):
     folder, round4 = prepared(copied(funnel, tmp_path), FUNNEL), Path("results/funnel/seed0/round4")
     expected = search_bytes(funnel / round4.parent)

@@ -106,7 +106,7 @@ def test_another_configuration_takes_the_place_of_the_default_one(tmp_path):
     [
         (["config.yaml"], {"retrain", "summary"}),
         (["darts.yaml"], {"retrain", "summary"}),
-        (["nas-bench-201.yaml"], {"summary", "claims"}),
+        pytest.param(["nas-bench-201.yaml"], {"summary", "claims"}, marks=pytest.mark.long),
         (["study-nas-bench-201.yaml"], {"correlate"}),
         (["study-depth.yaml", "samples.yaml"], {"correlate"}),
         (["study-regions.yaml", "samples.yaml"], {"correlate"}),
