@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from tenas.errors import TenasError, of_os
+from tenas.errors import TenasError, in_short, of_os
 from tenas.locks import lock_folder
 
 # Bytes that a packed file may unpack to, however small it is.
@@ -55,7 +56,13 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(handle)
 
 
-def most_unpacked(packed: int, factor: int = 250) -> int:
+# A whole number in a table or on a command line: without sign, and within 64 bits.
+WHOLE = re.compile("[0-9]{1,18}")
+# Most bytes that a byte of a file may unpack to, where the file is larger than LARGE.
+FACTOR = 250
+
+
+def most_unpacked(packed: int, factor: int = FACTOR) -> int:
     """Most bytes that a file of ``packed`` bytes may unpack to: LARGE, or ``factor`` times its size if that is more.
 
     Tables and images shrink to a fifth or so; zlib reaches 1,032, with a file that is made to fill the memory.
@@ -158,6 +165,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def json_text(value: object) -> str:
     """Format a value as the text of a JSON file, in the form of all stages."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def finite(value: object) -> int | float:
+    """A number of a JSON file as it is. Raises ValueError for anything else, such as a text, true, or Infinity."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{in_short(value)} is no number")
+    return value
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:

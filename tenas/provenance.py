@@ -124,7 +124,8 @@ def input_name(path: str | os.PathLike[str]) -> str:
 def input_path(name: str) -> Path:
     """The file with a name in a record: inverse of ``input_name``."""
     path = Path(name)
-    return PACKAGE.parent / path if not path.exists() and path.parts[:1] == (PACKAGE.name,) else path
+    # Not path.exists(), which raises for a damaged name that is too long for the system.
+    return PACKAGE.parent / path if not os.path.exists(path) and path.parts[:1] == (PACKAGE.name,) else path
 
 
 class Stopwatch:
@@ -182,3 +183,8 @@ def has_seal(record: Mapping[str, Any]) -> bool:
 def is_sealed(record: Mapping[str, Any]) -> bool:
     """Whether a record has its own hash, and it is correct."""
     return dict(record) == sealed({key: value for key, value in record.items() if key != SEALED})
+
+
+def is_edited(record: Mapping[str, Any]) -> bool:
+    """Whether a record has its own hash, and it is another one. Records of earlier versions, without one, are not looked at."""
+    return has_seal(record) and not is_sealed(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,7 @@ class Case:
             self.ledger.fault(path, f"names other inputs than {', '.join(sorted(places))}")
         for name, digest in hashes.items():
             place = places.get(Path(name).name, input_path(name))
-            if place is not None and (Path(name).name in places or place.exists()):
+            if place is not None and (Path(name).name in places or os.path.exists(place)):
                 self.ledger.recorded(place, digest, path)
             elif Path(name).name not in places:
                 self.ledger.note(f"{name}, which {path} was made from, is not here: its hash was not checked.")
@@ -160,7 +161,7 @@ class Case:
         places += [input_path(str(name)) for name in named]
         places += [builtin_table(self.space)] if has_builtin(self.space) else []
         for place in places:
-            if place.is_file() and sha256(place) == digest:
+            if os.path.isfile(place) and sha256(place) == digest:
                 self.ledger.hash(place)
                 return place
         return None
@@ -184,7 +185,7 @@ class Case:
             self.ledger.recorded(self.data / layout.LABELS, card["labels_sha256"], card_file)
         self._card(card_file, card)
         for name, digest in mapping(mapping(card.get("provenance")).get("inputs")).items():
-            if (place := input_path(str(name))).exists():
+            if os.path.exists(place := input_path(str(name))):
                 self.ledger.recorded(place, digest, card_file)
             else:
                 self.ledger.note(f"{name}, which the images were drawn from, is not here: its hash was not checked.")
@@ -195,7 +196,7 @@ class Case:
         if has_seal(card):
             self.ledger.sealed(path, card)
         images = path.with_name(layout.IMAGES)
-        if not images.exists() or not self.ledger.sound(images):
+        if not os.path.exists(images) or not self.ledger.sound(images):
             return
         with self.ledger.damage(images):
             constants = channel_statistics(np.load(images, mmap_mode="r", allow_pickle=False))

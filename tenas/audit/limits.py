@@ -3,6 +3,7 @@
 Costs of operators are not counted again, as that takes torch; the record's own hash covers them.
 """
 
+import os
 from typing import Any
 
 from tenas import layout
@@ -27,7 +28,7 @@ def look_at_limits(case: Case) -> Limits | None:
     case.ledger.sealed(path, value)
     table_file = index_path(limits["latency"]["table"], case.space) if "latency" in limits else None
     recorded = mapping(mapping(value.get("made_by")).get("inputs"))
-    if table_file is not None and not table_file.is_file():
+    if table_file is not None and not os.path.isfile(table_file):
         case.ledger.note(f"The table {table_file} of the latency limit is not here: its figures were taken as they are.")
         table_file = None
     case.made_by(path, "limits", mapping(value.get("made_by")), [table_file] if "latency" in limits else [])

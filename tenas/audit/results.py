@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def _look_up(case: Case, path: Path, genotype: Genotype) -> None:
     inputs = mapping(mapping(value.get("provenance")).get("inputs"))
     case.inputs(path, inputs, {})
     tables = [input_path(str(name)) for name in inputs]
-    if not all(table.is_file() and case.ledger.hash(table) in inputs.values() for table in tables):
+    if not all(os.path.isfile(table) and case.ledger.hash(table) in inputs.values() for table in tables):
         return
     try:
         again = look_up(genotype, value.get("index"), case.space)

@@ -11,7 +11,7 @@ from tenas.audit.case import Case
 from tenas.audit.ledger import mapping
 from tenas.audit.step import Step
 from tenas.errors import TenasError
-from tenas.files import read_csv
+from tenas.files import WHOLE, read_csv
 from tenas.measures.catalogue import get_measure
 from tenas.scoring.subjects import Cells, Measurement, Subjects, Trials, plan
 from tenas.scoring.table import read_scores, score_columns
@@ -156,7 +156,7 @@ def _rows(
             ledger.fault(path, f"has {here} in line {line}, where {there} belongs")
             break
     for line, row in enumerate(rows, start=2):
-        if row[number].isdecimal():
+        if WHOLE.fullmatch(row[number]):
             found.rows.setdefault(int(row[number]), []).append((path, line))
 
 

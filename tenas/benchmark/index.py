@@ -14,6 +14,7 @@ from tenas.benchmark.builtin import BUILTIN, SPACE, builtin_table, checksum_of, 
 from tenas.benchmark.reading import load
 from tenas.benchmark.topology import isomorphic
 from tenas.errors import TenasError, in_short, one_of
+from tenas.files import WHOLE
 from tenas.provenance import Stopwatch, provenance
 from tenas.spaces import Genotype, Space, get_space, load_genotype
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 # NAS-Bench-201's accuracies are measured on.
 ACCURACIES = ("_test", "_valid", "_valtest", "accuracy")
 COSTS = ("params_", "flops_")
-# The number of a cell.
-NUMBER = re.compile("[0-9]{1,18}")
 # Suffix of an accuracy after another training than the one of 200 epochs, or of a single seed.
 OTHER_TRAINING = re.compile(r"(_e\d+)?(_seed\d+)?$")
 # The name of training times in published tables.
@@ -214,7 +213,7 @@ def find(table: "pd.DataFrame", cell: Genotype | str | int | os.PathLike[str], s
     The number is that of the column ``index`` or, without that column, of the row from 0. Raises TenasError if the table does not
     have the cell.
     """
-    if isinstance(cell, str) and NUMBER.fullmatch(cell):
+    if isinstance(cell, str) and WHOLE.fullmatch(cell):
         cell = int(cell)
     if isinstance(cell, int | Integral):
         numbers = table["index"].to_numpy() if "index" in table.columns else table.index.to_numpy()
@@ -311,7 +310,7 @@ def look_up(
     """
     stopwatch = Stopwatch()
     builtin = str(index) == BUILTIN
-    if builtin and not isinstance(cell, int | Integral) and not NUMBER.fullmatch(str(cell)):
+    if builtin and not isinstance(cell, int | Integral) and not WHOLE.fullmatch(str(cell)):
         cell = load_genotype(cell, space)
         space = cell.space
     if index is None or (builtin and not has_builtin(space or SPACE)):

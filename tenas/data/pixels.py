@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tenas.errors import TenasError
+from tenas.files import FACTOR
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -74,7 +75,7 @@ def decode(path: Path, side: int | None = None, middle: float = 1.0) -> np.ndarr
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             # Before memory is taken, of 4 to 16 bytes for each pixel. Pillow's own limit is near a gigabyte.
-            if width * height > max(MOST_PIXELS, 250 * (size := path.stat().st_size)):
+            if width * height > max(MOST_PIXELS, FACTOR * (size := path.stat().st_size)):
                 raise ValueError(f"it claims to have {width:,} x {height:,} pixels in {size:,} bytes, unlike any picture")
             if side is None:
                 return np.asarray(to_rgb(image))

@@ -18,7 +18,7 @@ from tenas.data.sources import SOURCES, load, size_of
 from tenas.errors import TenasError, reason
 from tenas.files import read_json, sha256, whole, write_json
 from tenas.locks import alone
-from tenas.provenance import Stopwatch, has_seal, is_sealed, provenance, sealed
+from tenas.provenance import Stopwatch, has_seal, is_edited, provenance, sealed
 
 MOST_IMAGES = 10_000
 GRID = 8
@@ -240,7 +240,7 @@ def read_card(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     if missing:
         raise TenasError(f"The data card {path} has no key {missing[0]!r}. Prepare the data set again.")
     # Cards of earlier versions have no seal.
-    if not _is_sound(card) or not (is_sealed(card) if has_seal(card) else _has_its_classes(card)):
+    if not _is_sound(card) or is_edited(card) or not (has_seal(card) or _has_its_classes(card)):
         raise _other(path)
     return card, digest
 

@@ -128,13 +128,17 @@ def collector_paused() -> Iterator[None]:
 
 @contextmanager
 def collector_spared() -> Iterator[None]:
-    """Exclude the existing objects, a million of torch's, from garbage collection within the block."""
+    """Exclude the existing objects, a million of torch's, from garbage collection within the block.
+
+    What the block leaves is collected at its end: later it would be among those million, which Python rarely looks at.
+    """
     frozen = gc.get_freeze_count() > 0
     gc.freeze()
     try:
         yield
     finally:
         if not frozen:
+            gc.collect()
             gc.unfreeze()
 
 

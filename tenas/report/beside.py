@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenas import layout
 from tenas.benchmark.index import accuracies_of, read_index
-from tenas.errors import TenasError
+from tenas.errors import TenasError, in_short
 from tenas.files import read_json
 from tenas.report.baselines import Standing, baselines, standing_of
 from tenas.search.limits import read_limits
@@ -72,8 +72,11 @@ def without_trainings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def table_of(run: Found) -> "pd.DataFrame | None":
     """The table in which the cells of all seeds were looked up; None if there is none, or more than one."""
     paths = [layout.path(layout.LOOKUP, run.folder, seed=seed) for seed in run.archs]
-    indices = {read_json(path, "benchmark look-up").get("index") for path in paths}
-    index = indices.pop() if len(indices) == 1 else None
+    indices = [read_json(path, "benchmark look-up").get("index") for path in paths]
+    for path, index in zip(paths, indices, strict=True):
+        if not isinstance(index, str | None):
+            raise TenasError(f"The benchmark look-up {path} is damaged: its table is {in_short(index)}.")
+    index = indices[0] if len(set(indices)) == 1 else None
     return None if index is None else read_index(index, run.settings["space"])
 
 
@@ -86,7 +89,9 @@ def table_if_looked_up(run: Found) -> "pd.DataFrame | None":
 def images_of(run: Found) -> tuple[Path, str] | None:
     """Path and hash of the images of a run's first measurements; None if no record has them."""
     record = layout.path(layout.SCORES_RECORD, run.folder, seed=min(run.archs), round=1, shard=1)
-    inputs = read_json(record, "record of scores").get("inputs") or {} if record.exists() else {}
+    inputs = read_json(record, "record of scores").get("inputs") if record.exists() else None
+    if not isinstance(inputs, dict):
+        return None
     return next(((Path(name), digest) for name, digest in inputs.items() if Path(name).name == layout.IMAGES), None)
 
 

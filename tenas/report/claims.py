@@ -4,14 +4,14 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain
-from math import sqrt
+from math import isnan, sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from tenas import layout
-from tenas.errors import TenasError
-from tenas.files import read_table
+from tenas.errors import TenasError, in_short, reason
+from tenas.files import finite, read_table
 from tenas.provenance import Stopwatch, provenance
 from tenas.report.baselines import Standing
 from tenas.report.beside import Found, baselines_of_run, ranked_first, standings_of_run, table_of
@@ -65,14 +65,9 @@ def difference(found: object, meant: object, at: str = "") -> str | None:
     elif isinstance(found, list) and isinstance(meant, list) and len(found) == len(meant):
         pairs = [(str(place), one, other) for place, (one, other) in enumerate(zip(found, meant, strict=True), start=1)]
     else:
-        return None if found == meant else f"{at} is {_short(found)}, not {_short(meant)}"
+        return None if found == meant else f"{at} is {in_short(found)}, not {in_short(meant)}"
     differences = (difference(one, other, f"{at}.{key}" if at else key) for key, one, other in pairs)
     return next((text for text in differences if text is not None), None)
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _other_settings(folder: Path, meant: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -141,11 +136,25 @@ def verdict(found: Sequence[float] | None, least: float) -> str:
 
 def seeds_of_run(folder: Path, column: str) -> list[dict[str, Any]]:
     """Read genotype and accuracy of each seed of a run from its summary. Raises TenasError if a seed lacks the accuracy."""
-    rows = read_table(folder / "summary.csv", ("seed", "arch"), "summary")
+    rows = _summary(folder).items()
     try:
-        return [{"seed": int(row["seed"]), "arch": row["arch"], "value": float(row[column])} for row in rows]
+        return [{"seed": seed, "arch": row["arch"], "value": finite(float(row[column]))} for seed, row in rows]
     except (KeyError, ValueError) as error:
-        raise TenasError(f"The summary {folder / 'summary.csv'} lacks the accuracy {column!r} of a seed.") from error
+        path = layout.path(layout.SUMMARY, folder)
+        raise TenasError(f"The summary {path} lacks the accuracy {column!r} of a seed, or has no number for it.") from error
+
+
+def _summary(folder: Path) -> dict[int, dict[str, str]]:
+    """The rows of a run's summary by seed."""
+    path = layout.path(layout.SUMMARY, folder)
+    rows = read_table(path, ("seed", "arch"), "summary")
+    try:
+        found = {int(row["seed"]): row for row in rows}
+    except ValueError as error:
+        raise TenasError(f"The summary {path} is damaged: the number of a seed is none ({reason(error)}).") from error
+    if len(found) < len(rows):
+        raise TenasError(f"The summary {path} has a seed twice.")
+    return found
 
 
 def statistics(values: Sequence[float]) -> dict[str, Any]:
@@ -170,8 +179,8 @@ class _Runs:
 
     @staticmethod
     def _read(folder: Path) -> Found:
-        rows = read_table(layout.path(layout.SUMMARY, folder), ("seed", "arch"), "summary")
-        return Found(folder, read_settings(layout.path(layout.SEARCH, folder)), {int(row["seed"]): row["arch"] for row in rows})
+        archs = {seed: row["arch"] for seed, row in _summary(folder).items()}
+        return Found(folder, read_settings(layout.path(layout.SEARCH, folder)), archs)
 
     def found(self, folder: Path) -> Found:
         """The run of a folder. Raises TenasError if the folder has no settings."""
@@ -258,13 +267,16 @@ def _correlation(claim: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     columns = ("measure", "accuracy", "subset", "cells", "kendall", "kendall_low", "kendall_high")
     for row in read_table(path, columns, "correlations"):
         if row["subset"] == "all" and (row["measure"], row["accuracy"]) == (wanted["measure"], wanted["accuracy"]):
-            ends = float(row["kendall_low"]), float(row["kendall_high"])
-            return {
-                "mean": float(row["kendall"]),
-                "n": int(row["cells"]),
-                "interval": ends,
-                "verdict": verdict(ends, threshold(claim)),
-            }
+            try:
+                n, tau, *ends = int(row["cells"]), *(float(row[f"kendall{end}"]) for end in ("", "_low", "_high"))
+            except ValueError as error:
+                raise TenasError(f"The correlations {path} are damaged: {reason(error)}.") from error
+            # Of a measure, or of accuracies, that are the same for all cells there is no correlation.
+            known = all(-1 <= value <= 1 for value in (tau, *ends))
+            if not known and not any(map(isnan, (tau, *ends))):
+                raise TenasError(f"The correlations {path} are damaged: {tau} ({ends[0]} to {ends[1]}) is no correlation.")
+            interval = ends if known else None
+            return {"mean": tau if known else None, "n": n, "interval": interval, "verdict": verdict(interval, threshold(claim))}
     raise TenasError(f"The correlations {path} have no row of {wanted['measure']} with {wanted['accuracy']}.")
 
 

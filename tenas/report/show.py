@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from tenas import layout
-from tenas.errors import TenasError
+from tenas.errors import UNFIT, TenasError
 from tenas.report.beside import Found, baselines_of_run, read_found, standings_of_run, table_of
 from tenas.report.summary import RoundSummary, of_search, results_of_seed, summarise_rounds
 
@@ -61,7 +61,7 @@ def _others(run_dir: Path) -> Iterator[Found]:
     """Runs in the same folder. Unfinished and damaged ones, and those of earlier versions, are skipped."""
     for path in sorted(run_dir.parent.glob(f"*/{layout.SEARCH}")):
         if path.parent != run_dir:
-            with suppress(TenasError, KeyError):
+            with suppress(TenasError, *UNFIT):
                 yield read_found(path.parent)
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from tenas import layout
 from tenas.errors import TenasError
-from tenas.files import read_json, read_table
+from tenas.files import finite, read_json, read_table
+from tenas.provenance import is_edited
 from tenas.report.warnings import warnings_of_round
 from tenas.settings.search import read_settings
 
@@ -70,7 +71,7 @@ def scoring_seconds(folder: Path) -> float:
 def _number(path: Path, row: Mapping[str, str], column: str) -> float | None:
     """A number of a table; None for an empty field."""
     try:
-        return float(row[column]) if row[column] else None
+        return finite(float(row[column])) if row[column] else None
     except ValueError as error:
         raise TenasError(f"The table {path} has {row[column]!r} for {column!r}, which is not a number.") from error
 
@@ -150,6 +151,8 @@ def results_of_seed(run_dir: Path, seed: int) -> tuple[dict[str, Any], dict[str,
     for pattern, what in ((layout.LOOKUP, "benchmark look-up"), (layout.RETRAIN_METRICS, "retraining's metrics")):
         path = layout.path(pattern, run_dir, seed=seed)
         result = read_json(path, what) if path.exists() else {}
+        if is_edited(result):
+            raise TenasError(f"The {what} {path} is not what was written: its own hash differs. Run it again.")
         # The accuracy of another cell next to this one would be wrong, but look right.
         if result and result.get("arch") != genotype["arch"]:
             raise TenasError(f"The {what} {path} is of another genotype than {genotype_file}: run it again.")

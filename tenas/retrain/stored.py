@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from tenas.errors import TenasError
-from tenas.files import is_intact, sealed_bytes, whole
+from tenas.errors import UNFIT, TenasError, in_short
+from tenas.files import finite, is_intact, sealed_bytes, whole
 from tenas.networks import Network
 from tenas.spaces import Genotype, load_genotype
 
@@ -54,6 +54,22 @@ def save_network(
         temporary.write_bytes(sealed_bytes(buffer.getvalue()))
 
 
+def _check(content: Mapping[str, Any]) -> None:
+    """Raise ValueError or TypeError for entries that no network has, before it is built."""
+    for key in ("channels", "cells", "classes", "side"):
+        if type(content[key]) is not int or content[key] < 1:
+            raise ValueError(f"{key!r} is {in_short(content[key])}")
+    if content["cells"] > len(content["weights"]):
+        raise ValueError(f"it has {content['cells']:,} cells in a stage, and {len(content['weights']):,} weights")
+    for key in ("mean", "std"):
+        if len(list(map(finite, content[key]))) != 3:
+            raise ValueError(f"{key!r} is {in_short(content[key])}, which are not three numbers")
+    names = content.get("class_names", [])
+    texts = [content["arch"], content["stem"], content.get("space", ""), *names]
+    if not all(isinstance(text, str) for text in texts) or (names and len(names) != content["classes"]):
+        raise ValueError(f"the cell, the stem or the names of its {content['classes']} classes are none")
+
+
 def load_network(path: str | os.PathLike[str], space: str | None = None) -> tuple[Network, dict[str, Any]]:
     """Load a trained network, in evaluation mode on the CPU, and the other entries of its file.
 
@@ -78,13 +94,17 @@ def load_network(path: str | os.PathLike[str], space: str | None = None) -> tupl
         raise damaged from error
     if not isinstance(content, dict) or not content.keys() >= KEYS:
         raise TenasError(f"The file {path} is not a trained network: retraining writes one as network.pt.")
+    try:
+        _check(content)
+    except (TypeError, ValueError) as error:
+        raise TenasError(f"The trained network {path} is damaged: {error}.") from error
     weights = content.pop("weights")
     genotype = load_genotype(content["arch"], space or content.get("space"))
     content |= {"space": genotype.space.reference, "class_names": content.get("class_names", [])}
     network = Network(genotype, **{key: content[key] for key in ("channels", "cells", "classes", "stem")})
     try:
         network.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, *UNFIT) as error:
         raise TenasError(
             f"The weights in {path} do not fit the networks of {genotype.space.reference}: it has changed."
         ) from error

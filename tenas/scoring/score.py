@@ -192,6 +192,27 @@ def cell_network(cells: Cells, subject: int, settings: Mapping[str, Any], classe
     return Network(genotype, channels=settings["channels"], cells=settings["cells"], classes=classes)
 
 
+def _measured_here(
+    task: Task,
+    images: np.ndarray,
+    card: Mapping[str, Any],
+    measurements: Sequence[Measurement],
+    device: str,
+    keep: Callable[[Iterable[Result]], None],
+) -> None:
+    """Take measurements in this process. A function of its own, so that its networks and plans are gone when it has returned."""
+    scorer = Scorer(task, images, card, device)
+    if device != "cpu":
+        from tenas.scoring.together import alike, taken_together
+
+        drawer = Scorer(task, images, card, "cpu")
+        groups, measurements = alike(drawer, measurements)
+        for group in groups:
+            for results in taken_together(drawer, scorer, group):
+                keep(results)
+    keep(map(scorer, chain.from_iterable(in_groups(task, measurements, len(measurements)))))
+
+
 # Most measurements that a worker process is given at once: a killed job loses those in progress.
 TOGETHER = 4
 
@@ -221,20 +242,12 @@ def score(
             values[result.measurement] = result.value
             taken(result)
 
-    # Made here in any case, so that errors in the settings are raised before processes are started.
+    here = device != "cpu" or threads == 1 or len(measurements) < 2 * threads
     with one_thread(), collector_spared():
-        scorer = Scorer(task, images, card, device)
-        if device != "cpu":
-            from tenas.scoring.together import alike, taken_together
-
-            drawer = Scorer(task, images, card, "cpu")
-            groups, measurements = alike(drawer, measurements)
-            for group in groups:
-                for results in taken_together(drawer, scorer, group):
-                    keep(results)
-        if device != "cpu" or threads == 1 or len(measurements) < 2 * threads:
-            keep(map(scorer, chain.from_iterable(in_groups(task, measurements, len(measurements)))))
-            return values
+        # Called in any case, so that errors in the settings are raised before processes are started.
+        _measured_here(task, images, card, measurements if here else [], device, keep)
+    if here:
+        return values
     # Drawing weights and images for every repeat in each process costs a few hundredths of a measurement.
     groups = in_groups(task, measurements, max(1, min(TOGETHER, len(measurements) // (8 * threads))))
     with nullcontext(workers) if workers is not None else Workers(threads) as used:

@@ -1,14 +1,13 @@
 """Subjects of measurements: a supernet without one of its operators or edges, or a discrete cell. No torch."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 from tenas.errors import TenasError
-from tenas.files import read_table
+from tenas.files import WHOLE, read_table
 from tenas.measures.catalogue import get_measure
 from tenas.spaces.base import Genotype, Mask, Round, Space, Trial
 
@@ -146,7 +145,7 @@ def read_cells(path: str | os.PathLike[str], space: Space) -> Cells:
     """
     cells = []
     for line, row in enumerate(read_table(path, ("cell", "arch"), "cells file"), start=2):
-        if not re.fullmatch("[0-9]{1,18}", row["cell"]):
+        if not WHOLE.fullmatch(row["cell"]):
             raise TenasError(f"The cells file {path}, line {line}, has {row['cell']!r} instead of a number.")
         try:
             space.parse(row["arch"])

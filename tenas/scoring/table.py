@@ -10,7 +10,7 @@ from tenas.errors import TenasError
 from tenas.files import read_csv, read_json, sha256
 from tenas.layout import record_of
 from tenas.measures.catalogue import Measure, get_measure
-from tenas.provenance import check_one_kind, has_seal, is_sealed
+from tenas.provenance import check_one_kind, is_edited
 from tenas.scoring.subjects import Measurement, Subjects, plan
 
 VALUES = ("measure", "repeat", "value")
@@ -85,7 +85,7 @@ def _checked_record(path: Path) -> dict[str, Any]:
     if not record_of(path).exists():
         return {}
     record = read_json(record_of(path), "record of scores")
-    if has_seal(record) and not is_sealed(record):
+    if is_edited(record):
         raise TenasError(f"The record of scores {record_of(path)} is not the one that was written: its own hash differs.")
     recorded = record.get("scores_sha256")
     if recorded is not None and recorded != sha256(path):

@@ -6,8 +6,8 @@ from typing import Any
 
 from tenas.benchmark.index import read_column
 from tenas.errors import TenasError
-from tenas.files import read_json
-from tenas.provenance import check_one_kind, has_seal, is_sealed
+from tenas.files import finite, read_json
+from tenas.provenance import check_one_kind, is_edited
 from tenas.scoring.subjects import Cell
 from tenas.spaces.base import Space
 
@@ -50,11 +50,14 @@ def trained(metrics: Sequence[str | os.PathLike[str]], cells: Sequence[Cell]) ->
     machines: dict[str, object] = {}
     for cell, path in zip(cells, metrics, strict=False):
         value = read_json(path, "training's metrics")
-        if has_seal(value) and not is_sealed(value):
+        if is_edited(value):
             raise TenasError(f"The training's metrics {path} are not those that were written: their own hash differs.")
         if value.get("arch") != cell.arch:
             raise TenasError(f"The training {path} is of another cell than the shortlist has in its place: run it again.")
-        results.append({"valid_accuracy": value["valid_accuracy"], "best_epoch": value["best_epoch"]})
+        try:
+            results.append({key: finite(value.get(key)) for key in ("valid_accuracy", "best_epoch")})
+        except ValueError as error:
+            raise TenasError(f"The training's metrics {path} are damaged: {error}.") from error
         made = value.get("provenance")
         machines[str(path)] = made.get("machine") if isinstance(made, dict) else None
     check_one_kind(machines, "trainings of the shortlist")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenas.errors import TenasError
 from tenas.files import read_json
-from tenas.provenance import has_seal, is_sealed
+from tenas.provenance import is_edited
 from tenas.spaces.base import Genotype, Mask, Space
 from tenas.spaces.sums import Sums
 
@@ -219,7 +219,7 @@ def read_limits(path: str | os.PathLike[str] | None) -> Limits | None:
     if path is None:
         return None
     value = read_json(path, "limits")
-    if has_seal(value) and not is_sealed(value):
+    if is_edited(value):
         raise TenasError(f"The limits {path} are not those that were written: their own hash differs.")
     try:
         return from_json(value)

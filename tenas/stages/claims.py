@@ -18,10 +18,13 @@ def claims(
         tenas claims config/claims.yaml --tested cifar10-default --out claims.json --page claims.md
         tenas claims mine.yaml --results elsewhere --tested one two --out claims.json --page claims.md
     """
+    from tenas.errors import damaged
     from tenas.files import write_json, write_text
     from tenas.report.claims import judge
     from tenas.report.claims import page as page_of
 
-    judged = judge(claims, results, tested)
-    write_text(page, page_of(judged))
+    with damaged(results):
+        judged = judge(claims, results, tested)
+        text = page_of(judged)
+    write_text(page, text)
     write_json(out, judged)

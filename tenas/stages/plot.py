@@ -30,18 +30,18 @@ def plot(
     from tenas.report.overview import overview
     from tenas.report.pictures import pictures_of_run
 
-    found = read_found(run, seeds)
     folder, page = run / layout.FIGURES, run / layout.OVERVIEW
-    # Files of seeds that the run no longer has.
-    for path in folder.glob("*.*"):
-        if path.suffix in (".svg", ".png", ".csv"):
-            path.unlink()
     with damaged(run), style():
+        found = read_found(run, seeds)
         pictures = pictures_of_run(found)
         for picture in pictures:
             save_picture(picture, folder)
-    drawn = [(picture, (folder / f"{picture.name}.svg").read_text(encoding="utf-8")) for picture in pictures]
-    with damaged(run):
+        drawn = [(picture, (folder / f"{picture.name}.svg").read_text(encoding="utf-8")) for picture in pictures]
         text = overview(found, drawn, commit_of_code())
     write_text(page, text)
+    # Figures of seeds that the run no longer has.
+    names = {picture.name for picture in pictures}
+    for path in folder.glob("*.*"):
+        if path.suffix in (".svg", ".png", ".csv") and path.stem not in names:
+            path.unlink()
     return str(page)

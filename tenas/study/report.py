@@ -10,8 +10,8 @@ import numpy as np
 
 from tenas.benchmark.builtin import index_path
 from tenas.benchmark.index import accuracies_of, read_index
-from tenas.errors import TenasError
-from tenas.files import format_csv, read_json, sha256, sha256_of, write_json, write_text
+from tenas.errors import UNFIT, TenasError, in_short
+from tenas.files import finite, format_csv, read_json, sha256, sha256_of, write_json, write_text
 from tenas.layout import record_of
 from tenas.measures.catalogue import get_measure
 from tenas.provenance import Stopwatch, provenance, sealed
@@ -34,10 +34,13 @@ def read_table_of_values(
     spent: dict[str, list[float]] = {}
     for path in scores:
         costs = read_json(record_of(path), "record of scores").get("costs", {}) if record_of(path).exists() else {}
-        for name, cost in costs.items():
-            total = spent.setdefault(name, [0.0, 0.0])
-            total[0] += cost["seconds"]
-            total[1] += cost["measurements"]
+        try:
+            for name, cost in costs.items():
+                total = spent.setdefault(name, [0.0, 0.0])
+                total[0] += finite(cost["seconds"])
+                total[1] += finite(cost["measurements"])
+        except UNFIT as error:
+            raise TenasError(f"The record of scores {record_of(path)} is damaged: its costs are {in_short(costs)}.") from error
     found = {}
     for reference, settings in measures.items():
         measure = get_measure(reference)

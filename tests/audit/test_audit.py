@@ -1,5 +1,6 @@
 """The audit of a run that the workflow has made: clean as it is, and not after any one byte of it was changed."""
 
+import csv
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ from helpers.runs import TINY, call, changed, expected_files, snakemake, succeed
 
 from tenas.audit import audit
 from tenas.cli import main
-from tenas.files import read_json, write_json
+from tenas.files import read_json, write_csv, write_json
 from tenas.provenance import sealed
 
 RUN = Path("results/digits")
@@ -182,6 +183,19 @@ def test_other_code_is_a_note_and_no_fault(copy, capsys):
     capsys.readouterr()
     assert main(["audit", str(RUN)]) == 0
     assert "note: 1 file of decisions made by another version of the code (000000000000)." in capsys.readouterr().out
+
+
+def test_values_that_no_program_writes_are_faults_and_no_traceback(copy):
+    """A name too long for the system, and a number too long for Python, in files whose hashes were made again."""
+    record, scores = SEED / "round1/scores/1.json", SEED / "round1/scores/1.csv"
+    value = read_json(record, "record")
+    del value["record_sha256"]
+    write_json(record, sealed(value | {"inputs": value["inputs"] | {"x" * 5000: "0" * 64}}))
+    assert any("recorded in" in what or "names other inputs" in what for what in faults()[str(record)])
+    with scores.open() as file:
+        first, *others = csv.DictReader(file)
+    write_csv(scores, [*first], [first | {"trial": "9" * 5000}, *others])
+    assert any("in line 2, where" in what for what in faults()[str(scores)])
 
 
 def test_another_processor_is_a_note_and_no_fault(copy, capsys):

@@ -1,5 +1,6 @@
 """Export: both programs agree with the network, for any number of images, and faulty files are refused in a sentence."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from tenas.cli import main
 from tenas.errors import TenasError
 from tenas.export.stage import difference
+from tenas.files import sealed_bytes
 from tenas.networks import Network, initialise
 from tenas.retrain import load_network
 from tenas.retrain.stored import save_network
@@ -131,3 +133,27 @@ def test_faulty_files_are_refused(tmp_path, capsys):
         assert said.startswith("tenas: ")
         assert sentence in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"arch": torch.zeros(3)}, "the cell, the stem or the names of its 5 classes are none"),
+        ({"class_names": ["a", "b"]}, "the cell, the stem or the names of its 5 classes are none"),
+        ({"mean": [0.5, 0.5]}, r"'mean' is \[0\.5, 0\.5\], which are not three numbers"),
+        ({"std": [0.5, float("nan"), 0.5]}, "nan is no number"),
+        ({"side": 0}, "'side' is 0"),
+        ({"channels": True}, "'channels' is True"),
+        ({"cells": 10**9}, r"it has 1,000,000,000 cells in a stage, and \d+ weights"),
+        ({"weights": {1: torch.zeros(1), 2: torch.zeros(1)}}, "do not fit the networks of nas-bench-201"),
+    ],
+)
+def test_a_sealed_file_of_no_network_is_refused(tmp_path, change, sentence):
+    """As another program may write it: whole, and of entries that would fail later, or be believed."""
+    path = tmp_path / "network.pt"
+    store(path, "nas-bench-201")
+    buffer = io.BytesIO()
+    torch.save(torch.load(path, weights_only=True) | change, buffer)
+    path.write_bytes(sealed_bytes(buffer.getvalue()))
+    with pytest.raises(TenasError, match=sentence):
+        load_network(path)

@@ -14,6 +14,7 @@ from tenas.benchmark.index import read_index
 from tenas.cli import main
 from tenas.errors import TenasError
 from tenas.files import write_csv, write_json
+from tenas.measures.catalogue import get_measure
 from tenas.report.baselines import baselines
 from tenas.report.claims import (
     configurations_of,
@@ -31,6 +32,7 @@ from tenas.scoring.subjects import Cell
 from tenas.search.shortlist import shortlist_json
 from tenas.settings import search_settings
 from tenas.spaces import get_space
+from tenas.study.correlate import Scores, correlations
 
 ARCHS = [genotype.arch for _, genotype in zip(range(12), get_space("nas-bench-201").genotypes(), strict=False)]
 PUBLISHED = {"says": "It is so", "source": "Somewhere", "value": 90.0, "spread": 0.5, "seeds": 4}
@@ -145,7 +147,7 @@ def test_a_name_alone_makes_no_run_the_one_that_a_claim_means(tmp_path):
     results = judged["claims"][0]["results"]
     assert [result["verdict"] for result in results] == ["holds", "other settings", "other settings", "not tested"]
     assert results[1]["differs"] == ["other: rounds.1.measures.linear_regions.repeats is 5, not 3"]
-    assert "**other settings**; limited: limits.parameters is 60%, not None" in page(judged)
+    assert "**other settings**; limited: limits.parameters is '60%', not None" in page(judged)
 
 
 def test_the_settings_that_this_projects_claims_mean(monkeypatch):
@@ -198,6 +200,47 @@ def test_faulty_claims_and_missing_results_get_a_sentence_and_leave_nothing(tmp_
         judge(claims, tmp_path, tested)
     assert capsys.readouterr().err.startswith("tenas: ")
     assert not list(tmp_path.glob("claims.json")) + list(tmp_path.glob("claims.md"))
+
+
+COLUMNS = ("measure", "accuracy", "subset", "cells", "kendall", "kendall_low", "kendall_high")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("run/summary.csv", "seed,arch,cifar10_test\n0,a,inf\n1,b,92.0\n", "of a seed, or has no number for it"),
+        ("run/summary.csv", "seed,arch,cifar10_test\n0,a,nan\n1,b,92.0\n", "of a seed, or has no number for it"),
+        ("run/summary.csv", "seed,arch,cifar10_test\n~,a,91.0\n1,b,92.0\n", "is damaged: the number of a seed is none"),
+        ("run/summary.csv", "seed,arch,cifar10_test\n1,a,91.0\n1,b,92.0\n", "has a seed twice"),
+        ("study/correlations.csv", f"{','.join(COLUMNS)}\nsnip,a,all,4x,0.5,0.4,0.6\n", "are damaged: invalid literal"),
+        ("study/correlations.csv", f"{','.join(COLUMNS)}\nsnip,a,all,40,5.5,0.4,0.6\n", r"are damaged: 5\.5 \(0\.4 to 0\.6\)"),
+    ],
+)  # fmt: skip
+def test_damaged_results_get_a_sentence_and_no_verdict(tmp_path, name, text, sentence):
+    save_run(tmp_path, "run", [91.0, 92.0])
+    write_csv(
+        tmp_path / "study/correlations.csv", COLUMNS, [dict(zip(COLUMNS, ("snip", "a", "all", 40, 0.5, 0.4, 0.6), strict=True))]
+    )
+    ranks = {"says": "It ranks", "source": "Somewhere", "value": 0.5, "runs": ["study"],
+             "correlation": {"measure": "snip", "accuracy": "a"}}  # fmt: skip
+    mean = PUBLISHED | {"accuracy": "cifar10_test", "runs": ["run"]}
+    claims = save_claims(tmp_path / "claims.yaml", mean=mean, ranks=ranks)
+    assert [claim["results"][0]["verdict"] for claim in judge(claims, tmp_path, ["run", "study"])["claims"]] == ["undecided"] * 2
+    (tmp_path / name).write_text(text)
+    with pytest.raises(TenasError, match=sentence):
+        judge(claims, tmp_path, ["run", "study"])
+
+
+def test_without_a_correlation_nothing_is_decided(tmp_path):
+    """A measure with one value for all cells ranks none of them: it has no tau, and that is no proof of a low one."""
+    values = {"snip": Scores(get_measure("snip"), np.ones((20, 1)), 0.1)}
+    (row,) = (row for row in correlations(values, {"a": np.arange(20.0)}, 0, resamples=9) if row["subset"] == "all")
+    write_csv(tmp_path / "study/correlations.csv", [*row], [row])
+    ranks = {"says": "It ranks", "source": "Somewhere", "value": 0.5, "runs": ["study"],
+             "correlation": {"measure": "snip", "accuracy": "a"}}  # fmt: skip
+    judged = judge(save_claims(tmp_path / "claims.yaml", ranks=ranks), tmp_path, ["study"])
+    assert judged["claims"][0]["results"] == [{"run": "study", "mean": None, "n": 20, "interval": None, "verdict": "undecided"}]
+    assert "| 0.500 | `study` |  | 20 |  |  | **undecided** |" in page(judged)
 
 
 @pytest.mark.parametrize("name", ["rum", "results/run"])

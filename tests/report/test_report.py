@@ -12,9 +12,11 @@ import pytest
 
 from tenas.benchmark import look_up
 from tenas.benchmark.index import read_index
+from tenas.cli import main
 from tenas.errors import TenasError
 from tenas.figures import save_picture, save_svg, style
 from tenas.files import format_csv, write_csv, write_json
+from tenas.provenance import sealed
 from tenas.report import accuracies, draw_rounds, show, summarise
 from tenas.report.beside import Found
 from tenas.report.cloud import cloud_of, draw_cloud, landmarks, steps
@@ -195,6 +197,39 @@ def test_results_of_another_genotype_are_not_mixed(tmp_path, name):
         summarise(tmp_path, [0])
     with pytest.raises(TenasError, match=f"{name} is of another genotype"):
         show(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["benchmark.json", "retrain/metrics.json"])
+def test_results_that_were_edited_are_refused(tmp_path, name):
+    file = save_seed(tmp_path, 0, shards={1: [1.0]}, accuracy=90.0) / name
+    written = sealed(json.loads(file.read_text()))
+    write_json(file, written)
+    summarise(tmp_path, [0])
+    write_json(file, {**written, "test_accuracy": 99.0})
+    for read in (lambda: summarise(tmp_path, [0]), lambda: show(tmp_path)):
+        with pytest.raises(TenasError, match=f"{name} is not what was written: its own hash differs"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("search.json", {"rounds": 1}),
+        ("seed0/genotype.json", {"space": "nas-bench-201", "arch": 5}),
+        ("seed0/genotype.json", {"space": "nas-bench-201"}),
+        ("seed0/benchmark.json", {"arch": ARCHS[0], "index": 5}),
+        ("seed0/benchmark.json", {"arch": ARCHS[0], "index": None, "accuracies": 5}),
+    ],
+)
+def test_a_damaged_run_is_not_drawn_and_keeps_its_figures(tmp_path, capsys, name, value):
+    save_seed(tmp_path, 0, shards={1: [1.0]})
+    old = tmp_path / "figures/time.svg"
+    old.parent.mkdir()
+    old.write_text("drawn before")
+    write_json(tmp_path / name, value)
+    assert main(["plot", str(tmp_path)]) == 2
+    assert re.fullmatch(r"tenas: .*\n", capsys.readouterr().err)
+    assert old.read_text() == "drawn before"
 
 
 def save_cells(path: Path, measures: list[str], cells: int, keep: int, repeats: int = 3) -> list[Cell]:

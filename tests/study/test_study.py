@@ -278,6 +278,10 @@ def test_what_a_measurement_costs_is_read_from_the_records(tmp_path):
     assert math.isnan(found["naswot"].seconds)
     assert found[KAPPA].measure.lower_is_better
     assert not found["snip"].measure.lower_is_better
+    for damage in ({"snip": {"seconds": "3"}}, {"snip": 3.0}, [], {"snip": {"measurements": 3, "seconds": math.inf}}):
+        paths[0].with_suffix(".json").write_text(json.dumps({"costs": damage}))
+        with pytest.raises(TenasError, match=r"The record of scores .*1\.json is damaged: its costs are "):
+            read_table_of_values(paths, measures, THREE)
 
 
 def config(**study) -> dict:
