@@ -162,7 +162,7 @@ def mapping(value: object) -> Mapping[str, Any]:
 
 def listed(paths: Sequence[Path]) -> str:
     """The first three of some files, for a message."""
-    return ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
+    return ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def alike(found: object, expected: object) -> bool:

@@ -231,4 +231,4 @@ def test_values_are_alike_up_to_rounding():
 def test_three_files_are_listed():
     paths = [Path(name) for name in "abcd"]
     assert listed(paths[:3]) == "a, b, c"
-    assert listed(paths) == "a, b, c, ..."
+    assert listed(paths) == "a, b, c and 1 more"
