@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import chdir
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 from helpers.runs import copied
 
 from tenas.audit import audit
@@ -16,6 +18,7 @@ from tenas.cli import main
 from tenas.files import read_json, sha256, write_csv, write_json
 from tenas.provenance import sealed
 from tenas.settings import search_settings
+from tenas.stages.score import score
 from tenas.stages.search import search_seed
 
 RUN, SEED = Path("found"), Path("found/seed0")
@@ -357,3 +360,83 @@ def test_a_sample_from_a_list_is_followed_while_the_list_is_there(copy):
     assert found.notes == [
         "mine.csv, the list that listed/seed0/round1/sample.csv was made from, is not here: it was not checked."
     ]
+
+
+def test_shards_are_taken_together_and_looked_at_one_by_one(copy):
+    for path in (ONE, RECORD):
+        path.unlink()
+    shards = [ONE.with_name(f"{number}.csv") for number in (1, 2)]
+    for number, path in enumerate(shards, start=1):
+        mask = SEED / "round0/mask.json"
+        score(
+            settings=RUN / "search.json", images=IMAGES, subjects=mask, round=1, seed=0, shard=(number, 2), device="cpu", out=path
+        )
+    found = audit(RUN)
+    assert found.faults == {}
+    assert f"  round 1, 24 trials; measurements in {ONE.parent}: 1.csv (39), 2.csv (36)" in found.trail
+    for trial in (row["trial"] for row in rows_of(RANKING) if row["pruned"] == "1"):
+        (path,) = (path for path in shards if any(row["trial"] == trial for row in rows_of(path)))
+        expected = f"rows {lines_of(path, 'trial', trial)}, whole {lines_of(ONE, 'trial', '0')}"
+        assert any(line.endswith(expected) for line in found.trail)
+    # Without the first record the second says how many there are, and is looked at all the same.
+    edit_record(shards[1].with_suffix(".json"), round=2)
+    RECORD.unlink()
+    found = audit(RUN).faults
+    assert found[RECORD] == [ABSENT]
+    assert found[shards[1].with_suffix(".json")] == ["has 2 for 'round', where 1 belongs"]
+    # Without any record the files are counted.
+    shards[1].with_suffix(".json").unlink()
+    found = audit(RUN).faults
+    assert found[ONE.parent] == ["has no record that says into how many shards the measurements were split"]
+    assert {RECORD, shards[1].with_suffix(".json")} <= found.keys()
+    # What is missing altogether is one shard.
+    for path in shards:
+        path.unlink()
+    assert audit(RUN).faults[ONE][0] == ABSENT
+
+
+ONCE = {"repeats": 1, "batch": 4, "channels": 1, "cells": 3, "weights": "kaiming_fan_in", "redraw": True}
+
+
+@pytest.fixture(scope="module")
+def of_two_cells(searched, tmp_path_factory) -> Path:
+    """A search of a space with two kinds of cells, by single measurements, with a measure that reads labels."""
+    folder = copied(searched, tmp_path_factory.mktemp("two"))
+    with chdir(folder):
+        rounds = [
+            {"kind": "operators", "times": 2, "change": "absolute", "measures": {"snip": ONCE}},
+            {"kind": "edges", "change": "absolute", "measures": {"snip": ONCE}},
+            {"kind": "cells", "sample": 1, "keep": 1, "measures": {"snip": ONCE, "flops": ONCE}},
+        ]
+        Path("two.yaml").write_text(yaml.safe_dump({"exclude": [], "rounds": rounds}))
+        settings = search_settings(f"{ROOT / 'examples/own_cells.py'}:DARTS_LIKE", "two.yaml")
+        search_seed(settings, Path("data"), 0, Path("two"), device="cpu")
+    return folder
+
+
+def test_a_trail_of_two_cells_and_single_measurements(of_two_cells, tmp_path, monkeypatch):
+    monkeypatch.chdir(copied(of_two_cells, tmp_path))
+    found = audit("two")
+    assert (found.faults, found.notes) == ({}, [])
+    lost = r"    (normal|reduction) \d<-\d loses \w+ *: snip [+-]\S+ \(rank \S+\); rows 1\.csv:(\d+)-\2, whole 1\.csv:2-2"
+    kept = r"    keeps .*: place 1: flops \+\S+ \(rank 1\), snip \+\S+ \(rank 1\); rows 1\.csv:2-3"
+    lines = [line for line in found.trail if line.startswith("    ")]
+    assert all(re.fullmatch(lost, line) for line in lines[:-1])
+    assert {line.split()[0] for line in lines[:-1]} == {"normal", "reduction"}
+    assert re.fullmatch(kept, lines[-1])
+    # Labels are an input of the measurements.
+    Path("data/labels.npy").unlink()
+    assert audit("two").faults[Path("data/labels.npy")] == [ABSENT]
+
+
+def test_a_round_after_faulty_scores_is_judged_by_the_mask_that_was_written(of_two_cells, tmp_path, monkeypatch):
+    monkeypatch.chdir(copied(of_two_cells, tmp_path))
+    first, second = (Path(f"two/seed0/round{number}") for number in (1, 2))
+    (first / "scores/1.csv").unlink()
+    found = audit("two").faults
+    assert set(found) == {first / "scores/1.csv"}
+    # One that leaves nothing to prune does not go with the round after it.
+    edit_json(first / "mask.json", active=read_json(Path("two/seed0/round2/mask.json"), "mask")["active"])
+    found = audit("two").faults
+    assert found[first / "mask.json"][0].startswith("does not go with the round after it: ")
+    assert second / "scores/1.csv" not in found
