@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from tenas.errors import TenasError
-from tenas.measures.common import LAYERS, Observer, check_batch, check_eager, hooked, measuring, plain_name, undisturbed
+from tenas.measures.common import LAYERS, by_channel, check_batch, check_eager, hooked, measuring, undisturbed
 from tenas.measures.regions import count_distinct_rows, relu_signs
+from tenas.networks.observer import Observer, plain_name
 
 
 @measuring
@@ -69,11 +70,13 @@ def near(network: nn.Module, images: Tensor) -> float:
     check_batch(images)
     check_eager(network)
     ranks: list[float] = []
+    functions = _ActivationFunctions(len(images), ranks)
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ranks.append(_effective_rank(output))
+        functions.after = module
+        ranks.append(_effective_rank(output if output.ndim == 1 else by_channel(output, module)))
 
-    with undisturbed(network), torch.no_grad(), hooked(network, LAYERS, note), _ActivationFunctions(len(images), ranks):
+    with undisturbed(network), torch.no_grad(), hooked(network, LAYERS, note), functions:
         network(images)
     if not ranks:
         raise TenasError("NEAR needs a network with a convolution, a linear layer or an activation function.")
@@ -93,15 +96,22 @@ def _effective_rank(output: Tensor) -> float:
 
 
 class _ActivationFunctions(Observer):
-    """Appends the effective rank of each activation function's result to ``ranks``."""
+    """Appends the effective rank of each activation function's result to ``ranks``.
+
+    ``after``: the layer that ran last, which tells which dimension has the channels.
+    """
 
     NAMES = frozenset({"relu", "leaky_relu", "elu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardtanh",
-                       "hardswish", "hardsigmoid", "rrelu_with_noise", "_prelu_kernel"})  # fmt: skip
+                       "hardswish", "hardsigmoid", "rrelu_with_noise", "_prelu_kernel", "threshold", "softshrink", "hardshrink",
+                       "log_sigmoid_forward", "glu"})  # fmt: skip
 
     def __init__(self, samples: int, ranks: list[float]) -> None:
         super().__init__()
         self.samples, self.ranks = samples, ranks
+        self.after: nn.Module | None = None
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
-        if plain_name(operator) in self.NAMES and out.shape[:1] == (self.samples,):
-            self.ranks.append(_effective_rank(out))
+        if plain_name(operator) in self.NAMES:
+            made = out[0] if isinstance(out, tuple) else out
+            if made.shape[:1] == (self.samples,):
+                self.ranks.append(_effective_rank(made if made.ndim == 1 else by_channel(made, self.after)))

@@ -150,6 +150,10 @@ def _pass_blocks(network: nn.Module, images: Tensor, *, gradients: bool) -> tupl
                 f"or (n, channels) of {len(images)} images."
             )
         if inputs:
+            if not torch.is_grad_enabled():
+                raise TenasError(
+                    f"The block {type(module).__name__} runs without gradients, as in a reentrant checkpoint: give use_reentrant=False."
+                )
             scores.append(_block_trainability(output, inputs.pop(), SEED + len(entropies)))
         entropies.append(_entropy(output.detach()))
         return output.detach()

@@ -26,18 +26,19 @@ from tenas.errors import TenasError
 from tenas.measures.common import (
     BATCH_NORMS,
     LAYERS,
-    Observer,
     batch_loss,
+    by_channel,
     check_batch,
     check_eager,
     gradients_of,
     hooked,
     measuring,
-    name_of,
+    output_of,
     undisturbed,
     weights_of,
 )
 from tenas.measures.regions import relu_signs
+from tenas.networks.observer import Observer, plain_name
 
 ALPHA = 0.01  # Zen-NAS, algorithm 1: size of the perturbation of the inputs
 SHIFT = 1e-5  # Mellor et al. 2020: keeps the logarithm of an eigenvalue finite
@@ -104,22 +105,27 @@ def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     mean loss: their value is this one divided by n^2. Traps: batch normalisation in training mode mixes the samples'
     gradients; a square of gradients, so a few layers near the output dominate.
     """
-    outputs: list[Tensor] = []
+    outputs: list[tuple[nn.Module, Tensor]] = []
+    seen: set[nn.Module] = set()
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        seen.add(module)
         if torch._C._functorch.is_functorch_wrapped_tensor(output):
             raise TenasError("Fisher needs the outputs of layers, which torch.vmap and torch.func hide: call them on batches.")
         if output.requires_grad:  # else its gradient is 0: under no_grad, or of a frozen layer
-            outputs.append(output)
+            outputs.append((module, output))
         return output.clone()  # a ReLU in place changes the copy
 
     with undisturbed(network), torch.enable_grad():
         with hooked(network, LAYERS, note):
             loss = batch_loss(network, images, labels, reduction="sum")
         weights_of(network)
+        if not seen:
+            raise TenasError("Fisher saw no layer run, as within a compiled network: measure the one that was compiled.")
         total = 0.0
-        for output, gradient in zip(outputs, gradients_of(loss, outputs) if outputs else [], strict=True):
-            products = (output.detach() * gradient).double().reshape(len(output), output.shape[1], -1).sum(2)
+        gradients = gradients_of(loss, [output for _, output in outputs]) if outputs else []
+        for (module, output), gradient in zip(outputs, gradients, strict=True):
+            products = by_channel((output.detach() * gradient).double(), module).sum(2)
             total += products.square().sum().item() / (2 * len(images))
     return total
 
@@ -135,9 +141,12 @@ def jacobian_covariance(network: nn.Module, images: Tensor) -> float:
     Trap: dominated by 1 / (s + k), i.e. by the smallest eigenvalue.
     """
     check_batch(images)
+    if not images.is_floating_point():
+        raise TenasError("The covariance of Jacobians needs gradients with respect to images: give them as floats.")
     images = images.detach().clone().requires_grad_()
     with undisturbed(network), torch.enable_grad():
-        (jacobian,) = gradients_of(network(images).sum(), [images])
+        # Of a copy: a network may write into its input, which a leaf of the graph refuses.
+        (jacobian,) = gradients_of(output_of(network, images.clone()).sum(), [images])
     rows = jacobian.reshape(len(images), -1).to("cpu", torch.float64)
     rows = rows - rows.mean(1, keepdim=True)
     norms = rows.norm(dim=1, keepdim=True)
@@ -152,14 +161,16 @@ def naswot(network: nn.Module, images: Tensor) -> float:
     """log |det K|, K[i, j] the number of ReLUs that are in the same state for images i and j.
 
     Source: Mellor et al., Neural Architecture Search without Training, ICML 2021, equation 2 (K = N_A - Hamming distance).
-    Every ReLU that runs counts, module or function. -inf if two images share a pattern: K is singular.
+    Every ReLU that runs counts, module or function. -inf if K is singular: two images share a pattern, or few ReLUs tell many
+    images apart. The published code gives the logarithm of a rounding error there.
     Traps: grows as n log(number of ReLUs), so within a space it mostly counts ReLUs; the determinant needs float64.
     """
     check_batch(images)
     with undisturbed(network):
         signs = relu_signs(network, images)
     kernel = torch.from_numpy(_agreements(signs)).double()
-    if len(torch.unique(kernel, dim=0)) < len(kernel) or signs.shape[1] == 0:
+    # The determinant is a whole number: below 1 it is 0.
+    if signs.shape[1] == 0 or torch.linalg.matrix_rank(kernel, hermitian=True) < len(kernel):
         return -math.inf
     return float(torch.linalg.slogdet(kernel).logabsdet.item())
 
@@ -178,10 +189,11 @@ def _agreements(signs: np.ndarray) -> np.ndarray:
 
 
 class _LastFeatures(Observer):
-    """Keeps the features before pooling: the last (n, c, h, w) of a convolution, normalisation, ReLU, sum or concatenation."""
+    """Keeps the features before pooling: the last (n, c, h, w) of what changes them, larger than a pixel if any is."""
 
     OPERATORS = frozenset({"convolution", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-                           "cudnn_batch_norm", "relu", "relu_", "add", "add_", "cat"})  # fmt: skip
+                           "cudnn_batch_norm", "native_group_norm", "relu", "leaky_relu", "hardtanh", "elu", "gelu", "silu",
+                           "mish", "hardswish", "_prelu_kernel", "max_pool2d_with_indices", "add", "mul", "cat"})  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +201,8 @@ class _LastFeatures(Observer):
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
         made = out[0] if isinstance(out, tuple) else out
-        if name_of(operator) in self.OPERATORS and made.ndim == 4:
+        # Of a squeeze-and-excitation, the pooled channels are not the features.
+        if plain_name(operator) in self.OPERATORS and made.ndim == 4 and (self.features is None or made[0, 0].numel() > 1):
             self.features = made
 
 
@@ -207,8 +220,9 @@ def _features(network: nn.Module, images: Tensor) -> Tensor:
 def zen(network: nn.Module, images: Tensor) -> float:
     """log mean_i ||f(x_i) - f(x_i + 0.01 e_i)||_F + sum over batch normalisations of log sqrt(mean over channels of variance).
 
-    f: the features before global pooling; e: standard Gaussian noise, the same for every network. The second term restores the
-    scale that batch normalisation removes: the variances are those of its inputs over batch and positions.
+    f: the features before global pooling: the last (n, channels, height, width) of a convolution, normalisation, activation
+    function, max pooling, sum, product or concatenation. e: standard Gaussian noise, the same for every network. The second
+    term restores the scale that batch normalisation removes: the variances are those of its inputs over batch and positions.
     Source: Lin et al., Zen-NAS, ICCV 2021, algorithm 1; its released code takes the L1 norm of the difference instead.
     Batch normalisation always runs in training mode here, so that these variances are the ones it divides by.
     The paper's x and weights are standard Gaussian (``normal`` of ``tenas.networks.initialise``); with other weights the
@@ -217,7 +231,9 @@ def zen(network: nn.Module, images: Tensor) -> float:
     no scale to restore and is left out. -inf if the features do not depend on the images.
     """
     check_batch(images)
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    if not images.is_floating_point():
+        raise TenasError("The Zen-score adds noise to images: give them as floats.")
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(images)
     scales: list[Tensor] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Shared parts of measures: surroundings, checks of batches and networks, losses, weights, gradients, hooks, an observer."""
+"""Shared parts of measures: surroundings, checks of batches and networks, losses, weights, gradients, hooks."""
 
 import functools
 import gc
@@ -8,11 +8,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.nn.functional import cross_entropy
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tenas.errors import TenasError
 from tenas.measures.threads import full_precision, one_thread
@@ -22,6 +20,7 @@ R = TypeVar("R")
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Concatenate[nn.Module, P], R]:
@@ -38,9 +37,16 @@ def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Conc
             check_network(network)
             torch.clear_autocast_cache()
             try:
-                # Tensors that were made in inference mode are copied: autograd refuses them.
                 args, kwargs = tree_map(_outside_inference, (args, kwargs))
-                return function(network, *args, **kwargs)
+                if is_ours(network):
+                    return function(network, *args, **kwargs)
+                inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+                with _kept(network, inputs) as again:
+                    value = function(network, *args, **kwargs)
+                if again():
+                    with _kept(network, inputs, copying=True):
+                        value = function(network, *args, **kwargs)
+                return value
             finally:
                 torch.clear_autocast_cache()
 
@@ -48,7 +54,34 @@ def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Conc
 
 
 def _outside_inference(value: Any) -> Any:
+    """A copy of a tensor that was made in inference mode, which autograd refuses."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+@contextmanager
+def _kept(network: nn.Module, inputs: Sequence[Tensor], *, copying: bool = False) -> Iterator[Callable[[], bool]]:
+    """Restore what a network writes into its inputs. Gives a function that says whether it has; ``copying``: it reads copies.
+
+    Raises TenasError for inputs that are not numbers.
+    """
+    if not all(tensor.isfinite().all() for tensor in inputs if tensor.is_floating_point()):
+        raise TenasError("The images have values that are NaN or infinite: no measure of them means anything.")
+    before = [(tensor, tensor._version, tensor.detach().clone()) for tensor in inputs]
+    written: list[Tensor] = []
+    copies = network.register_forward_pre_hook(_with_copies, with_kwargs=True) if copying else None
+    try:
+        yield lambda: bool(written)
+    finally:
+        if copies is not None:
+            copies.remove()
+        for tensor, version, values in before:
+            if tensor._version != version:
+                written.append(tensor)
+                tensor.data.copy_(values)
+
+
+def _with_copies(network: nn.Module, args: Any, kwargs: Any) -> Any:
+    return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, kwargs))
 
 
 def check_network(network: nn.Module) -> None:
@@ -75,6 +108,16 @@ def modules_of(network: nn.Module) -> Iterator[nn.Module]:
                 left.append(child)
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is of torch, torchvision or this package, whose passes leave nothing behind but buffers."""
+    return type(module).__module__.partition(".")[0] in ("torch", "torchvision", "tenas")
+
+
+def is_ours(network: nn.Module) -> bool:
+    """Whether a network is of this package's classes, which write into no input and measure finite images."""
+    return type(network).__module__.startswith("tenas.")
+
+
 def scripted(network: nn.Module) -> str | None:
     """The name of the first module that is TorchScript, whose operators cannot be observed; None if there is none."""
     found = (name for name, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule))
@@ -89,11 +132,16 @@ def check_eager(network: nn.Module) -> None:
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Restore the network's buffers (running statistics, counters) after the block: the tensors, their sizes and values."""
-    places = [(m._buffers, key, buffer) for m in network.modules() for key, buffer in m._buffers.items() if buffer is not None]
+    """Restore the network's buffers (running statistics, counters) after the block: the tensors, their sizes and values.
+
+    So are the weights of embeddings that renormalise them.
+    """
+    modules = list(network.modules())
+    places = [(module._buffers, key, buffer) for module in modules for key, buffer in module._buffers.items()]
     # Nothing can write into a tensor with several elements in one place of memory, such as one made by expand.
-    buffers = [buffer for _, _, buffer in places if not _overlaps(buffer)]
-    saved = [buffer.clone() for buffer in buffers]
+    buffers = [buffer for _, _, buffer in places if buffer is not None and not _overlaps(buffer)]
+    buffers += [module.weight for module in modules if isinstance(module, EMBEDDINGS) and module.max_norm is not None]
+    saved = [buffer.detach().clone() for buffer in buffers]
     try:
         yield
     finally:
@@ -105,7 +153,9 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
                 if buffer.shape != values.shape:
                     buffer.resize_(values.shape)
             if buffers:
-                torch._foreach_copy_(buffers, saved)
+                # Into their data: where the caller has taken a pass before, autograd refuses to go back through tensors that
+                # were written to since.
+                torch._foreach_copy_([buffer.data for buffer in buffers], saved)
 
 
 def _overlaps(tensor: Tensor) -> bool:
@@ -174,6 +224,12 @@ def weights_of(network: nn.Module) -> list[Tensor]:
 def batch_loss(network: nn.Module, images: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
     """Cross-entropy of a batch. Raises TenasError if the shapes of batch, logits and labels do not match."""
     check_batch(images)
+    labels = torch.as_tensor(labels, device=images.device)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TenasError(
+            f"Labels must be whole numbers from 0, one for each image, not {str(labels.dtype).removeprefix('torch.')}."
+        )
+    labels = labels.long()
     logits = network(images)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -183,6 +239,21 @@ def batch_loss(network: nn.Module, images: Tensor, labels: Tensor, reduction: st
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise TenasError(f"A label lies outside of the network's {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}.")
     return cross_entropy(logits, labels, reduction=reduction)
+
+
+def output_of(network: nn.Module, images: Tensor) -> Tensor:
+    """The network's output. Raises TenasError for one that is no tensor."""
+    output = network(images)
+    if not isinstance(output, Tensor):
+        raise TenasError(f"This measure takes a network whose output is a tensor, not {type(output).__name__}.")
+    return output
+
+
+def by_channel(output: Tensor, module: nn.Module | None) -> Tensor:
+    """The output of a layer as (n, channels, positions): a linear layer's channels are its last dimension, others' the second."""
+    if isinstance(module, nn.Linear) and output.ndim > 2:
+        output = output.movedim(-1, 1)
+    return output.reshape(len(output), output.shape[1], -1)
 
 
 def gradients_of(value: Tensor, tensors: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
@@ -206,39 +277,3 @@ def hooked(
     finally:
         for handle in handles:
             handle.remove()
-
-
-class Observer(TorchDispatchMode):
-    """Calls ``saw`` after each operator of a pass, whether a module or a function runs it, without touching the network."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types there
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Nothing is compiled here. Torch's default checks for that, which imports its compiler: seconds per process.
-        return False
-
-    def __torch_dispatch__(
-        self, func: OpOverload, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.saw(func, (args, kwargs or {}), out)
-        return out
-
-    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
-        """``read``: the arguments, nested. ``out``: the result, mostly a tensor."""
-        raise NotImplementedError
-
-
-@functools.cache
-def name_of(operator: OpOverload) -> str:
-    """The operator's name in torch, e.g. ``convolution``, the same for all of its overloads."""
-    return str(operator._schema.name).removeprefix("aten::")
-
-
-@functools.cache
-def plain_name(operator: OpOverload) -> str:
-    """The name of an operator, the same whether or not it works in place."""
-    name = name_of(operator)
-    return name if name.startswith("_") else name.removesuffix("_")

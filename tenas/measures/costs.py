@@ -11,26 +11,47 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from tenas.measures.common import Observer, check_batch, check_eager, hooked, measuring, name_of
-from tenas.networks import copied, count_flops, without_values
+from tenas.measures.common import check_batch, check_eager, hooked, measuring
+from tenas.networks import count_flops, on_meta, without_values
+from tenas.networks.observer import Observer, name_of
 
 
 @measuring
 def parameters(network: nn.Module, images: Tensor) -> int:
-    """Trainable parameters of the modules that run: in a masked supernet, those of the active operators.
+    """Trainable parameters that a pass uses: in a masked supernet, those of the active operators.
 
-    A module that runs several times counts once. For a discrete network this equals ``tenas.networks.count_parameters``.
+    They are those of the modules that run, and those that any operator reads. A parameter counts once, however often it is used
+    and whoever shares it. For a discrete network this equals ``tenas.networks.count_parameters``.
     """
     check_batch(images)
-    counted: dict[int, int] = {}
+    network, image = _on_meta(network, images)
+    read = _Read(network)
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
-        counted.update((id(p), p.numel()) for p in module.parameters(recurse=False) if p.requires_grad)
+        read.found.update(map(id, module.parameters(recurse=False)))
 
-    network, image = _on_meta(network, images)
-    with hooked(network, nn.Module, note), without_values():
+    with without_values(), read, hooked(network, nn.Module, note):
         network(image)
-    return sum(counted.values())
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad and id(parameter) in read.found)
+
+
+class _Read(Observer):
+    """Collects the parameters that operators read, such as those which a module gives to functions."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.owner = {_key(parameter): id(parameter) for parameter in network.parameters()}
+        self.found: set[int] = set()
+
+    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
+        keys = (_key(tensor) for tensor in tree_leaves(read) if isinstance(tensor, Tensor))
+        self.found.update(self.owner[key] for key in keys if key in self.owner)
+
+
+def _key(tensor: Tensor) -> int:
+    """What tensors with one storage have in common."""
+    key: int = tensor.untyped_storage()._cdata
+    return key
 
 
 @measuring
@@ -38,7 +59,7 @@ def flops(network: nn.Module, images: Tensor) -> int:
     """Multiply-accumulates for one image of the batch's shape, counted as NAS-Bench-201 does (``tenas.networks.count_flops``)."""
     check_batch(images)
     check_eager(network)
-    return count_flops(network, images.shape[1:])
+    return count_flops(network, images.shape[1:], images.dtype)
 
 
 @measuring
@@ -59,7 +80,7 @@ def layers(network: nn.Module, images: Tensor) -> int:
 def _on_meta(network: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
     """A copy of the network and one image, without values."""
     check_eager(network)
-    return copied(network).to("meta").eval(), torch.empty_like(images[:1], device="meta")
+    return on_meta(network), torch.empty_like(images[:1], device="meta")
 
 
 class _Depths(Observer):
@@ -73,26 +94,26 @@ class _Depths(Observer):
 
     def __init__(self, network: nn.Module, image: Tensor) -> None:
         super().__init__()
-        self.weights = {self._key(parameter) for parameter in network.parameters()}
-        self.depths = {self._key(image): 0}
+        self.weights = {_key(parameter) for parameter in network.parameters()}
+        self.depths = {_key(image): 0}
         self.kept = [image]  # the key of a freed storage could be reused
 
-    @staticmethod
-    def _key(tensor: Tensor) -> int:
-        key: int = tensor.untyped_storage()._cdata
-        return key
-
     def of(self, tensor: Tensor) -> int | None:
-        return self.depths.get(self._key(tensor))
+        return self.depths.get(_key(tensor))
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
         name = name_of(operator)
         tensors = [tensor for tensor in tree_leaves(read) if isinstance(tensor, Tensor)]
         depths = [depth for tensor in tensors if (depth := self.of(tensor)) is not None]
+        # What is computed from weights alone is one: weight and spectral norm, standardised weights.
+        if not depths and any(_key(tensor) in self.weights for tensor in tensors):
+            made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
+            self.weights.update(map(_key, made))
+            self.kept += made
         # zeros_like and the like read shapes, not values.
         if depths and not name.endswith("_like") and not name.startswith("new_"):
-            layer = name in self.PRODUCTS and any(self._key(tensor) in self.weights for tensor in tensors)
+            layer = name in self.PRODUCTS and any(_key(tensor) in self.weights for tensor in tensors)
             for tensor in tree_leaves(out):
                 if isinstance(tensor, Tensor):
-                    self.depths[self._key(tensor)] = max(max(depths) + layer, self.of(tensor) or 0)
+                    self.depths[_key(tensor)] = max(max(depths) + layer, self.of(tensor) or 0)
                     self.kept.append(tensor)

@@ -22,8 +22,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from tenas.measures.common import collector_paused, modules_of, name_of
+from tenas.measures.common import collector_paused, modules_of
 from tenas.measures.ntk_tape import Record, Tape, Value, aten, is_known_kind, substitute
+from tenas.networks.observer import name_of
 
 if TYPE_CHECKING:
     from tenas.measures.kernel.plan import Plan

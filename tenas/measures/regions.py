@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from tenas.errors import TenasError
-from tenas.measures.common import Observer, check_eager, measuring, plain_name, undisturbed
+from tenas.measures.common import check_eager, is_ours, is_plain, measuring, modules_of, undisturbed
 from tenas.measures.pooling import FasterPooling
+from tenas.networks.observer import Observer, plain_name
 
 SATURATED = 0.95
 # For inputs of fewer pixels, such as crops, intercepting poolings costs more than it saves.
@@ -28,7 +29,7 @@ class _EnoughError(Exception):
 
 
 class SmoothActivationWarning(UserWarning):
-    """Some of a network's activation functions have no linear pieces, so they are not part of its patterns."""
+    """Some of what bends in a network is not part of its patterns: smooth activation functions, and what is not known as one."""
 
 
 def _above_zero(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
@@ -54,6 +55,10 @@ def _clamped(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
     return (*(() if low is None else (out > low,)), *(() if high is None else (out >= high,)))
 
 
+def _threshold(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
+    return (out != args[2],)  # below the threshold it is a constant, which may be above it
+
+
 def _clamped_above(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
     return (out >= args[1],)
 
@@ -74,10 +79,12 @@ def _hard_sigmoid(args: Sequence[Any], out: Tensor) -> tuple[Tensor, ...]:
 # overwritten.
 _KINKS: dict[str, Callable[[Sequence[Any], Tensor], tuple[Tensor, ...]]] = {
     "relu": _above_zero, "leaky_relu": _leaky, "_prelu_kernel": _input_above_zero, "rrelu_with_noise": _above_zero,
-    "threshold": _clamped_below, "hardtanh": _hard_tanh, "hardsigmoid": _hard_sigmoid, "softshrink": _either_side,
+    "threshold": _threshold, "hardtanh": _hard_tanh, "hardsigmoid": _hard_sigmoid, "softshrink": _either_side,
     "hardshrink": _either_side, "clamp": _clamped, "clamp_min": _clamped_below, "clamp_max": _clamped_above,
 }  # fmt: skip
 _SMOOTH = frozenset({"elu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardswish", "log_sigmoid_forward"})
+# They bend too, but whether they are activation functions is not to be seen.
+_OTHERS = frozenset({"abs", "maximum", "minimum", "where", "glu", "sin", "cos"})
 # Not always activation functions: calls on tensors without the samples' dimension are skipped.
 _BOUNDS = frozenset({"clamp", "clamp_min", "clamp_max"})
 
@@ -93,6 +100,7 @@ class _Signs(Observer):
         self.samples, self.first_only = samples, first_only
         self.bits: list[np.ndarray] = []
         self.smooth: set[str] = set()
+        self.others: set[str] = set()
 
     def saw(self, operator: OpOverload, read: Any, out: Any) -> None:
         name = plain_name(operator)
@@ -100,6 +108,8 @@ class _Signs(Observer):
         if kinks is None:
             if name in _SMOOTH:
                 self.smooth.add(name)
+            elif name in _OTHERS and out.ndim and len(out) == self.samples:
+                self.others.add(name)
             return
         if out.ndim == 0 or len(out) != self.samples:
             if name in _BOUNDS:
@@ -119,13 +129,15 @@ def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) 
     One boolean per unit of a ReLU, or of another function with one kink (leaky and parametric ReLU, threshold, bounds on one
     side); two with two kinks (ReLU6, hard tanh and sigmoid, shrinkage, bounds on both sides). A network without any gives (n, 0).
 
-    ``first_only``: only of the first one; the pass ends there.
+    ``first_only``: only of the first one. The pass ends there, if the network is of modules whose passes leave nothing behind.
 
     Raises TenasError if a ReLU's first dimension is not the samples, and for a network whose activation functions are all smooth
-    (GELU, SiLU, tanh): it has no linear regions. If some are, a SmoothActivationWarning says that they do not count.
+    (GELU, SiLU, tanh): it has no linear regions. If some are, a SmoothActivationWarning says that they do not count; so for other
+    operators that bend (abs, maximum, where), and for a network of one's own in which no activation function was seen.
     """
     check_eager(network)
     poolings = FasterPooling() if inputs.ndim == 4 and inputs.shape[2] * inputs.shape[3] >= PIXELS else nullcontext()
+    first_only = first_only and all(is_plain(module) and not _has_hooks(module) for module in modules_of(network))
     with torch.no_grad(), poolings, suppress(_EnoughError), _Signs(len(inputs), first_only) as signs:
         network(inputs)
     if signs.smooth:
@@ -133,7 +145,17 @@ def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) 
         if not signs.bits:
             raise TenasError(f"The network's activation functions have no linear pieces ({named}): it has no linear regions.")
         warnings.warn(f"Activation functions without linear pieces do not count: {named}.", SmoothActivationWarning, stacklevel=4)
+    if signs.others:
+        named = ", ".join(sorted(signs.others))
+        text = f"Of what bends, these operators do not count as activation functions: {named}."
+        warnings.warn(text, SmoothActivationWarning, stacklevel=4)
+    elif not signs.bits and not is_ours(network):
+        warnings.warn("No activation function was seen that has linear pieces.", SmoothActivationWarning, stacklevel=4)
     return np.concatenate(signs.bits, axis=1) if signs.bits else np.zeros((len(inputs), 0), bool)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def activation_patterns(network: nn.Module, inputs: Tensor, *, first_only: bool = False) -> np.ndarray:
@@ -187,7 +209,7 @@ def linear_regions(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> int
 
     Source: TE-NAS, section 3.1.2 and equation 5; one pattern per input, as in its released code.
     """
-    blocks = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    blocks = [block for block in ([inputs] if isinstance(inputs, Tensor) else inputs) if len(block)]
     total = sum(len(block) for block in blocks)
     if total == 0:
         raise TenasError("The number of linear regions of no inputs is not defined.")

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from tenas.measures.common import Observer, measuring, plain_name
+from tenas.measures.common import measuring
 from tenas.measures.regions import PIXELS, SATURATED, SaturatedWarning
 from tenas.measures.sizes import fitting, sizes
 from tenas.networks.edge import Edge
 from tenas.networks.grouped import Weighted
+from tenas.networks.observer import Observer, plain_name
 
 WORD = 64  # bits of a word of int64
 # Bytes of each unit while a word is packed: a power of two, and again where it is summed.

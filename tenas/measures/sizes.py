@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from tenas.measures.common import Observer, undisturbed
+from tenas.measures.common import undisturbed
+from tenas.networks.observer import Observer
 
 # Peak memory of a pass on a GPU: of networks side by side, or of the cotangents of one. A constant, not the free memory: it
 # determines how many go together, which kernels torch's libraries therefore choose, and with them the last bits.

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from tenas.errors import TenasError
-from tenas.measures.common import BATCH_NORMS, check_batch, gradients_of, measuring, undisturbed, weights_of
+from tenas.measures.common import (
+    BATCH_NORMS,
+    check_batch,
+    gradients_of,
+    is_plain,
+    measuring,
+    output_of,
+    undisturbed,
+    weights_of,
+)
 
 
 def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -26,7 +35,14 @@ def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tens
         weights = weights_of(network)
         ones = torch.ones_like(images[:1], dtype=torch.float64)
         with torch.enable_grad():
-            gradients = gradients_of(network(ones).sum(), weights)
+            try:
+                flow = output_of(network, ones).sum()
+            except RuntimeError as error:
+                if not any(text in str(error) for text in ("dtype", "scalar type", "Input type")):
+                    raise
+                said = str(error).splitlines()[0].rstrip(".")
+                raise TenasError(f"SynFlow runs in float64, and this network makes tensors of another type: {said}.") from error
+            gradients = gradients_of(flow, weights)
         if not all(gradient.isfinite().all() for gradient in gradients):
             raise TenasError("The synaptic flow of this network overflows float64: it is too deep and wide for SynFlow.")
         # Separate tensors: the parameters' own data is restored.
@@ -41,6 +57,8 @@ def _absolute(network: nn.Module) -> Iterator[None]:
     """
     tensors = [*network.parameters(), *(buffer for buffer in network.buffers() if buffer.is_floating_point())]
     held = [tensor.data for tensor in tensors]
+    # What modules keep of a pass, such as a table of positions, would stay in float64.
+    kept = [(vars(module), dict(vars(module))) for module in network.modules() if not is_plain(module)]
     norms = [vars(module) for module in network.modules() if isinstance(module, BATCH_NORMS)]
     forwards = [norm.get("forward") for norm in norms]  # usually none: forward is an attribute of the class
     try:
@@ -58,10 +76,17 @@ def _absolute(network: nn.Module) -> Iterator[None]:
                 norm["forward"] = forward
         for tensor, data in zip(tensors, held, strict=True):
             tensor.data = data
+        for attributes, before in kept:
+            new = [name for name, value in attributes.items() if isinstance(value, Tensor) and before.get(name) is not value]
+            for name in new:
+                if name in before:
+                    attributes[name] = before[name]
+                else:
+                    del attributes[name]
 
 
-def _identity(x: Tensor) -> Tensor:
-    return x
+def _identity(input: Tensor) -> Tensor:  # the name of a batch normalisation's argument
+    return input
 
 
 @measuring

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from tenas.errors import TenasError, one_of
 from tenas.networks.edge import Residual
-from tenas.networks.flops import copied, count_flops, count_parameters, without_values
+from tenas.networks.flops import count_flops, count_parameters, on_meta, without_values
 from tenas.networks.initialise import INITIALISERS, initialise, redrawn_whole, seeded
 from tenas.references import load_module
 from tenas.spaces import Genotype, Mask, Space, get_space, load_genotype
 
 __all__ = [
-    "INITIALISERS", "Network", "Residual", "Supernet", "SupernetCells", "copied", "count_flops", "count_parameters", "initialise",
-    "redrawn_whole", "seeded", "without_values",
+    "INITIALISERS", "Network", "Residual", "Supernet", "SupernetCells", "count_flops", "count_parameters", "initialise",
+    "on_meta", "redrawn_whole", "seeded", "without_values",
 ]  # fmt: skip
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tenas.errors import TenasError
 from tenas.networks import Network, builders, count_flops, count_parameters
 from tenas.networks.edge import Edge
-from tenas.networks.flops import layer_flops
+from tenas.networks.flops import Products
 from tenas.spaces.base import Genotype, Space
 from tenas.spaces.sums import Sums
 
@@ -70,13 +70,16 @@ def _counted(network: nn.Module, side: int) -> tuple[Counter[Owner], Counter[Own
         parameters[owner.get(module)] += sum(parameter.numel() for parameter in module.parameters(recurse=False))
     flops: Counter[Owner] = Counter()
 
-    def add(layer: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
-        flops[owner.get(layer)] += layer_flops(layer, output)
+    running: list[Owner] = [None]
+
+    def add(count: int) -> None:
+        flops[running[-1]] += count
 
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(add)
-    with torch.no_grad():
+        if module in owner:
+            module.register_forward_pre_hook(lambda module, _: running.append(owner[module]))
+            module.register_forward_hook(lambda *_: running.pop() and None)
+    with torch.no_grad(), Products(add):
         network(torch.empty(1, 3, side, side, device="meta"))
     return parameters, flops
 

@@ -1,14 +1,17 @@
 """The costs of a network: parameters, and multiply-accumulates per image."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from tenas.errors import TenasError
+from tenas.networks.observer import Observer, name_of
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -16,9 +19,51 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def layer_flops(layer: nn.Conv2d | nn.Linear, output: Tensor) -> int:
-    """Multiply-accumulates of one call of a layer: one per multiplication, and one per output if there is a bias."""
-    return output.numel() * layer.weight[0].numel() + (0 if layer.bias is None else output.numel())
+class Products(Observer):
+    """Calls ``counted`` with the multiply-accumulates of each product and convolution of a pass, module or function.
+
+    One per multiplication, and one per output that a bias is added to. A convolution of zeros is counted as any other.
+    """
+
+    def __init__(self, counted: Callable[[int], None]) -> None:
+        super().__init__()
+        self.counted = counted
+
+    def saw(self, operator: OpOverload, read: Any, out: Any) -> None:
+        if count := _FLOPS.get(name_of(operator)):
+            made = out[0] if isinstance(out, tuple) else out
+            self.counted(count(read[0], made))
+
+
+def _of_convolution(args: Sequence[Any], out: Tensor) -> int:
+    images, weight, bias, *_, transposed, _, _ = args
+    count: int = (images if transposed else out).numel() * weight[0].numel()
+    return count + (0 if bias is None else out.numel())
+
+
+def _of_linear(args: Sequence[Any], out: Tensor) -> int:
+    return out.numel() * (int(args[0].shape[-1]) + (len(args) > 2 and args[2] is not None))
+
+
+def _of_attention(args: Sequence[Any], out: Tensor) -> int:
+    """Scores of queries (..., l, d) and keys (..., s, d), and sums of values."""
+    queries, keys, values = args[:3]
+    pairs = int(queries[..., 0].numel() * keys.shape[-2])
+    return pairs * int(queries.shape[-1] + values.shape[-1])
+
+
+# Operator -> its multiply-accumulates, from its arguments and its result.
+_FLOPS: dict[str, Callable[[Sequence[Any], Tensor], int]] = {
+    "convolution": _of_convolution,
+    "linear": _of_linear,
+    **dict.fromkeys(("mm", "bmm", "mv", "dot"), lambda args, out: out.numel() * args[0].shape[-1]),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), lambda args, out: out.numel() * (args[1].shape[-1] + 1)),
+    **dict.fromkeys(
+        ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention", "scaled_dot_product_attention",
+         "_scaled_dot_product_efficient_attention", "_scaled_dot_product_fused_attention_overrideable"),
+        _of_attention,
+    ),
+}  # fmt: skip
 
 
 def copied(network: nn.Module) -> nn.Module:
@@ -28,6 +73,21 @@ def copied(network: nn.Module) -> nn.Module:
     """
     held = [leaf for module in network.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
     return copy.deepcopy(network, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
+
+
+def on_meta(network: nn.Module) -> nn.Module:
+    """A copy of a network without values, in evaluation mode. Parameters that modules share stay shared."""
+    network = copied(network)
+    shared: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                shared.setdefault(id(parameter), []).append((module, name))
+    network = network.to("meta").eval()
+    for (first, its_name), *others in shared.values():
+        for module, name in others:
+            module._parameters[name] = first._parameters[its_name]
+    return network
 
 
 @contextmanager
@@ -43,25 +103,19 @@ def without_values() -> Iterator[None]:
         raise TenasError(f"Costs are counted without values, and an operator of this network needs them: {said}.") from error
 
 
-def count_flops(network: nn.Module, image_shape: Sequence[int]) -> int:
+def count_flops(network: nn.Module, image_shape: Sequence[int], dtype: torch.dtype | None = None) -> int:
     """Multiply-accumulates of the network for one image of ``image_shape`` (channels, height, width), in evaluation mode.
 
     Counted as the "FLOPs" of NAS-Bench-201: one per multiplication of a convolution or a linear layer, and one per output with a
     bias; normalisation, poolings and sums are not counted. Papers in the DARTS space count some of those too, and report 2 to 8 %
-    more (P-DARTS on ImageNet 557 M, here 543 M; DARTS 574 M, here 530 M).
+    more (P-DARTS on ImageNet 557 M, here 543 M; DARTS 574 M, here 530 M). Other products of matrices count too, such as those of
+    attention.
 
     A layer counts each time that it runs. The network is not modified and nothing is computed: a copy runs on the meta device.
+    ``dtype``: of the images.
     """
-    total = 0
-
-    def add(layer: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        total += layer_flops(layer, output)
-
-    network = copied(network).to("meta").eval()
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(add)
-    with without_values():
-        network(torch.empty(1, *image_shape, device="meta"))
-    return total
+    counts: list[int] = []
+    network = on_meta(network)
+    with without_values(), Products(counts.append):
+        network(torch.empty(1, *image_shape, dtype=dtype, device="meta"))
+    return sum(counts)

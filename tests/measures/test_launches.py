@@ -11,7 +11,6 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tenas.measures import linear_regions
-from tenas.measures.common import Observer, name_of
 from tenas.measures.ntk_grouped import ntk_grams
 from tenas.measures.ntk_grouped import together as kernels_together
 from tenas.measures.ntk_tape import Value
@@ -19,6 +18,7 @@ from tenas.measures.regions_grouped import counts
 from tenas.measures.regions_grouped import together as regions_together
 from tenas.networks import Network, Supernet, SupernetCells
 from tenas.networks.grouped import grouped
+from tenas.networks.observer import Observer, name_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::tenas.measures.SaturatedWarning")
 # By preset: launches of a kernel taken alone before kernels went together, and gigabytes that its operators wrote. All cotangents

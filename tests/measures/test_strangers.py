@@ -1,0 +1,346 @@
+"""Networks as people have them: nothing of theirs is changed by a measure, and each number is that of its definition."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+from torchvision.models import swin_transformer, vision_transformer
+
+from tenas.errors import TenasError
+from tenas.measures import (
+    az_trainability,
+    fisher,
+    flops,
+    gradient_norm,
+    jacobian_covariance,
+    layers,
+    linear_regions,
+    naswot,
+    near,
+    ntk_gram,
+    parameters,
+    snip,
+    swap,
+    synflow,
+    zen,
+)
+from tenas.measures.ntk import PlainLoopWarning
+from tenas.measures.regions import SmoothActivationWarning
+from tenas.networks import count_flops
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::tenas.measures.regions.SaturatedWarning"),
+    pytest.mark.filterwarnings("ignore::tenas.measures.ntk.PlainLoopWarning"),
+]
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+
+
+def batch(*shape: int) -> Tensor:
+    return torch.randn(*(shape or (8, 3, 8, 8)), generator=torch.Generator().manual_seed(1))
+
+
+def small(activation: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), activation or nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+class Own(nn.Module):
+    """A network of a function of itself and its input."""
+
+    def __init__(self, function, **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+# --- costs
+
+
+def test_all_parameters_count_that_a_pass_uses():
+    """Also those that a module gives to functions, and no shared one twice."""
+    torch.manual_seed(0)
+    swin = swin_transformer.SwinTransformer([2, 2], 8, [2], [2], [4, 4], num_classes=3)
+    vit = vision_transformer.VisionTransformer(8, 4, 1, 2, 16, 32, num_classes=3)
+    for network in (swin, vit):
+        assert parameters(network, batch(2, 3, 8, 8)) == sum(p.numel() for p in network.parameters())
+    listed = Own(lambda self, x: F.linear(x.flatten(1), self.weights[0]), weights=nn.ParameterList([torch.randn(5, 192)]))
+    assert parameters(listed, batch()) == 960
+    tied = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 8, bias=False))
+    tied[2].weight = tied[0].weight
+    assert parameters(tied, batch(2, 8)) == 64
+    assert flops(tied, batch(2, 8)) == 128
+    assert tied[2].weight is tied[0].weight
+
+
+def test_every_product_counts_one_for_each_multiplication_and_bias():
+    cases = [
+        (nn.Conv1d(3, 4, 3), (1, 3, 10), 8 * 4 * (3 * 3 + 1)),
+        (nn.Conv3d(2, 3, 2, bias=False), (1, 2, 4, 4, 4), 27 * 3 * 2 * 8),
+        (nn.Conv2d(4, 6, 3, groups=2), (1, 4, 5, 5), 9 * 6 * (2 * 9 + 1)),
+        (nn.ConvTranspose2d(2, 3, 2, stride=2), (1, 2, 4, 4), 16 * 2 * 3 * 4 + 64 * 3),
+        (nn.Linear(6, 2), (1, 5, 6), 5 * 2 * 7),
+        (Own(lambda _, x: x @ x.transpose(1, 2)), (1, 5, 6), 5 * 5 * 6),
+        (Own(lambda _, x: F.scaled_dot_product_attention(x, x, x)), (1, 2, 5, 6), 2 * 5 * 5 * (6 + 6)),
+        # Three projections and one, with biases; scores and sums.
+        (Own(lambda self, x: self.mha(x, x, x)[0], mha=nn.MultiheadAttention(8, 2, batch_first=True)), (1, 5, 8),
+         5 * 24 * 9 + 5 * 8 * 9 + 2 * 5 * 5 * (4 + 4)),
+    ]  # fmt: skip
+    for network, shape, expected in cases:
+        assert flops(network, batch(*shape)) == count_flops(network, shape[1:]) == expected, network
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_costs_do_not_depend_on_the_type_of_numbers(dtype):
+    x = batch()
+    expected = [measure(small(), x) for measure in (parameters, flops, layers)]
+    assert [measure(small().to(dtype), x.to(dtype)) for measure in (parameters, flops, layers)] == expected
+
+
+def test_layers_whose_weights_are_computed_are_layers():
+    normed = [torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.parametrizations.spectral_norm]
+    for norm in normed:
+        network = nn.Sequential(*(norm(nn.Conv2d(3, 3, 3, padding=1, bias=False)) for _ in range(3)))
+        assert layers(network, batch()) == 3
+
+
+# --- activations
+
+
+def test_the_channels_of_tokens_are_their_last_dimension():
+    """A linear layer on (n, T, c) is a convolution of one pixel on (n, c, T)."""
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 5)
+    convolution = nn.Conv1d(6, 5, 1)
+    convolution.weight.data[:] = linear.weight.data[..., None]
+    convolution.bias.data[:] = linear.bias.data
+    head = nn.Linear(5, 3)
+    tokens = Own(lambda self, x: self.head(self.body(x.transpose(1, 2)).relu().mean(1)), body=linear, head=head)
+    images = Own(lambda self, x: self.head(self.body(x).relu().mean(2)), body=convolution, head=head)
+    x = batch(8, 6, 7)
+    assert near(tokens, x) == pytest.approx(near(images, x))
+    assert fisher(tokens, x, LABELS) == pytest.approx(fisher(images, x, LABELS), rel=1e-5)
+
+
+def test_a_threshold_with_a_value_above_it_has_two_pieces():
+    x = batch(8, 6)
+    for network in (nn.Threshold(0.0, 1.0), Own(lambda _, x: F.threshold(x.clone(), 0.0, 1.0, inplace=True))):
+        assert swap(network, x) == swap(nn.ReLU(), x)
+        assert linear_regions(network, x) == linear_regions(nn.ReLU(), x)
+    linear = nn.Linear(6, 4)
+    assert near(nn.Sequential(linear, nn.Threshold(0.0, 0.0)), x) == near(nn.Sequential(linear, nn.ReLU()), x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda _, x: x.abs(),
+        lambda _, x: torch.maximum(x, -x),
+        lambda _, x: torch.where(x > 0, x, 0.1 * x),
+        lambda _, x: x * (x > 0),
+        lambda _, x: F.glu(x),
+        lambda _, x: x.sin(),
+    ],
+    ids=["abs", "maximum", "where", "product", "glu", "sin"],
+)
+def test_what_bends_and_does_not_count_is_said(function):
+    with pytest.warns(SmoothActivationWarning):
+        assert linear_regions(Own(function), batch(8, 6)) == 1
+
+
+def test_few_relus_that_tell_many_images_apart_have_no_determinant():
+    """Three ReLUs, eight patterns: the kernel has rank 4. Rounding made a number of it."""
+    patterns = torch.tensor([[i >> bit & 1 for bit in range(3)] for i in range(8)]) * 2.0 - 1
+    assert naswot(nn.ReLU(), patterns) == -math.inf
+    # No ReLU and each one alone: agreements 3 on the diagonal, 2 with the first, 1 with each other.
+    kernel = np.array([[3, 2, 2, 2], [2, 3, 1, 1], [2, 1, 3, 1], [2, 1, 1, 3]])
+    assert naswot(nn.ReLU(), patterns[[0, 1, 2, 4]]) == pytest.approx(math.log(np.linalg.det(kernel)))
+
+
+@pytest.mark.parametrize("last", [nn.SiLU(), nn.LeakyReLU(), nn.ReLU6(), nn.GroupNorm(2, 4), nn.MaxPool2d(2)], ids=str)
+def test_the_features_of_zen_are_those_before_the_pooling(last):
+    network = small(last).eval()
+    x = batch()
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    norm = network[1].train()
+    first = network[0](x)
+    with torch.no_grad():
+        f, moved = (last(norm(network[0](at))) for at in (x, x + 0.01 * noise))
+    change = (f - moved).double().flatten(1).norm(dim=1).mean().item()
+    variance = first.double().transpose(0, 1).flatten(1).var(1, unbiased=False).mean().item()
+    assert zen(network, x) == pytest.approx(math.log(change) + math.log(variance) / 2, rel=1e-6)
+
+
+def test_a_squeeze_and_excitation_gives_channels_and_no_features():
+    def excited(self: Own, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = x * self.scale(x.mean((2, 3), keepdim=True)).sigmoid()
+        return x.mean((2, 3))
+
+    torch.manual_seed(0)
+    network = Own(excited, conv=nn.Conv2d(3, 4, 3, padding=1), scale=nn.Conv2d(4, 4, 1))
+    x = batch()
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps = [network.conv(at) for at in (x, x + 0.01 * noise)]
+        f, moved = (at * network.scale(at.mean((2, 3), keepdim=True)).sigmoid() for at in maps)
+    assert zen(network, x) == pytest.approx(math.log((f - moved).double().flatten(1).norm(dim=1).mean().item()), rel=1e-6)
+
+
+# --- what is left as it was
+
+
+MEASURED = [
+    ("ntk_gram", lambda network, x: float(ntk_gram(network, x).trace())),
+    ("jacobian_covariance", jacobian_covariance),
+    ("naswot", naswot),
+    ("near", near),
+    ("regions", linear_regions),
+    ("snip", lambda network, x: snip(network, x, LABELS)),
+    ("swap", swap),
+    ("zen", zen),
+]
+
+
+@pytest.mark.parametrize(("name", "measure"), MEASURED, ids=[name for name, _ in MEASURED])
+def test_a_network_that_writes_into_its_input_leaves_the_images_and_has_the_value_of_one_that_does_not(name, measure):
+    torch.manual_seed(0)
+    body = small()
+    kept = Own(lambda self, x: self.body(x.sub(0.5).div(0.25)), body=body)
+    written = Own(lambda self, x: self.body(x.sub_(0.5).div_(0.25)), body=body)
+    x = batch()
+    before = x.clone()
+    expected = measure(kept, x)
+    assert measure(written, x) == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(x, before)
+    assert not written._forward_pre_hooks
+
+
+@pytest.mark.parametrize(("name", "measure"), MEASURED, ids=[name for name, _ in MEASURED])
+def test_images_that_are_no_numbers_are_refused(name, measure):
+    x = batch()
+    x[3, 0, 1, 1] = math.nan
+    with pytest.raises(TenasError, match="NaN or infinite"):
+        measure(small(), x)
+
+
+def test_a_pass_of_the_callers_own_can_still_go_backward():
+    network, x = small().eval(), batch()
+    loss = network(x).sum()
+    swap(network, x)
+    zen(network, x)
+    gradient_norm(network, x, LABELS)
+    loss.backward()
+    assert network[0].weight.grad is not None
+
+
+class Positions(nn.Module):
+    """Makes a table of positions at its first pass, as a buffer or as an attribute."""
+
+    def __init__(self, buffer: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 3)
+        if buffer:
+            self.register_buffer("table", None)
+        else:
+            self.table = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.linspace(-1, 1, 8, dtype=x.dtype)
+        return self.linear(x + self.table)
+
+
+@pytest.mark.parametrize("buffer", [True, False])
+def test_what_a_network_makes_at_its_first_pass_is_not_of_the_types_of_synflow(buffer):
+    network = Positions(buffer)
+    synflow(network, batch(4, 8))
+    assert network.table is None
+    network(batch(4, 8))
+
+
+def test_a_counting_pass_of_a_network_of_ones_own_runs_to_its_end():
+    def through(self: Own, x: Tensor) -> Tensor:
+        self.norm.eval()
+        x = self.norm(x).relu()
+        self.norm.train()
+        return x
+
+    network = Own(through, norm=nn.BatchNorm1d(6))
+    linear_regions(network, batch(8, 6))
+    assert network.norm.training
+    # And one whose hooks take back what they have done.
+    scaled = nn.Sequential(nn.Linear(6, 4), nn.ReLU())
+    before = scaled[0].weight.detach().clone()
+    scaled.register_forward_pre_hook(lambda module, _: (module[0].weight.data.mul_(2), None)[1])
+    scaled.register_forward_hook(lambda module, *_: (module[0].weight.data.div_(2), None)[1])
+    linear_regions(scaled, batch(8, 6))
+    assert torch.equal(scaled[0].weight, before)
+
+
+def test_embeddings_that_renormalise_themselves_are_left_as_they_were():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Embedding(9, 4, max_norm=1.0), nn.Flatten(), nn.Linear(8, 3))
+    before = network[0].weight.detach().clone()
+    snip(network, torch.randint(9, (8, 2)), LABELS)
+    assert torch.equal(network[0].weight, before)
+
+
+# --- sentences
+
+
+def test_labels_of_any_whole_numbers_and_no_others():
+    network, x = small(), batch()
+    expected = snip(network, x, LABELS)
+    for labels in (LABELS.int(), LABELS.to(torch.uint8), LABELS.tolist(), LABELS.numpy()):
+        assert snip(network, x, labels) == expected
+    for labels in (LABELS.float(), LABELS > 0):
+        with pytest.raises(TenasError, match="Labels must be whole numbers"):
+            snip(network, x, labels)
+
+
+def test_what_a_measure_cannot_take_is_a_sentence():
+    x = batch()
+    pair = Own(lambda self, x: (self.body(x), x), body=small())
+    for measure in (synflow, jacobian_covariance):
+        with pytest.raises(TenasError, match="output is a tensor, not tuple"):
+            measure(pair, x)
+    whole = Own(lambda _, x: x.float().flatten(1))
+    for measure in (zen, jacobian_covariance):
+        with pytest.raises(TenasError, match="as floats"):
+            measure(whole, torch.ones(2, 3, 4, 4, dtype=torch.uint8))
+    checkpointed = Own(lambda self, x: checkpoint(self.blocks[1], self.blocks[0](x), use_reentrant=True))
+    checkpointed.blocks = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+    with pytest.raises(TenasError, match="The block Linear runs without gradients, as in a reentrant checkpoint"):
+        az_trainability(checkpointed, batch(4, 8))
+    narrow = Own(lambda self, x: self.body(x.float()), body=small())
+    with pytest.raises(TenasError, match="SynFlow runs in float64, and this network makes tensors of another type"):
+        synflow(narrow, x)
+
+
+def test_the_noise_of_zen_is_the_same_whatever_the_default_type():
+    network, x = small(), batch()
+    expected = zen(network, x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert zen(network, x) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_networks_without_surprises_are_measured_without_a_word():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", PlainLoopWarning)
+        x = batch(16, 3, 8, 8)
+        swap(small(), x)
+        naswot(small(), x)
