@@ -151,8 +151,9 @@ def _pass_blocks(network: nn.Module, images: Tensor, *, gradients: bool) -> tupl
             )
         if inputs:
             if not torch.is_grad_enabled():
+                name = type(module).__name__
                 raise TenasError(
-                    f"The block {type(module).__name__} runs without gradients, as in a reentrant checkpoint: give use_reentrant=False."
+                    f"The block {name} runs without gradients, as in a reentrant checkpoint: give use_reentrant=False."
                 )
             scores.append(_block_trainability(output, inputs.pop(), SEED + len(entropies)))
         entropies.append(_entropy(output.detach()))
