@@ -1,7 +1,9 @@
 """Image files and PIL images as pixels: uint8 RGB."""
 
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,8 @@ SUFFIXES = frozenset(
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # Of files that may be as small as they like.
 MOST_PIXELS = 2**25
+# Bytes up to which a read need not be looked at.
+LONG = 2**20
 ORIENTATION = 0x0112  # EXIF's tag
 
 
@@ -64,15 +68,34 @@ def fit(image: "Image.Image", side: int, middle: float = 1.0) -> np.ndarray:
     return np.asarray(to_rgb(image).resize((side, side), Image.Resampling.BILINEAR, box=box))
 
 
+class _File(io.BufferedReader):
+    """A file that takes no memory for more bytes than it has, which Pillow asks for where a length is damaged."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > LONG:
+            size = min(size, os.fstat(self.fileno()).st_size)
+        return super().read(size)
+
+    def __repr__(self) -> str:
+        return repr(os.fspath(self.name))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator["Image.Image"]:
+    """A picture whose header was read."""
+    from PIL import Image
+
+    with _File(io.FileIO(path)) as file, Image.open(file, formats=FORMATS) as image:
+        yield image
+
+
 def decode(path: Path, side: int | None = None, middle: float = 1.0) -> np.ndarray:
     """Read an image file as uint8 (side, side, 3), the middle square as in ``fit``; without ``side`` the whole, (h, w, 3).
 
     Reads the first of several frames or pages. Raises TenasError if the file is damaged or not an image.
     """
-    from PIL import Image
-
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with _opened(path) as image:
             width, height = image.size
             # Before memory is taken, of 4 to 16 bytes for each pixel. Pillow's own limit is near a gigabyte.
             if width * height > max(MOST_PIXELS, FACTOR * (size := path.stat().st_size)):
@@ -89,11 +112,9 @@ def decode(path: Path, side: int | None = None, middle: float = 1.0) -> np.ndarr
 
 def remarks(paths: Iterable[Path]) -> list[str]:
     """Warnings about what ``decode`` ignores in image files: alpha channels, further frames, orientation. Reads headers only."""
-    from PIL import Image
-
     total = alpha = frames = turned = 0
     for path in paths:
-        with Image.open(path, formats=FORMATS) as image:
+        with _opened(path) as image:
             total += 1
             alpha += image.has_transparency_data
             # The JPEG of a phone, with a preview, is MPO.

@@ -3,6 +3,8 @@
 import json
 import re
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -142,3 +144,24 @@ def test_a_size_that_no_file_of_its_bytes_has_takes_no_memory(tmp_path):
     with pytest.raises(TenasError, match=r"claims to have 20,000 x 8,000 pixels in [0-9]+ bytes") as caught:
         decode(path)
     assert described(caught.value)[1] == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it limits the address space")
+@pytest.mark.parametrize("kind", ["png", "jp2"])
+def test_a_length_that_no_file_of_its_bytes_has_takes_no_memory(tmp_path, kind):
+    """A chunk of a PNG and a box of a JPEG 2000 that claim four gigabytes, with one to spend."""
+    path = tmp_path / f"grey.{kind}"
+    Image.fromarray(RAMP).save(path)
+    content = path.read_bytes()
+    place = content.index({"png": b"IDAT", "jp2": b"jp2h"}[kind]) - 4
+    path.write_bytes(content[:place] + b"\xf0" + content[place + 1 :])
+    code = (
+        "import resource, sys; from pathlib import Path; from PIL import Image; Image.preinit(); Image.init()\n"
+        "from tenas.data.pixels import decode\n"
+        "size = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 2**30, resource.RLIM_INFINITY))\n"
+        "try:\n    decode(Path(sys.argv[1]))\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "MemoryError" not in found.stdout
