@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from tenas import __version__, stages
 from tenas.boundary import bounded, end
+from tenas.errors import TenasError
 from tenas.progress import say, shown
 
 # Prefixes of stages that are subcommands of one command: benchmark_query is ``tenas benchmark query``.
@@ -193,7 +194,12 @@ def _run(arguments: Sequence[str]) -> int:
     del parsed["debug"]
     if "progress" in inspect.signature(stage).parameters:
         parsed["progress"] = shown
-    said = stage(**parsed)
+    try:
+        said = stage(**parsed)
+    except SystemExit as error:
+        raise TenasError(
+            f"Code that this command runs ended it by SystemExit({error.code!r}): a measure, a space or a source of images."
+        ) from error
     if isinstance(said, str):
         say(said)
     return 0

@@ -16,7 +16,7 @@ from tenas.benchmark.topology import isomorphic
 from tenas.errors import TenasError, in_short, one_of
 from tenas.files import WHOLE
 from tenas.provenance import Stopwatch, provenance
-from tenas.spaces import Genotype, Space, get_space, load_genotype
+from tenas.spaces import Genotype, Space, get_space, load_genotype, parse_genotype
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,7 +154,7 @@ def _written(texts: tuple[str, ...], space: Space | None) -> tuple[Space, tuple[
     archs = []
     for row, text in enumerate(texts, start=1):
         try:
-            genotype = load_genotype(text, space)
+            genotype = parse_genotype(text, space)
         except TenasError as error:
             raise TenasError(f"row {row}: {error}") from error
         space = genotype.space
@@ -273,7 +273,7 @@ def query(
     """
     place = find(table, cell, space)
     row = table.iloc[place]
-    genotype = load_genotype(str(row["arch"]), space)
+    genotype = parse_genotype(str(row["arch"]), space)
     names = accuracies_of(table)
     same = isomorphic(genotype, table["arch"])
     return {
@@ -323,7 +323,7 @@ def look_up(
             "provenance": provenance(settings=_settings(genotype), inputs=[], stopwatch=stopwatch),
         }
     found = query(read_index(index, space), cell, space)
-    settings, inputs = _settings(load_genotype(found["arch"], space)), [index_path(index, space)]
+    settings, inputs = _settings(parse_genotype(found["arch"], space)), [index_path(index, space)]
     made_by = provenance(settings=settings, inputs=inputs, stopwatch=stopwatch)
     return {"index": str(index), **found, "provenance": made_by}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenas.errors import TenasError, one_of
 from tenas.seeds import derive_seed
-from tenas.spaces import get_space, load_genotype
+from tenas.spaces import get_space, parse_genotype
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +102,7 @@ def neighbours(archs: Sequence[str]) -> "np.ndarray":
     import numpy as np
 
     space = get_space("nas-bench-201")
-    other = load_genotype(archs[0]).space if len(archs) else space
+    other = parse_genotype(archs[0]).space if len(archs) else space
     if other is not space:
         raise TenasError(f"Searches on a table step through the cells of {space.name} alone; this table is of {other.name}.")
     # A cell's number has its operators as digits, the last edge's last: the order of `genotypes`.

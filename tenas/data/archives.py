@@ -165,5 +165,19 @@ def _arrays(archive: Archive) -> tuple[Mapping[str, np.ndarray], Sequence[str] |
                     "names."
                 )
     arrays: dict[str, np.ndarray] = {name: archive.read(name) for name in ("images", "labels") if name in archive.names}
-    names = [str(name) for name in archive.read("class_names")] if "class_names" in archive.names else None
+    names = [_text(name) for name in archive.read("class_names")] if "class_names" in archive.names else None
+    if names is not None and (odd := next((name for name in names if not _is_unicode(name)), None)) is not None:
+        raise TenasError(f"'class_names' in {archive.path} has {odd!r}, which is no text in UTF-8.")
     return arrays, names
+
+
+def _text(name: object) -> str:
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -126,4 +126,5 @@ def as_labels(labels: object | None, count: int, classes: int | None = None, wha
     if labels is None:
         return np.full(count, UNLABELLED), int(classes or CLASSES)
     array = _array(labels, what)
-    return array.astype(np.int64), check_labels(array, count, classes, what)
+    found = check_labels(array, count, classes, what)
+    return array.astype(np.int64), found

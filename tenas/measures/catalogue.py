@@ -82,6 +82,8 @@ class Measure:
         try:
             # NumPy and torch scalars, on any device, become Python numbers.
             value = value.item() if hasattr(value, "item") else value
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError
             is_number = not math.isnan(value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TenasError(f"The measure {self.name} gave a {type(value).__name__}, not a number.") from error

@@ -11,7 +11,7 @@ import torch
 from tenas.errors import UNFIT, TenasError, in_short
 from tenas.files import finite, is_intact, sealed_bytes, whole
 from tenas.networks import Network
-from tenas.spaces import Genotype, load_genotype
+from tenas.spaces import Genotype, parse_genotype
 
 KEYS = {"arch", "channels", "cells", "classes", "stem", "side", "mean", "std", "weights"}
 
@@ -99,7 +99,7 @@ def load_network(path: str | os.PathLike[str], space: str | None = None) -> tupl
     except (TypeError, ValueError) as error:
         raise TenasError(f"The trained network {path} is damaged: {error}.") from error
     weights = content.pop("weights")
-    genotype = load_genotype(content["arch"], space or content.get("space"))
+    genotype = parse_genotype(content["arch"], space or content.get("space"))
     content |= {"space": genotype.space.reference, "class_names": content.get("class_names", [])}
     network = Network(genotype, **{key: content[key] for key in ("channels", "cells", "classes", "stem")})
     try:

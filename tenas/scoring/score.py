@@ -210,7 +210,8 @@ def _measured_here(
         for group in groups:
             for results in taken_together(drawer, scorer, group):
                 keep(results)
-    keep(map(scorer, chain.from_iterable(in_groups(task, measurements, len(measurements)))))
+    # No map, which would take a StopIteration of a measure for its own end.
+    keep(scorer(measurement) for measurement in chain.from_iterable(in_groups(task, measurements, len(measurements))))
 
 
 # Most measurements that a worker process is given at once: a killed job loses those in progress.

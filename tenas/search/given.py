@@ -16,6 +16,8 @@ from tenas.settings.search import assigned
 def given_limits(texts: Iterable[str]) -> dict[str, Any]:
     """Parse limits from texts such as ``parameters=0.5e6``, ``flops=60%`` and ``latency=FILE:COLUMN:5.0``."""
     found = assigned(texts)
+    if empty := [name for name, value in found.items() if value is None]:
+        raise TenasError(f"The limit {empty[0]} has no value: an unset variable, perhaps.")
     if "latency" in found:
         parts = str(found["latency"]).rsplit(":", 2)
         if len(parts) != 3:

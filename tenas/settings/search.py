@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tenas.errors import TenasError
+from tenas.errors import TenasError, in_short
 from tenas.files import read_json, read_table
 from tenas.measures.catalogue import Measure, get_measure
 from tenas.settings.base import checked, merged, number_of, parse_yaml, read_preset
@@ -218,6 +218,8 @@ def assigned(assignments: Iterable[str]) -> dict[str, Any]:
             part = part.setdefault(parent, {})
             if not isinstance(part, dict):
                 raise TenasError(f"{text!r} changes a key below one that another change sets to a value.")
+        if last in part:
+            raise TenasError(f"{key!r} is set twice: to {in_short(part[last])} and to {in_short(parsed)}.")
         part[last] = parsed
     return changes
 

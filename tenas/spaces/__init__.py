@@ -48,7 +48,7 @@ SPACES = _Spaces()
 
 __all__ = [
     "SPACES", "CellSpace", "ChainSpace", "Choice", "Edge", "Genotype", "Layer", "Mask", "Round", "Space", "Trial", "get_space",
-    "known", "load_genotype",
+    "known", "load_genotype", "parse_genotype",
 ]  # fmt: skip
 
 
@@ -63,6 +63,9 @@ def get_space(space: str | Space) -> Space:
         found = load_object(space, "space")
         if not isinstance(found, Space):
             raise TenasError(f"{space!r} is a {type(found).__name__}, not a space: see tenas.spaces.CellSpace and ChainSpace.")
+        # Tables, settings and trainings are found by a space's name.
+        if found.name in BUILT_IN and BUILT_IN[found.name] != space:
+            raise TenasError(f"The space {space} has the name {found.name!r} of a built-in space: choose another one.")
         # A built-in space keeps its name.
         if BUILT_IN.get(found.name) != space:
             found._reference = space
@@ -104,7 +107,14 @@ def load_genotype(genotype: Genotype | str | os.PathLike[str], space: str | Spac
     if is_json_path(genotype):
         value = read_json(genotype, "genotype")
         return genotype_from_json(get_space(space or str(value.get("space"))), value, f"The genotype {genotype}")
-    text = str(genotype)
+    return parse_genotype(str(genotype), space)
+
+
+def parse_genotype(text: str, space: str | Space | None = None) -> Genotype:
+    """Get a genotype from its text; without ``space``, each built-in space is tried in turn. Reads no file.
+
+    For texts out of files: as a path, one could name a file whose space is code.
+    """
     if space is not None:
         return get_space(space).parse(text)
     reasons = []
@@ -116,6 +126,4 @@ def load_genotype(genotype: Genotype | str | os.PathLike[str], space: str | Spac
         except TenasError as error:
             reasons.append(error)
     # WrongFormError: not the form of this space, so try the next. A text of the right form has its own error.
-    raise (
-        reasons[-1] if reasons else TenasError(f"{genotype!r} is not the text of a genotype of any space ({', '.join(SPACES)}).")
-    )
+    raise (reasons[-1] if reasons else TenasError(f"{text!r} is not the text of a genotype of any space ({', '.join(SPACES)})."))

@@ -10,7 +10,7 @@ from tenas.benchmark.index import read_index
 from tenas.errors import TenasError
 from tenas.scoring.subjects import Cell, Cells
 from tenas.seeds import derive_seed
-from tenas.spaces import Genotype, get_space, load_genotype
+from tenas.spaces import Genotype, get_space, parse_genotype
 
 
 def sample_table(settings: Mapping[str, Any], index: str | os.PathLike[str]) -> Cells:
@@ -21,7 +21,7 @@ def sample_table(settings: Mapping[str, Any], index: str | os.PathLike[str]) -> 
     table = read_index(index, settings["space"])
     numbers = table["index"].to_numpy() if "index" in table.columns else np.arange(len(table))
     space = get_space(settings["space"])
-    load_genotype(str(table["arch"].iloc[0]), space)
+    parse_genotype(str(table["arch"].iloc[0]), space)
     excluded = set(settings["exclude"])
     if excluded:
         archs = table["arch"].astype(str)
