@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -243,6 +244,47 @@ def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run/seed0/round1/scores/1.json").read_text())["resumed"] > 0
+
+
+def test_pools_of_threads_that_nobody_has_closed_do_not_keep_a_process():
+    """As those of torch.compile, and of a measure at the top of its module."""
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor; from tenas.boundary import end\n"
+        "pool = ThreadPoolExecutor(1); pool.submit(print, 'done').result(); end(0)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (found.stdout, found.returncode) == ("done\n", 0)
+
+
+OWN = """
+from tenas import Measure
+
+def measure(network, images):
+    {body}
+
+MEASURE = Measure("mine", measure)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("raise SystemExit(0)", r"Code that this command runs ended it by SystemExit\(0\)"),
+        ("next(iter([]))", "StopIteration"),
+        ("return True", "The measure mine gave a bool, not a number"),
+    ],
+)
+def test_code_of_ones_own_does_not_end_a_command_unseen(tmp_path, monkeypatch, capsys, body, sentence):
+    monkeypatch.chdir(tmp_path)
+    data = prepared(tmp_path, tmp_path / "mine")
+    (tmp_path / "own.py").write_text(OWN.format(body=body))
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    once = "{own.py:MEASURE: {repeats: 1, batch: 4, channels: 1, cells: 1, weights: pytorch, redraw: true}}"
+    command = ["search", "--data", data, "--preset", "tiny.yaml", "--set", f"measures={once}", "change=absolute", "--out", "run"]
+    assert main(list(map(str, command))) != 0
+    assert re.search(sentence, capsys.readouterr().err)
+    assert not (tmp_path / "run/seed0/genotype.json").exists()
+    assert not list(tmp_path.glob("run/seed0/round1/scores/*.csv"))
 
 
 def test_a_process_ends_as_python_ends_it():

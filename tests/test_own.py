@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -323,6 +324,10 @@ def test_a_reference_to_something_else_is_refused_with_a_sentence(tmp_path, monk
             get_space(name)
     with pytest.raises(TenasError, match="is a CellSpace, not a measure"):
         get_measure("own.py:SPACE")
+    # Its tables would be looked up for other networks.
+    (tmp_path / "twin.py").write_text(FILES["own.py"].replace('"filed"', '"nas-bench-201"'))
+    with pytest.raises(TenasError, match=r"twin\.py:SPACE has the name 'nas-bench-201' of a built-in space: choose another one"):
+        get_space("twin.py:SPACE")
 
 
 # --- measures
@@ -339,7 +344,8 @@ def test_a_measure_gives_a_plain_number_or_a_sentence():
     assert type(measure(torch.tensor(3))) is int
     assert measure(-2.0, signed=True) == -2
     for value, message in ((-2.0, "gave -2; one that can be negative"), ("x", "gave a str, not a number"), (None, "a NoneType"),
-                           (torch.zeros(2), "gave a Tensor"), (float("nan"), "is not a number")):  # fmt: skip
+                           (torch.zeros(2), "gave a Tensor"), (True, "gave a bool"), (Fraction(1, 2), "gave a Fraction"),
+                           (np.bool_(True), "gave a bool"), (float("nan"), "is not a number")):  # fmt: skip
         with pytest.raises(TenasError, match=message):
             measure(value)
     with pytest.raises(TenasError, match=r"letters, digits, .* not 'a,b'"):

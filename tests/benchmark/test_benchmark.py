@@ -241,6 +241,16 @@ def test_without_an_index_the_output_says_so():
     assert found["reason"] == "No index file was given for the space nas-bench-201."
 
 
+def test_a_cell_of_a_table_is_a_text_and_no_file(tmp_path):
+    """As a path, it named a genotype's file, that a space, and the space's file was run."""
+    (tmp_path / "space.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
+    (tmp_path / "g.json").write_text(json.dumps({"space": f"{tmp_path / 'space.py'}:SPACE", "arch": CELLS[0]}))
+    (tmp_path / "t.csv").write_text(f"arch,x_test\n{tmp_path / 'g.json'},90\n")
+    for command in (["query", "0", "--index", tmp_path / "t.csv"], ["compare", tmp_path / "t.csv"]):
+        assert main(["benchmark", *map(str, command)]) == 2
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_faulty_index_gets_a_sentence(tmp_path):
     genotype = load_genotype(CELLS[0])
 

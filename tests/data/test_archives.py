@@ -115,6 +115,8 @@ REFUSED = {
     "one-hot labels": (lambda path: saved(path, labels=np.eye(3, dtype=int)[LABELS]), r"are int64 \(60, 3\); they must be 60"),
     "labels in a column": (lambda path: saved(path, labels=LABELS[:, None]), "must be 60 integers"),
     "boolean labels": (lambda path: saved(path, labels=LABELS > 0), "are bool .* must be 60 integers"),
+    "labels as words": (lambda path: saved(path, labels=np.array(["ant", "bee", "cat"])[LABELS]), "must be 60 integers"),
+    "a name that is no text": (lambda path: saved(path, class_names=np.array(["a", "b\ud800", "c"])), "is no text in UTF-8"),
     "labels as texts": (lambda path: saved(path, labels=LABELS.astype(str)), "must be 60 integers"),
 }  # fmt: skip
 
@@ -139,6 +141,11 @@ def test_an_array_of_another_name_by_a_turned_bit_is_none_that_is_passed_over(tm
     (tmp_path / "mine.npz").write_bytes(content[:place] + b"class_nates.npy" + content[place + 15 :])
     with pytest.raises(TenasError, match=r"directory 'class_nates\.npy' and header b'class_names\.npy' differ"):
         load_npz(tmp_path / "mine.npz")
+
+
+def test_names_of_classes_may_be_bytes(tmp_path):
+    saved(tmp_path / "a.npz", class_names=np.array([b"ant", "b\u00e9e".encode(), b"cat"]))
+    assert load_npz(tmp_path / "a.npz").class_names == ["ant", "b\u00e9e", "cat"]
 
 
 @pytest.mark.parametrize("name", REFUSED)

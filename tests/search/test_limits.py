@@ -379,6 +379,8 @@ def test_limits_of_the_command_line():
     for text in ("parameters", "latency=a.csv:5"):
         with pytest.raises(TenasError, match=r"KEY=VALUE|latency=FILE:COLUMN:MOST"):
             given_limits([text])
+    with pytest.raises(TenasError, match="The limit parameters has no value: an unset variable, perhaps"):
+        given_limits(["parameters="])
 
 
 @pytest.mark.slow

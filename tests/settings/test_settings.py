@@ -417,6 +417,14 @@ def test_assignments_are_yaml():
         (["a..b=1"], "expected KEY=VALUE"),
         (["a=[1"], r"The value of 'a=\[1' is not valid YAML"),
         (["a=1", "a.b=2"], "changes a key below one that another change sets to a value"),
+        (["a.b=1", "a.b=2"], r"'a\.b' is set twice: to 1 and to 2"),
+        (["a=010"], "'010' is another number in YAML 1.1 than it seems"),
+        (["a=-0600_000"], "'-0600_000' is another number in YAML 1.1 than it seems"),
+        (["a=1:30"], "'1:30' is another number in YAML 1.1 than it seems"),
+        (["a=1:30.5"], "'1:30.5' is another number in YAML 1.1 than it seems"),
+        (["a=!!bool x"], "is not valid YAML"),
+        (["a=!!int ''"], "is not valid YAML"),
+        (["a=!!timestamp x"], "is not valid YAML"),
     ):
         with pytest.raises(TenasError, match=message):
             assigned(texts)
