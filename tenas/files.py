@@ -243,6 +243,15 @@ def read_table(path: str | os.PathLike[str], needed: Sequence[str], what: str) -
     return [dict(zip(header, line, strict=True)) for line in lines]
 
 
+def is_utf8(text: str) -> bool:
+    """Whether files can contain a text: one from the command line, or from another file, may have bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:

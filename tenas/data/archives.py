@@ -14,7 +14,7 @@ import numpy as np
 from tenas.data.arrays import MOST_CLASSES, as_labels, check_pixels
 from tenas.data.parts import Arrays, Loaded, hold_out
 from tenas.errors import TenasError, reason
-from tenas.files import most_unpacked, opened_zip
+from tenas.files import is_utf8, most_unpacked, opened_zip
 
 # Bytes; NumPy takes 10,000.
 LONGEST_HEADER = 2**14
@@ -166,18 +166,10 @@ def _arrays(archive: Archive) -> tuple[Mapping[str, np.ndarray], Sequence[str] |
                 )
     arrays: dict[str, np.ndarray] = {name: archive.read(name) for name in ("images", "labels") if name in archive.names}
     names = [_text(name) for name in archive.read("class_names")] if "class_names" in archive.names else None
-    if names is not None and (odd := next((name for name in names if not _is_unicode(name)), None)) is not None:
+    if names is not None and (odd := next((name for name in names if not is_utf8(name)), None)) is not None:
         raise TenasError(f"'class_names' in {archive.path} has {odd!r}, which is no text in UTF-8.")
     return arrays, names
 
 
 def _text(name: object) -> str:
     return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

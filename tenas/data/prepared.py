@@ -16,7 +16,7 @@ from tenas.data.parts import Arrays, Files, shared
 from tenas.data.pixels import remarks
 from tenas.data.sources import SOURCES, load, size_of
 from tenas.errors import TenasError, reason
-from tenas.files import read_json, sha256, whole, write_json
+from tenas.files import is_utf8, read_json, sha256, whole, write_json
 from tenas.locks import alone
 from tenas.provenance import Stopwatch, has_seal, is_edited, provenance, sealed
 
@@ -37,7 +37,7 @@ def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(entry.get("source"), str):
         raise TenasError("A data set needs the key 'source': the name of a source, or path/to/file.py:object.")
     path = entry["path"]
-    if path is not None and not (isinstance(path, str) and path and "\0" not in path and _is_text(path)):
+    if path is not None and not (isinstance(path, str) and path and "\0" not in path and is_utf8(path)):
         raise TenasError(f"The data set's 'path' is {path!r}; it must be a path that can be encoded in UTF-8.")
     for key, least, most in (("images", 2, MOST_IMAGES), ("side", 8, None), ("seed", 0, None)):
         value = entry[key]
@@ -47,15 +47,6 @@ def filled(dataset: Mapping[str, Any]) -> dict[str, Any]:
             upto = "" if most is None else f" and at most {most}"
             raise TenasError(f"The data set's {key!r} is {value!r}; it must be a whole number of at least {least}{upto}.")
     return entry
-
-
-def _is_text(path: str) -> bool:
-    """Whether records can contain a path: one from the command line may have bytes that are not UTF-8."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def distinct(images: np.ndarray) -> np.ndarray:

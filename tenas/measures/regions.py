@@ -129,7 +129,7 @@ def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) 
     One boolean per unit of a ReLU, or of another function with one kink (leaky and parametric ReLU, threshold, bounds on one
     side); two with two kinks (ReLU6, hard tanh and sigmoid, shrinkage, bounds on both sides). A network without any gives (n, 0).
 
-    ``first_only``: only of the first one. The pass ends there, if the network is of modules whose passes leave nothing behind.
+    ``first_only``: only of the first one; the pass ends there.
 
     Raises TenasError if a ReLU's first dimension is not the samples, and for a network whose activation functions are all smooth
     (GELU, SiLU, tanh): it has no linear regions. If some are, a SmoothActivationWarning says that they do not count; so for other
@@ -137,7 +137,6 @@ def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) 
     """
     check_eager(network)
     poolings = FasterPooling() if inputs.ndim == 4 and inputs.shape[2] * inputs.shape[3] >= PIXELS else nullcontext()
-    first_only = first_only and all(is_plain(module) and not _has_hooks(module) for module in modules_of(network))
     with torch.no_grad(), poolings, suppress(_EnoughError), _Signs(len(inputs), first_only) as signs:
         network(inputs)
     if signs.smooth:
@@ -152,10 +151,6 @@ def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) 
     elif not signs.bits and not is_ours(network):
         warnings.warn("No activation function was seen that has linear pieces.", SmoothActivationWarning, stacklevel=4)
     return np.concatenate(signs.bits, axis=1) if signs.bits else np.zeros((len(inputs), 0), bool)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def activation_patterns(network: nn.Module, inputs: Tensor, *, first_only: bool = False) -> np.ndarray:
@@ -173,6 +168,11 @@ def count_distinct_rows(patterns: np.ndarray) -> int:
         words[:, :width] = patterns
         return len(np.unique(words.view(np.uint64)))
     return len(np.unique(np.ascontiguousarray(patterns).view(np.dtype((np.void, width)))))
+
+
+def may_end_early(network: nn.Module) -> bool:
+    """Whether nothing is left halfway where a pass ends early: modules without state of a pass, and without hooks."""
+    return all(is_plain(m) and not (m._forward_hooks or m._forward_pre_hooks) for m in modules_of(network))
 
 
 def told_apart_at_once(network: nn.Module, blocks: Sequence[Tensor]) -> bool:
@@ -214,7 +214,7 @@ def linear_regions(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> int
     if total == 0:
         raise TenasError("The number of linear regions of no inputs is not defined.")
     with undisturbed(network):
-        if told_apart_at_once(network, blocks):
+        if may_end_early(network) and told_apart_at_once(network, blocks):
             count = total
         else:
             count = count_distinct_rows(np.concatenate([activation_patterns(network, block) for block in blocks]))

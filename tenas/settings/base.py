@@ -195,14 +195,10 @@ def _number(loader: _UniqueKeys, node: yaml.ScalarNode) -> Any:
         raise yaml.constructor.ConstructorError(
             None, None, f"{text!r} is another number in YAML 1.1 than it seems", node.start_mark
         )
-    return _PLAIN[node.tag](loader, node)
+    return yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
 
 
-_PLAIN = {
-    "tag:yaml.org,2002:int": yaml.SafeLoader.construct_yaml_int,
-    "tag:yaml.org,2002:float": yaml.SafeLoader.construct_yaml_float,
-}
-for _tag in _PLAIN:
+for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
     _UniqueKeys.add_constructor(_tag, _number)
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct)
 
