@@ -223,6 +223,7 @@ def search(
     """
     from tenas.data.prepared import prepare_arrays
     from tenas.scoring.workers import Workers
+    from tenas.search.given import check_others, searched_before
     from tenas.stages.search import search_seed
 
     space = known(space)
@@ -235,7 +236,9 @@ def search(
     scratch = nullcontext(out) if out is not None else scratch_folder()
     with scratch as name, Workers(threads) as workers:
         folder = Path(name)
-        prepare_arrays(images, labels, classes, folder / "data")
+        others = searched_before(folder, [seed])
+        card = prepare_arrays(images, labels, classes, folder / "data", replace=not others)
+        check_others(settings, card["sha256"], Path(table), others, folder)
         found = search_seed(
             settings,
             folder / "data",

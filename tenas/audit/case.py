@@ -16,11 +16,14 @@ from tenas import layout
 from tenas.audit.ledger import Ledger, alike, listed, mapping
 from tenas.benchmark.builtin import builtin_table, has_builtin, index_path
 from tenas.data.prepared import channel_statistics
+from tenas.data.sources import load
 from tenas.files import is_intact, json_text, sha256
 from tenas.provenance import has_seal, input_path
 from tenas.search.made_by import input_name, ranking_code
 from tenas.spaces import Space
 
+# Sources that read files on demand.
+FOLDERS = ("folder", "imagenet-1k")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -189,7 +192,20 @@ class Case:
                 self.ledger.recorded(place, digest, card_file)
             else:
                 self.ledger.note(f"{name}, which the images were drawn from, is not here: its hash was not checked.")
+        self._folder(card_file, card)
         self.trail.append(f"images {self.data}: {card.get('images')} of {card.get('source')}, SHA-256 {card.get('sha256')}")
+
+    def _folder(self, path: Path, card: Mapping[str, Any]) -> None:
+        """Check that the images of a folder, which are too many for hashes, have the names and sizes that the card records."""
+        entry = mapping(mapping(card.get("provenance")).get("settings"))
+        if entry.get("source") not in FOLDERS or "parts_sha256" not in card:
+            return
+        if not os.path.isdir(place := str(entry.get("path"))):
+            self.ledger.note(f"{place}, which the images were drawn from, is not here: it was not checked.")
+            return
+        with self.ledger.damage(Path(place), "has images that cannot be read"):
+            if load(entry)[0].digests() != card["parts_sha256"]:
+                self.ledger.fault(Path(place), f"has other images than those that {path} was drawn from")
 
     def _card(self, path: Path, card: Mapping[str, Any]) -> None:
         """Check what the images are normalised by, and the number of classes, which have no file of their own."""

@@ -147,6 +147,10 @@ class Loaded(NamedTuple):
     class_names: Sequence[str] = ()
     warnings: Sequence[str] = ()
 
+    def digests(self) -> dict[str, str]:
+        """The digest of each part, by its name: what data cards record, to notice images that have changed since."""
+        return {name: part.digest() for name, part in (("train", self.train), ("test", self.test)) if part is not None}
+
 
 def split_by_class(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices to keep and to hold out, both ascending: the same share of each class is held out, drawn from ``seed``.

@@ -116,17 +116,20 @@ def prepare(dataset: Mapping[str, Any], out: str | os.PathLike[str]) -> dict[str
         "held_out_for_testing": 0 if loaded.test is None else len(loaded.test.labels),
         "original_side": min(size_of(part)),
         "class_names": list(loaded.class_names),
+        "parts_sha256": loaded.digests(),
     }
     return _write(out, images, labels, loaded.classes, dataset, facts, loaded.files, said, stopwatch)
 
 
-def prepare_arrays(images: object, labels: object | None, classes: int | None, out: str | os.PathLike[str]) -> dict[str, Any]:
+def prepare_arrays(
+    images: object, labels: object | None, classes: int | None, out: str | os.PathLike[str], *, replace: bool = True
+) -> dict[str, Any]:
     """Write given arrays to the folder ``out`` as ``prepare`` does, all of them for the search; return the card.
 
     ``images``: uint8 (n, h, w, 3) or float (n, 3, h, w), of NumPy or torch; oblong ones are cropped to the middle square.
     ``labels``: (n,) integers from 0. ``classes``: by default the largest label + 1, or 10 without labels. More than 10,000 images
-    are sampled. A folder that already holds the same images is left unchanged.
-    Raises TenasError for arrays of another shape or dtype, and for labels out of range.
+    are sampled. A folder that already holds the same images is left unchanged. ``replace``: whether other ones in it may be
+    replaced. Raises TenasError for arrays of another shape or dtype, for labels out of range, and for a folder to be kept.
     """
     stopwatch = Stopwatch()
     out, pixels = Path(out), as_pixels(images)
@@ -138,6 +141,8 @@ def prepare_arrays(images: object, labels: object | None, classes: int | None, o
         _, card = read_images(out / "images.npy")
         if card["provenance"]["settings"] == entry:
             return card
+    if not replace and (out / "card.json").exists():
+        raise TenasError(f"The folder {out} has other images, of searches with other seeds: choose another folder for this one.")
     kept = distinct(sample.images)
     facts = {
         "duplicates_left_out": len(order) - len(kept),

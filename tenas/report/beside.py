@@ -10,6 +10,7 @@ from tenas.errors import TenasError, in_short
 from tenas.files import read_json
 from tenas.report.baselines import Standing, baselines, standing_of
 from tenas.search.limits import read_limits
+from tenas.search.origins import check_same_origins, images_of
 from tenas.search.shortlist import read_shortlist
 from tenas.settings.search import read_settings, search_settings
 from tenas.spaces import get_space
@@ -41,10 +42,14 @@ def seeds_of(run_dir: Path) -> list[int]:
 
 
 def read_found(run_dir: Path, seeds: Iterable[int] = ()) -> Found:
-    """The result of a run, for these seeds, or for all that have a genotype. Raises TenasError if there is none."""
+    """The result of a run, for these seeds, or for all that have a genotype.
+
+    Raises TenasError if there is none, and for seeds of different images or tables.
+    """
     wanted = sorted(seeds) or seeds_of(run_dir)
     if not wanted:
         raise TenasError(f"There is no result in {run_dir}: no seed there has a genotype yet.")
+    check_same_origins(run_dir, wanted)
     archs = {seed: read_json(layout.path(layout.GENOTYPE, run_dir, seed=seed), "genotype")["arch"] for seed in wanted}
     return Found(run_dir, read_settings(layout.path(layout.SEARCH, run_dir)), archs)
 
@@ -86,15 +91,6 @@ def table_if_looked_up(run: Found) -> "pd.DataFrame | None":
     return table_of(run) if looked_up else None
 
 
-def images_of(run: Found) -> tuple[Path, str] | None:
-    """Path and hash of the images of a run's first measurements; None if no record has them."""
-    record = layout.path(layout.SCORES_RECORD, run.folder, seed=min(run.archs), round=1, shard=1)
-    inputs = read_json(record, "record of scores").get("inputs") if record.exists() else None
-    if not isinstance(inputs, dict):
-        return None
-    return next(((Path(name), digest) for name, digest in inputs.items() if Path(name).name == layout.IMAGES), None)
-
-
 def is_released(settings: Mapping[str, Any]) -> bool:
     """Whether all settings of a search are the authors'."""
     return bool(settings["preset"] == RELEASED and settings["rounds"] == search_settings(settings["space"], RELEASED)["rounds"])
@@ -105,7 +101,7 @@ def released_beside(run: Found, others: Iterable[Found]) -> Found | None:
     for other in others:
         same = all(other.settings[key] == run.settings[key] for key in ("space", "limits"))
         if other.folder != run.folder and other.archs and same and is_released(other.settings):
-            mine, theirs = images_of(run), images_of(other)
+            mine, theirs = (images_of(one.folder, min(one.archs)) for one in (run, other))
             if mine is not None and theirs is not None and mine[1] == theirs[1]:
                 return other
     return None

@@ -7,7 +7,8 @@ from tenas import layout
 from tenas.benchmark.index import accuracies_of
 from tenas.figures import KEPT, OUT, PRUNED, THIRD, Picture
 from tenas.files import read_table
-from tenas.report.beside import Found, images_of
+from tenas.report.beside import Found
+from tenas.search.origins import images_of
 from tenas.search.shortlist import read_shortlist
 from tenas.settings.search import schedule
 from tenas.spaces import get_space
@@ -50,7 +51,7 @@ class Cloud(NamedTuple):
 
 def test_of(run: Found, tests: Sequence[str]) -> str | None:
     """Name of the test accuracy on the run's images, or on those of its short trainings; else the first of ``tests``."""
-    images = images_of(run)
+    images = images_of(run.folder, min(run.archs))
     names = [run.settings["rounds"][-1].get("column") or "", "" if images is None else images[0].parent.name]
     for name in names:
         # The longest match: cifar100 begins with cifar10.

@@ -13,6 +13,7 @@ from tenas.errors import TenasError
 from tenas.files import finite, read_json, read_table
 from tenas.provenance import is_edited
 from tenas.report.warnings import warnings_of_round
+from tenas.search.origins import check_same_origins
 from tenas.settings.search import read_settings
 
 COLUMNS = (
@@ -171,9 +172,11 @@ def summarise(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> tuple[li
     ``parameters`` and ``flops`` are of the retrained network. After those and COLUMNS, for each accuracy of the table: value,
     ``_rank`` (1 is best), ``_regret`` (points below the best); then the parameters and FLOPs that the table has. The last is
     ``warnings``: of which measures in which rounds were constant, saturated, infinite or taken once.
-    Raises TenasError for a seed without a genotype or with results of another one, and for a missing table or record of a round.
+    Raises TenasError for a seed without a genotype or with results of another one, for a missing table or record of a round, and
+    for seeds of different images or tables.
     """
-    run_dir = Path(run_dir)
+    run_dir, seeds = Path(run_dir), list(seeds)
+    check_same_origins(run_dir, seeds)
     settings = read_settings(layout.path(layout.SEARCH, run_dir))
     kinds = {entry["kind"] for entry in settings["rounds"]}
     funnel = [column for kind, columns in FUNNEL.items() if kind in kinds for column in columns]

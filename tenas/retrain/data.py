@@ -32,15 +32,22 @@ class Data(NamedTuple):
 
 
 def read_data(
-    dataset: Mapping[str, Any], settings: Mapping[str, Any], seed: int, processes: Processes, *, needs_test: bool = True
+    dataset: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    seed: int,
+    processes: Processes,
+    *,
+    card: Mapping[str, Any] | None = None,
+    needs_test: bool = True,
 ) -> Data:
     """Load a data set and hold the share ``validation`` of its training images out, drawn from ``seed``.
 
-    Raises TenasError for a part that would be too small, and for images without labels.
+    ``card``: of the sample that the search read. Raises TenasError if it is of other images, for a part that would be too small,
+    and for images without labels.
     """
     middle = settings["evaluation_crop"]
     with processes.first_on_each_machine():
-        splits = load_splits(dataset, settings["side"], middle)
+        splits = load_splits(dataset, settings["side"], middle, card if processes.first else None)
     if needs_test and splits.test is None:
         raise TenasError(
             "The data set has no test images, and no labels or too few images per class to hold some out: it cannot be used "

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tenas.data.prepared import read_card
 from tenas.errors import TenasError
 from tenas.files import clear_leftovers, sha256, write_csv, write_json
 from tenas.layout import CHECKPOINT
@@ -63,7 +64,10 @@ def check_compiler() -> None:
 
 
 class Request(NamedTuple):
-    """A training to be done: ``settings`` as they are recorded, ``inputs`` to name in the provenance, ``out``: its folder."""
+    """A training to be done: ``settings`` as they are recorded, ``inputs`` to name in the provenance, ``out``: its folder.
+
+    ``card``: file of the card of the images that were searched on, which are checked to be those of the training.
+    """
 
     settings: Mapping[str, Any]
     genotype: Genotype
@@ -71,6 +75,7 @@ class Request(NamedTuple):
     threads: int
     inputs: Iterable[str | os.PathLike[str]]
     out: Path
+    card: str | os.PathLike[str] | None = None
 
 
 class Trained(NamedTuple):
@@ -137,7 +142,8 @@ def run_training(
     check_precision(keys["precision"], device)
     if keys["compile"]:
         check_compiler()
-    data = read_data(settings["dataset"], keys, seed, processes, needs_test=needs_test)
+    card = None if request.card is None else read_card(request.card)[0]
+    data = read_data(settings["dataset"], keys, seed, processes, card=card, needs_test=needs_test)
     genotype.space.check_side(data.side)
     shape = {"channels": keys["channels"], "cells": keys["cells"], "classes": data.classes, "stem": keys["stem"]}
     with seeded(seed):
@@ -173,12 +179,13 @@ def retrain(
     device: str,
     out: str | os.PathLike[str],
     inputs: Iterable[str | os.PathLike[str]] = (),
+    card: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Train the network of ``genotype`` from scratch and test it. Writes to the folder ``out``; returns the metrics.
 
     ``settings``: ``dataset`` (an entry of the configuration's ``datasets``) and the keys of a retraining preset.
-    ``inputs``: files to name in the provenance. ``device``: auto, cpu or cuda. On the CPU with the same number of
-    threads, a training that was killed at any moment and started again ends in the same bits as one that was not.
+    ``inputs``: files to name in the provenance. ``card``: as of a Request. ``device``: auto, cpu or cuda. On the CPU with the
+    same number of threads, a training that was killed at any moment and started again ends in the same bits as one that was not.
     Under torchrun all processes train one network, and the first of them writes.
 
     history.csv: one row per epoch. metrics.json: accuracies in %. network.pt: the trained network, see ``load_network``.
@@ -188,7 +195,7 @@ def retrain(
     Raises TenasError for a data set with too few images to hold some out, and for a loss that is not finite.
     """
     stopwatch = Stopwatch()
-    request = Request(settings, genotype, seed, threads, inputs, Path(out))
+    request = Request(settings, genotype, seed, threads, inputs, Path(out), card)
     with (
         joined(device) as (processes, torch_device),
         _as_writer(request.out, processes),
@@ -267,6 +274,7 @@ def train_finalist(
     out: str | os.PathLike[str],
     inputs: Iterable[str | os.PathLike[str]],
     facts: Mapping[str, int],
+    card: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Train a finalist of a search for a few epochs: as ``retrain``, without the test images and without a network to keep.
 
@@ -276,7 +284,7 @@ def train_finalist(
     stopwatch = Stopwatch()
     if genotype is None:
         return _write(Path(out), {"arch": None, **facts, "reason": "The shortlist has no cell at this place."}, [])
-    request = Request(settings, genotype, seed, threads, inputs, Path(out))
+    request = Request(settings, genotype, seed, threads, inputs, Path(out), card)
     with (
         joined(device) as (processes, torch_device),
         _as_writer(request.out, processes),

@@ -10,6 +10,7 @@ def retrain(
     *,
     settings: Annotated[Path, "retrain.json of the run"],
     genotype: Annotated[Path, "JSON file of the genotype"],
+    card: Annotated[Path | None, "card.json of the images that were searched on: they must not have changed since"] = None,
     seed: Annotated[Seed, "seed of the search, and of the training"],
     threads: Annotated[Count, "processor threads to use"] = 1,
     device: Annotated[Device, "auto is a GPU if there is one"] = "auto",
@@ -28,4 +29,5 @@ def retrain(
         device=device,
         out=out,
         inputs=[settings, genotype],
+        card=card,
     )

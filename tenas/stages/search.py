@@ -41,17 +41,20 @@ def search(
         tenas search --data photos.npz --set measures.ntk_condition_number.repeats=5 rounds.1.sample=200 --out results/few
         tenas search --space my_space.py:SPACE --preset my_preset.yaml --seeds 0 1 2 --out results/mine
     """
+    from tenas.data.prepared import read_card
     from tenas.files import read_json
     from tenas.locks import alone
     from tenas.scoring.workers import Workers
-    from tenas.search.given import given_data, given_limits
+    from tenas.search.given import check_others, given_data, given_limits, searched_before
     from tenas.settings.search import assigned, search_settings
 
     settings = search_settings(space, preset, assigned(set), limits=given_limits(limit), trainings=trainings)
     # Before images are prepared into it: it may have those of another search.
     with alone(out):
         _claim(settings, out)
-    folder = given_data(data, out)
+    others = searched_before(out, seeds)
+    folder = given_data(data, out, others)
+    check_others(settings, read_card(folder / layout.CARD)[0]["sha256"], table, others, out)
     with Workers(threads) as workers:
         genotypes = [
             search_seed(settings, folder, seed, out, workers=workers, device=device, table=table, progress=progress)
@@ -213,6 +216,7 @@ def _train(search: _Seed, round: "Round", before: Path) -> Path:
             for place in range(1, round.trials + 1):
                 training(
                     settings=search.settings_file, dataset=dataset, shortlist=before, round=number, place=place, seed=search.seed,
+                    card=search.data / layout.CARD,
                     threads=search.workers.count, device=search.device, out=search.file(layout.TRAINING, number, place=place),
                 )  # fmt: skip
                 metrics.append(search.file(layout.TRAINING_METRICS, number, place=place))

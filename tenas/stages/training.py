@@ -13,6 +13,7 @@ def training(
     shortlist: Annotated[Path, "shortlist.json of the round before"],
     round: Annotated[Count, "number of the round, from 1"],
     place: Annotated[Count, "place of the cell on the shortlist, from 1"],
+    card: Annotated[Path | None, "card.json of the images that were searched on: they must not have changed since"] = None,
     seed: Annotated[Seed, "seed of the search"],
     threads: Annotated[Count, "processor threads to use"] = 1,
     device: Annotated[Device, "auto is a GPU if there is one"] = "auto",
@@ -41,4 +42,5 @@ def training(
         out=out,
         inputs=[settings, shortlist],
         facts={"round": round, "place": place},
+        card=card,
     )

@@ -12,6 +12,8 @@ from snakemake.utils import available_cpu_count
 from tenas import layout
 from tenas.code import code_digest
 from tenas.config import load_config
+from tenas.data.prepared import read_card
+from tenas.data.sources import load
 from tenas.errors import TenasError
 from tenas.machine import has_gpu, processors
 from tenas.references import is_reference
@@ -62,9 +64,27 @@ def dataset_of(run):
 
 
 def file_of(dataset):
-    """File of a data set, as an input: its jobs run again when it changes. Folders and downloads are not tracked."""
+    """File of a data set, as an input: its jobs run again when it changes. For folders see `images_of`; downloads do not change."""
     path = CONFIG["datasets"][dataset].get("path")
     return [path] if path and Path(path).is_file() else []
+
+
+@cache
+def images_of(dataset):
+    """Parameter: digests of the images of a folder, by their names and sizes, so that it is prepared again when they change.
+
+    A folder that is gone counts as unchanged: results can be looked at without it.
+    """
+    entry = CONFIG["datasets"][dataset]
+    if entry["source"] != "folder":
+        return None
+    card = Path(layout.prepared(layout.CARD).format(dataset=dataset))
+    if card.is_file() and not Path(entry["path"]).exists():
+        return read_card(card)[0].get("parts_sha256")
+    try:
+        return load(entry)[0].digests()
+    except TenasError as error:
+        return str(error)  # the job will say so
 
 
 def of_run(pattern):

@@ -21,6 +21,7 @@ rule prepare:
     params:
         dataset=lambda wildcards: json.dumps(CONFIG["datasets"][wildcards.dataset]),
         folder=lambda wildcards, output: str(Path(output.card).parent),
+        images=lambda wildcards: images_of(wildcards.dataset),
         code=lambda wildcards: code_digest(
             "tenas.stages.prepare", *[s for s in [CONFIG["datasets"][wildcards.dataset]["source"]] if ":" in s]
         ),

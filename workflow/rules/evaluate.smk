@@ -71,6 +71,7 @@ rule retrain:
         settings=layout.results(layout.RETRAIN),
         genotype=layout.results(layout.GENOTYPE),
         dataset=lambda wildcards: file_of(RUNS[wildcards.run]["dataset"]),
+        card=prepared(layout.CARD),
     output:
         history=report(
             layout.results(layout.HISTORY),
@@ -96,8 +97,8 @@ rule retrain:
         threads=lambda wildcards, resources, threads: max(1, threads // processes(resources)),
         code=code_of("retrain", networks=True, images=True),
     shell:
-        "{params.tenas} retrain --settings {input.settings:q} --genotype {input.genotype:q} --seed {wildcards.seed}"
-        " --threads {params.threads} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
+        "{params.tenas} retrain --settings {input.settings:q} --genotype {input.genotype:q} --card {input.card:q}"
+        " --seed {wildcards.seed} --threads {params.threads} --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
 
 
 rule export:

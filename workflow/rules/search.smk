@@ -166,6 +166,7 @@ rule training:
         settings=layout.results(layout.SEARCH),
         shortlist=state_before("training"),
         dataset=lambda wildcards: file_of(RUNS[wildcards.run]["dataset"]),
+        card=prepared(layout.CARD),
     output:
         metrics=layout.results(layout.TRAINING_METRICS),
         history=layout.results(layout.TRAINING_HISTORY),
@@ -187,7 +188,7 @@ rule training:
         code=code_of("training", networks=True, images=True),
     shell:
         "{params.tenas} training --settings {input.settings:q} --dataset {params.dataset:q} --shortlist {input.shortlist:q}"
-        " --round {wildcards.round} --place {wildcards.place} --seed {wildcards.seed} --threads {params.threads}"
+        " --card {input.card:q} --round {wildcards.round} --place {wildcards.place} --seed {wildcards.seed} --threads {params.threads}"
         " --device {params.device} --out {params.folder:q} > {log:q} 2>&1"
 
 

@@ -1,0 +1,66 @@
+"""What the results of a run's seeds were made from: seeds of other images or another table cannot be compared. No torch."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tenas import layout
+from tenas.errors import TenasError
+from tenas.files import read_json
+
+
+def images_of(run: str | os.PathLike[str], seed: int) -> tuple[Path, str] | None:
+    """Path and hash of the images of a seed's first measurements; None if there is no record of them."""
+    inputs = _read(layout.path(layout.SCORES_RECORD, run, seed=seed, round=1, shard=1), "record of scores").get("inputs")
+    if not isinstance(inputs, dict):
+        return None
+    return next(((Path(name), digest) for name, digest in inputs.items() if Path(name).name == layout.IMAGES), None)
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
+    return read_json(path, what) if path.exists() else {}
+
+
+def _within(record: Mapping[str, Any], *keys: str) -> Any:
+    """A value in mappings within each other; None if there is none."""
+    value: Any = record
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def origins(run: str | os.PathLike[str], seed: int) -> dict[str, str]:
+    """Hashes of what a seed's results were made from, by what it is, as far as there are results."""
+    images = images_of(run, seed)
+    look_up = _read(layout.path(layout.LOOKUP, run, seed=seed), "benchmark look-up")
+    metrics = _read(layout.path(layout.RETRAIN_METRICS, run, seed=seed), "retraining's metrics")
+    tables = _within(look_up, "provenance", "inputs")
+    found = {
+        "images": None if images is None else images[1],
+        "tables": next(iter(tables.values()), None) if isinstance(tables, Mapping) else None,
+        "test images": _within(metrics, "provenance", "data_sha256", "test"),
+    }
+    return {what: str(digest) for what, digest in found.items() if digest is not None}
+
+
+def table_of_finalists(run: str | os.PathLike[str], seed: int, round: int) -> str | None:
+    """Hash of the table in which a seed's short trainings were looked up; None if they were not."""
+    record = _read(layout.path(layout.FINALISTS, run, seed=seed, round=round), "list of finalists")
+    inputs = _within(record, "made_by", "inputs")
+    # Other inputs are of rounds.
+    names = [name for name in inputs if "/" not in str(name)] if isinstance(inputs, Mapping) else []
+    return str(inputs[names[0]]) if names else None
+
+
+def check_same_origins(run: str | os.PathLike[str], seeds: Iterable[int]) -> None:
+    """Raise TenasError for seeds that are of different images or tables: their means would be of nothing."""
+    first: dict[str, tuple[int, str]] = {}
+    for seed in seeds:
+        for what, digest in origins(run, seed).items():
+            other, same = first.setdefault(what, (seed, digest))
+            if digest != same:
+                raise TenasError(
+                    f"The seeds {other} and {seed} of {run} are of different {what} and cannot be compared: make the results of "
+                    "one of them again, or in a folder of its own."
+                )

@@ -1,0 +1,224 @@
+"""What a search was made from must not change under it: its images, and its table."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from helpers import ROOT
+from helpers.runs import call, snakemake, succeed
+from PIL import Image
+
+import tenas
+from tenas import layout
+from tenas.audit.stage import audit
+from tenas.cli import main
+from tenas.data import prepare
+from tenas.errors import TenasError
+from tenas.files import read_json, write_json
+from tenas.report.show import show
+from tenas.report.summary import summarise
+from tenas.search.given import given_data
+from tenas.search.origins import check_same_origins
+
+ROUND = {
+    "kind": "cells",
+    "sample": 4,
+    "keep": 2,
+    "measures": {
+        "naswot": {"repeats": 1, "batch": 4, "channels": 2, "cells": 1, "weights": "pytorch", "redraw": True},
+    },
+}
+TRAINING = {"kind": "training", "keep": 1, "training": {"channels": 2, "cells": 1, "epochs": 1, "batch": 16, "validation": 0.2}}
+
+
+def draw(path: Path, seed: int, side: int = 8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(40):
+        draw(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png", i)
+    return tmp_path / "photos"
+
+
+def preset(*rounds: dict) -> str:
+    Path("preset.yaml").write_text(yaml.safe_dump({"exclude": [], "rounds": [{"kind": "cells", **r} for r in rounds]}))
+    return "preset.yaml"
+
+
+CHANGES = {
+    "one more": lambda photos: draw(photos / "a" / "new.png", 99),
+    "one less": lambda photos: (photos / "a" / "0.png").unlink(),
+    "another": lambda photos: draw(photos / "a" / "0.png", 99, side=9),
+    "another name": lambda photos: (photos / "a" / "0.png").rename(photos / "a" / "z.png"),
+    "another class": lambda photos: (photos / "a" / "0.png").rename(photos / "b" / "0.png"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_folder_that_has_changed_is_prepared_again(photos, change, capsys):
+    folder = given_data("photos", Path("out"))
+    before = read_json(folder / "card.json", "card")
+    capsys.readouterr()
+    given_data("photos", Path("out"))
+    assert capsys.readouterr().err == ""  # as it was
+    CHANGES[change](photos)
+    given_data("photos", Path("out"))
+    assert "prepared from photos" in capsys.readouterr().err
+    assert read_json(folder / "card.json", "card")["parts_sha256"] != before["parts_sha256"]
+
+
+def test_so_is_a_source_of_ones_own_that_names_no_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(
+        "import numpy as np\nfrom tenas.data import Arrays, Loaded, Source\n"
+        "def load(path):\n"
+        "    images = np.load('mine.npy')\n"
+        "    return Loaded(Arrays(images, np.arange(len(images)) % 2), None, 2)\n"
+        "SOURCE = Source(load, needs_path=False)\n"
+    )
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    np.save("mine.npy", images)
+    given_data("own.py:SOURCE", Path("out"))
+    images[11, 0, 0, 0] ^= 1
+    np.save("mine.npy", images)
+    capsys.readouterr()
+    given_data("own.py:SOURCE", Path("out"))
+    assert "prepared from own.py:SOURCE" in capsys.readouterr().err
+
+
+def search(*arguments: str) -> int:
+    return main(["search", "--data", "photos", "--preset", preset(ROUND), "--out", "out", *arguments])
+
+
+def test_seeds_of_one_folder_are_of_the_same_images(photos, capsys):
+    assert search() == 0
+    draw(photos / "a" / "new.png", 99)
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    assert search("--seeds", "1") == 2
+    assert "are not those that seed 0 was searched with in out" in capsys.readouterr().err
+    # Images prepared elsewhere are others, too.
+    prepare({"source": "folder", "path": "photos"}, "data")
+    assert main(["search", "--data", "data", "--preset", "preset.yaml", "--out", "out", "--seeds", "1"]) == 2
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    # All seeds at once are searched again.
+    assert search("--seeds", "0", "1") == 0
+    assert audit("out").faults == {}
+
+
+def test_seeds_of_one_folder_are_of_the_same_images_in_python(tmp_path):
+    def searched(seed: int, images: np.ndarray) -> None:
+        tenas.search(
+            "nas-bench-201", images, seed=seed, changes={"rounds": [ROUND]}, progress=False, out=tmp_path, trainings="none"
+        )
+
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    searched(0, images)
+    with pytest.raises(TenasError, match="has other images, of searches with other seeds"):
+        searched(1, 255 - images)
+    searched(1, images)
+    assert audit(tmp_path).faults == {}
+
+
+def test_seeds_of_one_folder_are_looked_up_in_the_same_table(photos, capsys):
+    rounds = [ROUND, {"kind": "training", "keep": 1, "column": "cifar10_valid"}]
+    call_ = ["search", "--data", "digits", "--preset", preset(*rounds), "--trainings", "table:cifar10_valid"]
+    call_ += ["--out", "out"]
+    assert main(call_) == 0, capsys.readouterr().err
+    found = read_json(layout.path(layout.FINALISTS, "out", seed=0, round=2), "finalists")
+    rows = ["arch,cifar10_valid", *(f"{cell['arch']},{i}" for i, cell in enumerate(found["cells"]))]
+    Path("other.csv").write_text("\n".join(rows) + "\n")
+    capsys.readouterr()
+    assert main([*call_, "--seeds", "1", "--table", "other.csv"]) == 2
+    assert "accuracies in other.csv are not those that seed 0 was searched with" in capsys.readouterr().err
+
+
+def test_finalists_are_trained_on_the_images_that_were_searched_on(photos, capsys):
+    prepare({"source": "folder", "path": "photos"}, "data")
+    call_ = ["search", "--data", "data", "--preset", preset(ROUND, TRAINING), "--out", "out"]
+    draw(photos / "a" / "new.png", 99)
+    assert main(call_) == 2
+    said = capsys.readouterr().err
+    assert "The images of photos have changed since the search's sample was drawn from them" in said
+    assert not list(Path("out").rglob("metrics.json"))
+    (photos / "a" / "new.png").unlink()
+    assert main(call_) == 0
+    assert audit("out").faults == {}
+    # The same holds for a retraining in the workflow.
+    protocol = yaml.safe_load((ROOT / "config/retrain/digits.yaml").read_text()) | {"channels": 2, "epochs": 1, "batch": 16}
+    write_json(Path("retrain.json"), {"preset": "digits", "dataset": {"source": "folder", "path": "photos"}, **protocol})
+    draw(photos / "a" / "new.png", 99)
+    genotype = "out/seed0/genotype.json"
+    retrain = ["retrain", "--settings", "retrain.json", "--genotype", genotype, "--seed", "0", "--out", "trained"]
+    assert main([*retrain, "--card", "data/card.json"]) == 2
+    assert "have changed since" in capsys.readouterr().err
+
+
+def test_an_audit_says_that_the_images_have_changed(photos):
+    assert search() == 0
+    CHANGES["another"](photos)
+    assert audit("out").faults == {Path("photos"): ["has other images than those that out/data/card.json was drawn from"]}
+    photos.rename("elsewhere")
+    found = audit("out")
+    assert found.faults == {}
+    assert "photos, which the images were drawn from, is not here: it was not checked." in found.notes
+
+
+@pytest.mark.parametrize(
+    ("pattern", "change"),
+    [
+        (layout.SCORES_RECORD, lambda value: value["inputs"].update({"out/data/images.npy": "0" * 64})),
+        (layout.LOOKUP, lambda value: value["provenance"].update(inputs={"other.parquet": "0" * 64})),
+        (layout.RETRAIN_METRICS, lambda value: value["provenance"]["data_sha256"].update(test="0" * 64)),
+    ],
+)
+def test_seeds_of_different_origins_have_no_mean(tmp_path, pattern, change):
+    for seed in (0, 1):
+        records = {
+            layout.SCORES_RECORD: {"inputs": {"out/data/images.npy": "1" * 64}},
+            layout.LOOKUP: {"provenance": {"inputs": {"table.parquet": "2" * 64}}},
+            layout.RETRAIN_METRICS: {"provenance": {"data_sha256": {"train": f"{seed}" * 64, "test": "3" * 64}}},
+        }
+        for name, record in records.items():
+            if seed and name == pattern:
+                change(record)
+            write_json(layout.path(name, tmp_path, seed=seed, round=1, shard=1), record)
+        write_json(layout.path(layout.GENOTYPE, tmp_path, seed=seed), {"arch": "x"})
+    check_same_origins(tmp_path, [0])
+    for read in (lambda: check_same_origins(tmp_path, [0, 1]), lambda: show(tmp_path)):
+        with pytest.raises(TenasError, match=r"The seeds 0 and 1 of .* are of different .* and cannot be compared"):
+            read()
+    write_json(tmp_path / "search.json", {})
+    with pytest.raises(TenasError):
+        summarise(tmp_path, [0, 1])
+
+
+@pytest.mark.slow
+def test_the_workflow_prepares_a_folder_again_that_has_changed(photos):
+    run = {"space": "nas-bench-201", "dataset": "photos", "preset": preset(ROUND), "seeds": [0]}
+    config = {"datasets": {"photos": {"source": "folder", "path": "photos"}}, "runs": {"mine": run}}
+    Path("mine.yaml").write_text(json.dumps(config))
+
+    def workflow(*more: str) -> str:
+        return succeed(snakemake(photos.parent, "--configfile", "mine.yaml", *more))
+
+    def planned() -> set[str]:
+        return set(re.findall(r"^rule (\w+):", workflow("--dry-run"), re.MULTILINE))
+
+    workflow()
+    assert planned() == set()
+    draw(photos / "a" / "new.png", 99)
+    assert {"prepare", "score", "shortlist"} <= planned()
+    # Without its folder a finished run can still be looked at.
+    photos.rename("elsewhere")
+    assert planned() == set()
+    Path("elsewhere").rename(photos)
+    workflow()
+    assert planned() == set()
+    assert succeed(call("tenas", "audit", "results/mine", cwd=photos.parent))
