@@ -10,13 +10,14 @@ import os
 import select
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from tenas.errors import StoppedError, TenasError, lacks_memory, of_os, reason
 from tenas.progress import one_line
@@ -25,6 +26,8 @@ FAULT, REFUSED, LATER, STOPPED = 1, TenasError.status, StoppedError.status, 130
 # The status that a shell gives a program ended by SIGPIPE.
 UNREAD = 141
 PACKAGE = Path(__file__).parent
+# Folders of Python and of installed packages.
+LIBRARIES = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 # Variable with the effect of ``--debug``, unless empty or 0: print the traceback before the sentence.
 DEBUG = "TENAS_DEBUG"
 # Errors that pass by themselves or after making room: the same command works again.
@@ -57,15 +60,35 @@ def _passes(error: BaseException) -> bool:
     return lacks_memory(error)
 
 
-def _place(error: BaseException) -> str:
-    """File and line of this package nearest to an error, or else of the error itself."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if PACKAGE in Path(frame.filename).parents and frame.filename != __file__] or frames
-    if not own:
-        return "an unknown place"
-    path = Path(own[-1].filename)
+class Place(NamedTuple):
+    """File and line of an error. ``ours``: whether they are of this package, and not of a user's measure, space or source."""
+
+    text: str
+    ours: bool
+
+
+def _is_library(name: str) -> bool:
+    """Whether a file is of Python or of an installed package, or no file."""
+    return name.startswith("<") or any(folder in Path(name).parents for folder in LIBRARIES)
+
+
+def place_of(error: BaseException) -> Place:
+    """Where an error was raised: the last line of this package or of a user's file, or else of any."""
+    if isinstance(noted := getattr(error, "__place__", None), Place):
+        return noted
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    ours = [frame for frame in frames if PACKAGE in Path(frame.filename).parents]
+    found = [frame for frame in frames if frame in ours or not _is_library(frame.filename)] or frames
+    if not found:
+        return Place("an unknown place", True)
+    path = Path(found[-1].filename)
     shown = path.relative_to(PACKAGE.parent) if PACKAGE in path.parents else path
-    return f"{shown}, line {own[-1].lineno}"
+    return Place(f"{shown}, line {found[-1].lineno}", found[-1] in ours or not ours)
+
+
+def note_place(error: BaseException, place: Place) -> None:
+    """Keep the place of an error with it: a traceback has no pickle."""
+    error.__place__ = place  # type: ignore[attr-defined]
 
 
 def described(error: BaseException) -> tuple[str, int]:
@@ -83,9 +106,13 @@ def described(error: BaseException) -> tuple[str, int]:
         return of_os(error), LATER if _passes(error) else REFUSED
     if isinstance(error, ImportError):
         return f"A required package cannot be imported: {_line(error)}. Install it, or reinstall this package.", REFUSED
+    what, place = type(error).__name__, place_of(error)
+    if not place.ours:
+        said = f"{what} in {place.text}: {_line(error)}. That file is not part of tenas; --debug prints the traceback."
+        return said, REFUSED
     return (
-        f"This is a fault of tenas ({type(error).__name__} in {_place(error)}: {_line(error)}). Please report it, with what "
-        f"--debug or {DEBUG}=1 prints."
+        f"This is a fault of tenas ({what} in {place.text}: {_line(error)}). Please report it, with what --debug or {DEBUG}=1 "
+        "prints."
     ), FAULT
 
 

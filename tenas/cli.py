@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from tenas import __version__, stages
 from tenas.boundary import bounded, end
-from tenas.errors import TenasError
+from tenas.errors import TenasError, ended_by
+from tenas.files import is_utf8
 from tenas.progress import say, shown
 
 # Prefixes of stages that are subcommands of one command: benchmark_query is ``tenas benchmark query``.
@@ -189,6 +190,11 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    for argument in arguments:
+        if not is_utf8(argument):
+            raise TenasError(
+                f"The argument {argument!r} is not text in UTF-8, as the names in records are: rename the file or folder."
+            )
     parsed = vars(command_parser().parse_args(arguments))
     stage = parsed.pop("stage")
     del parsed["debug"]
@@ -196,10 +202,8 @@ def _run(arguments: Sequence[str]) -> int:
         parsed["progress"] = shown
     try:
         said = stage(**parsed)
-    except SystemExit as error:
-        raise TenasError(
-            f"Code that this command runs ended it by SystemExit({error.code!r}): a measure, a space or a source of images."
-        ) from error
+    except (SystemExit, GeneratorExit) as error:
+        raise ended_by(error) from error
     if isinstance(said, str):
         say(said)
     return 0

@@ -71,6 +71,11 @@ def in_short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def ended_by(error: BaseException) -> TenasError:
+    """The error for user's code that ends the process, by an exception which passes every ``except Exception``."""
+    return TenasError(f"Code that this command runs ended it by {error!r}: a measure, a space or a source of images.")
+
+
 # What Python raises for a value of another type or form than expected, as in a damaged file.
 UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 

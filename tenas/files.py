@@ -206,16 +206,20 @@ def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterab
     write_text(path, format_csv(columns, rows))
 
 
-def _read_lines(path: str | os.PathLike[str], what: str) -> tuple[list[str], list[list[str]]]:
-    """Read header and rows of a complete CSV file, each row with one field per column."""
+def _read_lines(path: str | os.PathLike[str], what: str, *, given: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Read header and rows of a complete CSV file, each row with one field per column.
+
+    ``given``: whether it is a user's file, which may begin with a byte order mark, and that no stage can make again.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig" if given else "utf-8")
     except OSError as error:
         raise TenasError(f"The {what} {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise TenasError(f"The {what} {path} is not text: {error}.") from error
     if not text.endswith("\n"):
-        raise TenasError(f"The {what} {path} is cut off: its last line has no end. Remove it and run the stage again.")
+        cure = "Complete it, or end its last line" if given else "Remove it and run the stage again"
+        raise TenasError(f"The {what} {path} is cut off: its last line has no end. {cure}.")
     try:
         header, *lines = csv.reader(io.StringIO(text))
     except csv.Error as error:
@@ -234,9 +238,9 @@ def read_csv(path: str | os.PathLike[str], columns: Sequence[str], what: str) ->
     return [dict(zip(columns, line, strict=True)) for line in lines]
 
 
-def read_table(path: str | os.PathLike[str], needed: Sequence[str], what: str) -> list[dict[str, str]]:
-    """``read_csv`` for a table that may have more columns than the ``needed`` ones."""
-    header, lines = _read_lines(path, what)
+def read_table(path: str | os.PathLike[str], needed: Sequence[str], what: str, *, given: bool = False) -> list[dict[str, str]]:
+    """``read_csv`` for a table that may have more columns than the ``needed`` ones. ``given``: whether it is a user's file."""
+    header, lines = _read_lines(path, what, given=given)
     missing = [name for name in needed if name not in header]
     if missing:
         raise TenasError(f"The {what} {path} has no column {missing[0]!r}.")

@@ -132,8 +132,10 @@ def test_output_that_nobody_reads(arguments, shell, status, said):
 
 
 def test_texts_that_the_terminal_has_no_letters_for():
-    said = sentence(run(*QUERY, "--index", "ä\udcff.csv", env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}))
-    assert "There is no benchmark index" in said
+    plain = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    assert "There is no benchmark index" in sentence(run(*QUERY, "--index", "ä.csv", env=plain))
+    # Records name files as texts.
+    assert "'\\udcff.csv' is not text in UTF-8" in sentence(run(*QUERY, "--index", "\udcff.csv", env=plain))
 
 
 def test_a_traceback_is_printed_when_it_is_asked_for(capsys, monkeypatch):

@@ -382,7 +382,14 @@ def test_a_configuration_for_ones_own_images(tmp_path, monkeypatch, capsys):
     run = load_config(yaml.safe_load(text))["runs"]["pets"]
     assert (run["retrain"], run["settings"]["rounds"][-1]["kind"]) == ("digits", "training")
     assert "pets.yaml already exists" in refused(capsys, "new", "pets", "--images", "my photos")
-    assert "has the name 'a/b'" in refused(capsys, "new", "a/b", "--images", "my photos", "--out", "c.yaml")
+    for name in ("a/b", "=", "<<", "...", "a\tb", "a\nb", "claims"):
+        message = refused(capsys, "new", "--images", "my photos", "--out", "c.yaml", "--", name)
+        assert "The name of a run and of its data set must" in message
+    # A date that there is not, and a line break in the name of the file, which a comment has.
+    for name in ("2024-02-30", "null"):
+        assert main(["new", name, "--images", "my photos", "--out", f"x\n{name}: [.yaml"]) == 0
+        assert load_config(yaml.safe_load(Path(f"x\n{name}: [.yaml").read_text()))["runs"].keys() == {name}
+    capsys.readouterr()
     # What has no labels is searched on and not trained on.
     images = np.random.default_rng(0).integers(0, 256, (40, 24, 20, 3), dtype=np.uint8)
     np.savez("plain.npz", images=images, class_names=["a", "b"])

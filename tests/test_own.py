@@ -1,7 +1,9 @@
 """Spaces and measures of a user's own: built, checked, written and read, drawn, and in the digest of the code."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ import torch
 from helpers import ROOT
 from torch import nn
 
+from tenas.cli import main
 from tenas.errors import TenasError
 from tenas.measures import Measure, get_measure
 from tenas.networks import Network, Supernet, SupernetCells, count_flops, count_parameters
@@ -169,6 +172,10 @@ def test_an_operator_of_another_shape_is_refused_with_a_sentence(operators, spac
         (lambda o: CellSpace("a", o, choices={(0, 1): ("skip",)}), "names the edge 0<-1, which a does not have"),
         (lambda o: ChainSpace("a", o, []), "needs layers"),
         (lambda o: ChainSpace("a", o, [Layer(1, 3)]), "width 1 and the stride 3"),
+        (lambda o: ChainSpace("a", o, [Layer(math.inf)]), "width inf"),
+        (lambda o: ChainSpace("a", o, [Layer()], channels=0), "has 0 for 'channels'"),
+        (lambda o: ChainSpace("a", o, [Layer()], channels=2.5), "has 2.5 for 'channels'"),
+        (lambda o: ChainSpace("a", o, [Layer()], cells=True), "has True for 'cells'"),
         (lambda o: ChainSpace("a", o, [Layer(1), Layer(operators=("pool",))]), "Layer 2: Unknown operator of a 'pool'"),
     ],
 )  # fmt: skip
@@ -345,7 +352,8 @@ def test_a_measure_gives_a_plain_number_or_a_sentence():
     assert measure(-2.0, signed=True) == -2
     for value, message in ((-2.0, "gave -2; one that can be negative"), ("x", "gave a str, not a number"), (None, "a NoneType"),
                            (torch.zeros(2), "gave a Tensor"), (True, "gave a bool"), (Fraction(1, 2), "gave a Fraction"),
-                           (np.bool_(True), "gave a bool"), (float("nan"), "is not a number")):  # fmt: skip
+                           (np.bool_(True), "gave a bool"), (float("nan"), "is not a number"),
+                           (10**400, "whole number too large")):  # fmt: skip
         with pytest.raises(TenasError, match=message):
             measure(value)
     with pytest.raises(TenasError, match=r"letters, digits, .* not 'a,b'"):
@@ -391,6 +399,85 @@ def test_what_operators_and_measures_draw_follows_from_names(tmp_path, monkeypat
         plain = score(task, images, card, measurements)
         assert plain == score(task, images, card, measurements[::-1], threads=threads)
         assert len(set(plain.values())) > len(plain) // 2
+
+
+SPOILS = """
+import torch
+from tenas import Measure
+
+def size(network, images):
+    value = sum(parameter.abs().sum() for parameter in network.parameters()) + images.abs().sum()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        images.zero_()
+    network.eval()
+    network.register_forward_hook(lambda *given: 1 / 0)
+    return value
+MEASURE = Measure("size", size)
+"""
+
+
+def test_a_measure_may_do_to_network_and_images_what_it_likes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"spoils.py": SPOILS})
+    space = get_space("nas-bench-201")
+    settings = {"repeats": 1, "batch": 4, "channels": 2, "cells": 1, "weights": "pytorch", "redraw": True, "inputs": "images"}
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    card = {"mean": [0.5] * 3, "std": [0.25] * 3, "classes": 3}
+    subjects = Trials(space.full_mask(), space.rounds()[0])
+    task = Task({"spoils.py:MEASURE": settings}, subjects, (0, 1))
+    measurements = plan(task.measures, subjects.ids)
+    values = score(task, images, card, measurements)
+    # Each trial has the weights and the images of the first.
+    assert len(measurements) > 10
+    assert len(set(values.values())) == 1
+    assert values[measurements[0]] > 0
+
+
+FAILS = """
+import json
+from tenas import Measure
+
+class OddError(Exception):
+    def __init__(self, one, other):
+        super().__init__("odd")
+
+def fail(what):
+    def measure(network, images):
+        what()
+    return Measure("fails", measure)
+
+def odd():
+    raise OddError(1, 2)
+
+def leave():
+    raise GeneratorExit
+
+KEY = fail(lambda: {}["x"])
+JSON = fail(lambda: json.loads("{"))
+ODD = fail(odd)
+LEAVE = fail(leave)
+"""
+
+
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("KEY", r"KeyError in \S*fails\.py, line 20: 'x'\. That file is not part of tenas"),
+        ("JSON", r"JSONDecodeError in \S*fails\.py, line 21: Expecting property name"),
+        ("ODD", r"Error in \S*fails\.py, line 15: (OddError: )?odd\. That file"),
+        ("LEAVE", r"ended it by GeneratorExit\(\): a measure, a space or a source"),
+    ],
+)
+def test_an_error_in_a_file_of_ones_own_names_its_line(tmp_path, monkeypatch, capsys, name, sentence, threads):
+    monkeypatch.chdir(tmp_path)
+    once = {"repeats": 1, "batch": 4, "channels": 2, "cells": 1, "weights": "pytorch", "redraw": True}
+    rounds = [{"kind": "cells", "sample": 4, "keep": 2, "measures": {f"fails.py:{name}": once}}]
+    write(tmp_path, {"fails.py": FAILS, "preset.yaml": json.dumps({"exclude": [], "rounds": rounds})})
+    assert main(["search", "--preset", "preset.yaml", "--threads", str(threads), "--out", "out"]) == 2
+    assert re.search(f"tenas: .*{sentence}", capsys.readouterr().err)
 
 
 # --- trained networks

@@ -36,6 +36,10 @@ class IncompleteTableWarning(UserWarning):
     """A table lacks cells of its space: ranks and regrets are relative to the cells that it has."""
 
 
+class SharesWarning(UserWarning):
+    """A table has accuracies of 1 at most, which are read as per cent."""
+
+
 def column_of(name: str) -> str:
     """Name in this package of a column of an index: means after 200 epochs have no ``_e200``."""
     return TIME.sub(r"\1_train_seconds", name).removesuffix("_e200")
@@ -66,7 +70,8 @@ def read_index(index: str | os.PathLike[str], space: str | Space | None = None) 
 
     Raises TenasError if the file is missing or damaged, lacks these columns, has one of them under two names, lists a cell
     twice or one of another space, or has an accuracy outside 0 to 100 or rows of zeros. Warns if it has fewer cells than its
-    space (IncompleteTableWarning), unless the file says that its source had no more.
+    space (IncompleteTableWarning), unless the file says that its source had no more, and if accuracies look like shares
+    (SharesWarning).
     """
     path = index_path(index, space)
     checksum = checksum_of(path)
@@ -103,6 +108,13 @@ def _check(table: "pd.DataFrame", path: Path, space: str | Space | None, cells: 
             raise TenasError(
                 f"The benchmark index {path} has {table[name][wrong[0]]:g} for {name} of the cell {table['arch'][wrong[0]]}; "
                 "accuracies are in %, from 0 to 100."
+            )
+        if 0 < table[name].max() <= 1:
+            warnings.warn(
+                f"The benchmark index {path} has at most {table[name].max():g} for {name}, which counts as per cent: multiply "
+                "shares by 100.",
+                SharesWarning,
+                stacklevel=3,
             )
     zeros = ((table[accuracies] == 0).any(axis=1) & ~(table[accuracies] > 0).any(axis=1)).sum()
     if zeros:

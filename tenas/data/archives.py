@@ -13,7 +13,7 @@ import numpy as np
 
 from tenas.data.arrays import MOST_CLASSES, as_labels, check_pixels
 from tenas.data.parts import Arrays, Loaded, hold_out
-from tenas.errors import TenasError, reason
+from tenas.errors import TenasError, in_short, reason
 from tenas.files import is_utf8, most_unpacked, opened_zip
 
 # Bytes; NumPy takes 10,000.
@@ -113,12 +113,17 @@ def load_npz(path: Path) -> Loaded:
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         arrays, names = _arrays(archive)
+        unread = sorted({*archive.names} - {"images", "labels", "class_names"})
     images, counted = arrays["images"], None if names is None else len(names)
     labels, classes = as_labels(arrays.get("labels"), len(images), counted, f"'labels' in {path}")
-    repeated = () if names is None or len(set(names)) == len(names) else (f"'class_names' in {path} has a name twice.",)
+    said = [] if names is None or len(set(names)) == len(names) else [f"'class_names' in {path} has a name twice."]
+    if unread:
+        said.append(
+            f"Arrays in {path} that are not read: {', '.join(map(in_short, unread[:5]))}{', ...' if len(unread) > 5 else ''}."
+        )
     part = Arrays(images, labels)
     train, test = (part, None) if "labels" not in arrays else hold_out(part)
-    return Loaded(train, test, classes, {str(path): digest}, names or (), repeated)
+    return Loaded(train, test, classes, {str(path): digest}, names or (), said)
 
 
 def npz_size(path: Path) -> tuple[int, int]:

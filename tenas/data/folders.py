@@ -17,8 +17,9 @@ from tenas.errors import TenasError
 
 # Names of the parts of a data set, in any case.
 ROLES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
-    "testing": "test",
+    "train": "train", "training": "train", "trn": "train", "trainset": "train", "trainingset": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val", "validationset": "val", "devset": "val",
+    "test": "test", "testing": "test", "tst": "test", "testset": "test",
 }  # fmt: skip
 # Leftovers of systems and programs in folders, besides names that begin with a dot.
 CLUTTER = frozenset({"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"})
@@ -267,6 +268,7 @@ def _load(path: Path, order: Sequence[str]) -> Loaded:
         walk.remarks.append(f"Class folders in {top} differ in case only and are separate classes: {_listed(alike[0])}.")
     names = [_printable(name) for name in classes]
     train = _list_images(top, classes, walk)
+    walk.remarks += _within(top, classes)
     test = _test_part(parts, order, walk) if parts else None
     if test is None:
         return Loaded(*hold_out(train), len(classes), (), names, walk.warnings)
@@ -276,6 +278,29 @@ def _load(path: Path, order: Sequence[str]) -> Loaded:
         raise TenasError(f"The class {other[0]!r} is in only one of {top} and {test}.")
     held = _list_images(test, [tested[form] for form in forms], walk)
     return Loaded(train, held, len(classes), (), names, walk.warnings)
+
+
+def _within(top: Path, classes: Sequence[str]) -> list[str]:
+    """Warnings about folders in class folders that look like classes themselves."""
+    inside = {name: {folder for folder in _folders_in(top / name) if _holds_any(str(top / name / folder))} for name in classes}
+    first = inside[classes[0]]
+    if len(first) > 1 and all(found == first for found in inside.values()):
+        return [
+            f"The class folders in {top} ({_listed(classes)}) all have the same folders in them ({_listed(sorted(first))}): if "
+            "those are the classes, name the folders above them train and test."
+        ]
+    odd = {name: sorted(found & {*classes} - {name}) for name, found in inside.items()}
+    return [
+        f"The class folder {top / name} has folders with the names of other classes in it ({_listed(found)}); their images "
+        f"count as {name}."
+        for name, found in odd.items()
+        if found
+    ]
+
+
+def _folders_in(folder: Path) -> list[str]:
+    with os.scandir(folder) as found:
+        return [entry.name for entry in found if _is_folder(entry) and not _is_clutter(entry.name)]
 
 
 def _grouped(names: Sequence[str]) -> list[list[str]]:

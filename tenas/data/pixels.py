@@ -25,7 +25,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 2**25
 # Bytes up to which a read need not be looked at.
 LONG = 2**20
-ORIENTATION = 0x0112  # EXIF's tag
+# Tags of EXIF and of TIFF.
+ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106
 
 
 def is_image(name: str) -> bool:
@@ -41,16 +42,19 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
     """
     from PIL import Image
 
+    # Pillow turns white-is-zero around for eight bits only.
+    inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0  # type: ignore[attr-defined]
     if image.mode == "F":
         values = np.asarray(image)
         # Not min and max: a NaN must not pass.
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError("its floats are not all from 0 to 1")
-        return Image.fromarray(np.rint(values * 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(np.rint((1 - values if inverted else values) * 255).astype(np.uint8)).convert("RGB")
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise ValueError("its pixels are signed or 32-bit integers, for which the value of white is not known")
     if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        upper = (np.asarray(image) >> 8).astype(np.uint8)
+        return Image.fromarray(255 - upper if inverted else upper).convert("RGB")
     return image.convert("RGB")
 
 

@@ -54,8 +54,21 @@ def distinct(images: np.ndarray) -> np.ndarray:
 
     Two equal images would make two equal rows of the kernel, which is then singular.
     """
-    first = {image.tobytes(): index for index, image in reversed(list(enumerate(images)))}
+    first = {_digest(image): index for index, image in reversed(list(enumerate(images)))}
     return np.array(sorted(first.values()), int)
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()
+
+
+def contradictory(images: np.ndarray, labels: np.ndarray) -> int:
+    """Number of images that are also there with another label."""
+    found: dict[bytes, set[int]] = {}
+    keys = [_digest(image) for image in images]
+    for key, label in zip(keys, labels.tolist(), strict=True):
+        found.setdefault(key, set()).add(label)
+    return sum(len(found[key]) > 1 for key in keys)
 
 
 def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
@@ -105,9 +118,12 @@ def prepare(dataset: Mapping[str, Any], out: str | os.PathLike[str]) -> dict[str
     pixels = drawn.sized(side).read(np.arange(len(indices)))
     kept = distinct(pixels)
     images, labels = pixels[kept], part.labels[indices[kept]].astype(np.int64)
+    twice = contradictory(pixels, part.labels[indices])
     said = [*loaded.warnings, *label_warnings(part.labels, loaded.classes)]
     if isinstance(drawn, Files):
         said += remarks(drawn.paths)
+    if twice:
+        said.append(f"{twice} of the {len(indices)} images drawn are in more than one class.")
     if loaded.test is not None and (both := shared(drawn, loaded.test)):
         said.append(f"{both} of the {len(indices)} images drawn are in the test part too: accuracies in it mean less.")
     facts = {

@@ -85,6 +85,8 @@ class Measure:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError
             is_number = not math.isnan(value)
+        except OverflowError as error:
+            raise TenasError(f"The measure {self.name} gave a whole number too large for a float: give math.inf.") from error
         except (TypeError, ValueError, RuntimeError) as error:
             raise TenasError(f"The measure {self.name} gave a {type(value).__name__}, not a number.") from error
         if not is_number:

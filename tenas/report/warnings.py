@@ -29,10 +29,10 @@ def warnings_of_round(rows: Sequence[Mapping[str, str]], part: str) -> list[str]
         infinite = sum(not isfinite(float(value)) for value in values)
         most = max(Counter(values).values())
         if name in constant:
-            what = "the same" if isfinite(float(constant[name])) else "infinite"
+            what = "the same" if isfinite(float(constant[name])) else "0 or infinite"  # both have an infinite logarithm
             found.append(f"{name} was {what} for all and decided nothing")
         elif infinite:
-            found.append(f"{name} was infinite for {infinite:,} of {len(rows):,}")
+            found.append(f"{name} was 0 or infinite for {infinite:,} of {len(rows):,}")
         elif len(rows) > 2 and most > SATURATED * len(rows):
             found.append(f"{name} was saturated: the same for {most:,} of {len(rows):,}")
     once = [name for name in names if name not in EXACT and not any(row.get(f"{name}_se") for row in rows)]

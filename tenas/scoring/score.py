@@ -89,7 +89,13 @@ class Scorer:
         start = clock()
         with seeded(self.seed(name, repeat, "draws")):
             value = measure(network, *inputs)
-        return Result(measurement, value, clock() - start)
+        seconds = clock() - start
+        if measure is not BUILT_IN.get(name):
+            # It may have changed the images, and the supernet that the trials of a round share.
+            self.seen.pop(name)
+            self.supernets.pop(name, None)
+            self.drawn = ()
+        return Result(measurement, value, seconds)
 
     def costs(self, name: str) -> Sums | None:
         """Costs of operators in the networks of a measure that is a sum over them; None for other measures."""

@@ -22,12 +22,12 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tenas.boundary import end
-from tenas.errors import TenasError
+from tenas.boundary import Place, end, note_place, place_of
+from tenas.errors import TenasError, ended_by
 from tenas.progress import one_line
 from tenas.scoring.checkpoint import Result
 from tenas.scoring.subjects import Measurement
@@ -89,22 +89,32 @@ def _work(connection: Connection, parent: int) -> None:
                     continue
                 assert scorer is not None
                 answer = pickle.dumps([scorer(measurement) for measurement in content])
+            except (SystemExit, GeneratorExit) as error:
+                answer = _pickled(ended_by(error))
             except Exception as error:
                 answer = _pickled(error)
             connection.send_bytes(answer)
     end(0)
 
 
+class _Failure(NamedTuple):
+    """An error of a worker, and its place, which a pickle does not keep."""
+
+    error: Exception
+    place: Place
+
+
 def _pickled(error: Exception) -> bytes:
     """Pickle an error for the parent: with this process's traceback unless it is a TenasError; as text if it has no pickle."""
+    place = place_of(error)
     if not isinstance(error, TenasError):
         error.add_note(f"In a worker process:\n{traceback.format_exc()}")
     try:
-        found = pickle.dumps(error)
+        found = pickle.dumps(_Failure(error, place))
         pickle.loads(found)  # some errors can be pickled, but not unpickled
         return found
     except Exception:
-        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+        return pickle.dumps(_Failure(RuntimeError(f"{type(error).__name__}: {error}"), place))
 
 
 class _Worker:
@@ -256,8 +266,9 @@ class Workers:
                 ended.append(worker)
             elif answer == READY:
                 worker.ready = True
-            elif isinstance(answer, Exception):
-                raise answer
+            elif isinstance(answer, _Failure):
+                note_place(answer.error, answer.place)
+                raise answer.error
             else:
                 worker.doing = []
                 keep(answer)

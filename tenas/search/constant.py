@@ -22,12 +22,12 @@ def warn_of_nothing(rows: Iterable[Mapping[str, object]], part: str, number: int
     """Say on stderr which measures have decided nothing in round ``number``, and what to do about it."""
     for name, value in deciding_nothing(rows, part).items():
         finite = isfinite(float(value))
-        what = "the same for all" if finite else "infinite for all"
+        what = "the same for all" if finite else "0 or infinite for all"
         cure = (
             "count more of it (count), or in a narrower or wider network (channels)"
             if name == "linear_regions"
             else "other channels, cells, weights or batch may tell them apart"
             if finite
-            else "a smaller batch, or a wider network (channels), may have a finite value"
+            else "a smaller batch, or a wider network (channels), may have another value"
         )
         note(f"warning: round {number}: {name} is {what}, and decides nothing: {cure}; or leave it out (null in measures)")

@@ -84,7 +84,7 @@ def _pruned(mask: Mask, generator: np.random.Generator, limits: Limits) -> Genot
 def listed_cells(path: str | os.PathLike[str], space: Space, limits: Limits | None = None) -> Cells:
     """Read the cells of a user's CSV file with a column ``arch``, in its order, without repetition, within the limits."""
     archs: dict[str, None] = {}
-    for line, row in enumerate(read_table(path, ("arch",), "list of cells"), start=2):
+    for line, row in enumerate(read_table(path, ("arch",), "list of cells", given=True), start=2):
         try:
             archs.setdefault(space.parse(row["arch"]).arch)
         except TenasError as error:

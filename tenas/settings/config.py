@@ -1,7 +1,7 @@
 """The models of the workflow's configuration (config/config.yaml). No torch."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, LiteralString
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -14,13 +14,20 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 TAKEN = ("claims", "table_search", "report")
 
 
+def refused(name: str) -> LiteralString | None:
+    """Why a run or a data set cannot have a name; None if it can."""
+    if NAME.fullmatch(name) is None:
+        return "must be at most 100 letters, digits, '_', '.' and '-', a letter or a digit first"
+    if {name.lower(), name.lower().rpartition(".")[0]} & set(TAKEN):
+        return "must not be that of a file of the results"
+    return None
+
+
 def _name(value: object) -> object:
     if not isinstance(value, str):
         raise PydanticCustomError("name", "must be a text: put it in quotation marks")
-    if NAME.fullmatch(value) is None:
-        raise PydanticCustomError("name", "must be at most 100 letters, digits, '_', '.' and '-', a letter or a digit first")
-    if {value.lower(), value.lower().rpartition(".")[0]} & set(TAKEN):
-        raise PydanticCustomError("name", "must not be that of a file of the results")
+    if (why := refused(value)) is not None:
+        raise PydanticCustomError("name", why)
     return value
 
 

@@ -104,7 +104,7 @@ def _rounds(
         if kind == "cells":
             cells = checked(CellsRound, entry, here).model_dump(mode="json")
             if is_list(cells["sample"]):
-                cells["listed"] = len(read_table(cells["sample"], ("arch",), "list of cells"))
+                cells["listed"] = len(read_table(cells["sample"], ("arch",), "list of cells", given=True))
             found.append(cells)
             continue
         for value in entry["measures"].values():
@@ -179,7 +179,12 @@ def with_changes(preset: Mapping[str, Any], changes: Mapping[str, Any], where: s
     by_number = changes.pop("rounds", None)
     result = merged(preset, changes)
     if isinstance(by_number, Mapping):
-        rounds = list(preset.get("rounds") or [{"kind": "operators"}, {"kind": "edges"}])
+        rounds = preset.get("rounds") or [{"kind": "operators"}, {"kind": "edges"}]
+        if not isinstance(rounds, list) or not all(isinstance(entry, Mapping) for entry in rounds):
+            raise TenasError(
+                f"{where}: 'rounds' of the preset is {in_short(rounds)}; it must be a list of mappings of keys to values."
+            )
+        rounds = list(rounds)
         for number, change in by_number.items():
             if not str(number).isdecimal() or not 1 <= int(number) <= len(rounds):
                 raise TenasError(f"{where}: 'rounds' has no round {number!r}; the preset has rounds 1 to {len(rounds)}.")

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-import yaml
-
 from tenas.code import PROJECT
-from tenas.errors import TenasError
-from tenas.settings.base import checked
-from tenas.settings.config import Config
+from tenas.errors import TenasError, in_short
+from tenas.settings.base import checked, parse_yaml
+from tenas.settings.config import Config, refused
 from tenas.settings.retrain import retrain_settings
 from tenas.settings.search import search_settings
 
@@ -50,7 +49,7 @@ threads: {{score: 1, retrain: 2}} # per job; as many jobs run at once as fit the
 datasets:
   {key}:
     source: {source}
-    path: {quoted}
+    path: {path}
     side: {side} # pixels of the resized images, cropped to the middle square; the first one has {height} x {width}
 
 runs:
@@ -72,8 +71,10 @@ runs:
 
 def _scalar(text: str) -> str:
     """Quote a text for YAML where it needs quotation marks."""
-    plain = text.strip() == text and not set(text) & set("#{}[],&*!|>'\"%@`:?\n") and yaml.safe_load(text) == text
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    with suppress(ValueError):
+        if text.isprintable() and not set(text) & set("#{}[],&*!|>'\"%@`:?") and parse_yaml(text) == text:
+            return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def configuration(name: str, file: str, images: Images) -> str:
@@ -81,13 +82,15 @@ def configuration(name: str, file: str, images: Images) -> str:
 
     Raises TenasError for an invalid name, and for too few images for the search.
     """
+    if (why := refused(name)) is not None:
+        raise TenasError(f"The name of a run and of its data set {why}, not {in_short(name)}.")
     source, path = images.entry["source"], images.entry["path"]
     text = TEMPLATE.format(
-        schema=PROJECT / "config" / "schemas" / "config.json", name=name, key=_scalar(name), file=file, path=path,
-        source=source, quoted=_scalar(path), **{key: getattr(images, key) for key in images._fields if key != "entry"},
+        schema=PROJECT / "config" / "schemas" / "config.json", name=name, key=_scalar(name), file=_scalar(file),
+        path=_scalar(path), source=source, **{key: getattr(images, key) for key in images._fields if key != "entry"},
         trainings="real" if images.test else "none", retrain="digits" if images.test else "null",
     )  # fmt: skip
-    run = checked(Config, yaml.safe_load(text), file).runs[name]
+    run = checked(Config, parse_yaml(text), file).runs[name]
     retraining = None if run.retrain is None else retrain_settings(run.retrain, run.retraining)
     settings = search_settings(run.space, run.preset, run.search, retraining=retraining, trainings=run.trainings)
     batches = [of["batch"] for round in settings["rounds"] for of in round.get("measures", {}).values() if "batch" in of]

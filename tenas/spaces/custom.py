@@ -17,6 +17,7 @@ A configuration then says ``space: path/to/file.py:SPACE``.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ class _FromFactories(Space):
         for operator in operators:
             if not isinstance(operator, str) or NAME.fullmatch(operator) is None:
                 raise TenasError(f"An operator's name is letters, digits, '_' and '.', not {operator!r} (space {name}).")
+        for key, value in trained.items():
+            if type(value) is not int or value < 1:
+                raise TenasError(f"The space {name} has {value!r} for {key!r}; it must be a whole number of at least 1.")
         self.name = name
         self.operators = tuple(operators)
         self.factories = MappingProxyType(dict(operators))
@@ -213,9 +217,10 @@ class ChainSpace(_FromFactories):
         if not layers:
             raise TenasError(f"The chain {name} needs layers.")
         for place, layer in enumerate(layers, start=1):
-            if layer.stride not in (1, 2) or not layer.width > 0:
+            if layer.stride not in (1, 2) or not 0 < layer.width < math.inf:
                 raise TenasError(
-                    f"Layer {place} of {name} has the width {layer.width} and the stride {layer.stride}; a stride is 1 or 2."
+                    f"Layer {place} of {name} has the width {layer.width} and the stride {layer.stride}; a width is a number "
+                    "above 0, a stride is 1 or 2."
                 )
         self.layers = tuple(layers)
         self._choices = [

@@ -36,7 +36,7 @@ from tenas.benchmark import (
 )
 from tenas.benchmark.builtin import CHECKSUMS
 from tenas.benchmark.compare import compare, describe_comparison
-from tenas.benchmark.index import IncompleteTableWarning
+from tenas.benchmark.index import IncompleteTableWarning, SharesWarning
 from tenas.cli import main
 from tenas.config import load_config
 from tenas.errors import TenasError
@@ -333,6 +333,15 @@ def test_fewer_cells_than_the_space_has_are_warned_of(table, tmp_path):
     table.iloc[:15_000].to_csv(path, index=False)
     with pytest.warns(IncompleteTableWarning, match=r"has 15,000 of the 15,625 cells of nas-bench-201\.$"):
         assert len(read_index(path)) == 15_000
+
+
+def test_accuracies_that_look_like_shares_are_warned_of(table, tmp_path):
+    path = tmp_path / "index.csv"
+    shares = [name for name in table.columns if name.startswith("cifar10_")]
+    (table.assign(**{name: table[name] / 100 for name in shares})).to_csv(path, index=False)
+    with pytest.warns(SharesWarning, match=r"has at most 0\.9\d* for cifar10_test, which counts as per cent") as said:
+        read_index(path)
+    assert all("cifar10_" in str(warning.message) for warning in said)
 
 
 # --- comparison

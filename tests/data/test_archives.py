@@ -172,6 +172,7 @@ def test_a_file_is_refused_before_memory_is_taken(tmp_path, capsys, name):
             "Of the 1000 classes only 3 have images; without any: 3, 4, 5",
         ),
         ({"class_names": np.array(["a", "b", "a"])}, "'class_names' in .* has a name twice"),
+        ({"test_images": IMAGES, "x\ny": LABELS}, r"Arrays in .* that are not read: 'test_images', 'x\\ny'\."),
         ({"images": np.concatenate([IMAGES[:30], IMAGES[:30]])}, "of the 48 images drawn are in the test part too"),
         ({"images": np.where([True, False, True], IMAGES, 100).astype(np.uint8)}, "A channel of the images is constant"),
         ({"labels": LABELS.astype(np.int8), "class_names": np.array([1, 2, 3])}, None),

@@ -137,6 +137,10 @@ READ = {
     "bus, car and train": (lambda f: classes(f, "bus", "car", "train"), 3, 12, 3, "train is taken for a class"),
     "valid and invalid": (lambda f: classes(f, "valid", "invalid"), 2, 8, 2, "valid is taken for a class"),
     "two trains": (lambda f: classes(f, "bullet_train", "steam_train"), 2, 8, 2, None),
+    "trainset and testset": (lambda f: parts(f, "TrainSet", "TestSet"), 2, 10, 10, None),
+    "trn and tst": (lambda f: parts(f, "trn", "tst"), 2, 10, 10, None),
+    "folds": (lambda f: parts(f, "fold1", "fold2"), 2, 16, 4, r"fold1, fold2\) all have the same folders in them \(ant, bee\)"),
+    "classes below a class": (each((classes, "ant", "bee"), (lambda f: classes(f / "2023"),)), 3, 16, 4, "2023 has folders"),
     "parts of a class": (lambda f: (parts(f, "ant", "bee"), os.rename(f / "ant/ant", f / "ant/train")), 2, 16, 4, "together"),
 }  # fmt: skip
 

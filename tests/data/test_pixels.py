@@ -39,6 +39,15 @@ def text(content: bytes):
     return lambda path: path.write_bytes(content)
 
 
+def white_is_zero(array: np.ndarray, bits: int, kind: int):
+    """A TIFF whose smallest value is white. ``kind``: 1 for integers, 3 for floats."""
+    tags = [(256, 8), (257, 8), (258, bits), (259, 1), (262, 0), (273, 8), (277, 1), (278, 8), (279, array.nbytes), (339, kind)]
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return text(
+        b"II*\0" + struct.pack("<I", 8 + array.nbytes) + array.tobytes() + struct.pack("<H", len(tags)) + fields + bytes(4)
+    )
+
+
 # Name of a file -> how it is made, and its pixels.
 READ = {
     "colour.png": (pillow(COLOURS), COLOURS),
@@ -53,6 +62,9 @@ READ = {
     "grey16.pgm": (text(b"P5 8 8 65535\n" + SIXTEEN.astype(">u2").tobytes()), GREY),
     "twelve bits.pgm": (text(b"P5 8 8 4095\n" + (SIXTEEN >> 4).astype(">u2").tobytes()), GREY),
     "floats.tif": (pillow(RAMP.astype(np.float32) / 255), GREY),
+    "white is 0.tif": (white_is_zero(255 - RAMP, 8, 1), GREY),
+    "white is 0, 16 bits.tif": (white_is_zero(65535 - SIXTEEN, 16, 1), GREY),
+    "white is 0, floats.tif": (white_is_zero(1 - RAMP.astype(np.float32) / 255, 32, 3), GREY),
     "bits.png": (pillow(RAMP, "1"), np.asarray(Image.fromarray(RAMP).convert("1").convert("RGB"))),
     "palette.gif": (pillow(RAMP), GREY),
     "alpha.png": (lambda path: Image.fromarray(np.dstack([COLOURS, RAMP])).save(path), COLOURS),
@@ -124,7 +136,7 @@ def test_what_is_left_out_of_images_is_said(tmp_path, name, make, said):
     for number in range(4):
         folder = tmp_path / "set" / ("ant", "bee")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(COLOURS + np.uint8(number)).save(folder / f"{number}.png")
+        Image.fromarray(COLOURS + np.uint8(number + 1)).save(folder / f"{number}.png")
     # Of classes of one and two images none is held out.
     (tmp_path / "set/cat").mkdir()
     make(tmp_path / "set/cat" / name)

@@ -323,15 +323,15 @@ def test_a_measure_that_is_the_same_for_all_is_told(funnel, capsys):
         rows = list(csv.DictReader(file))
     write_csv(path, rows[0].keys(), [row | {"naswot_score": "-inf"} for row in rows])
     lines = show(funnel).splitlines()
-    assert lines[lines.index("seed 4") + 5] == "         naswot was infinite for all and decided nothing"
-    assert "naswot was infinite for all" in summarise(funnel, [4])[1][0]["warnings"]
+    assert lines[lines.index("seed 4") + 5] == "         naswot was 0 or infinite for all and decided nothing"
+    assert "naswot was 0 or infinite for all" in summarise(funnel, [4])[1][0]["warnings"]
     warn_of_nothing([{"a_change": 0.0, "b_change": 0.5}, {"a_change": 0.0, "b_change": 1.0}], "_change", 2)
     warn_of_nothing([{"naswot_score": float("-inf")}] * 2, "_score", 1)
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith(
         "warning: round 2: a is the same for all, and decides nothing: other channels, cells, weights or batch"
     )
-    assert second.startswith("warning: round 1: naswot is infinite for all, and decides nothing")
+    assert second.startswith("warning: round 1: naswot is 0 or infinite for all, and decides nothing")
 
 
 def test_a_table_tells_what_a_network_costs_that_was_not_trained(tmp_path):
@@ -605,8 +605,8 @@ def test_measures_that_told_little_are_warned_of():
         row |= {f"{name}_se": "0.5" for name in "abcd"} | {"e_se": "", "flops_se": ""}
     assert warnings_of_round(table, "_score") == [
         "a was the same for all and decided nothing",
-        "b was infinite for all and decided nothing",
-        "c was infinite for 1 of 4",
+        "b was 0 or infinite for all and decided nothing",
+        "c was 0 or infinite for 1 of 4",
         "d was saturated: the same for 3 of 4",
         "one repeat only, and so no standard error: e",
     ]

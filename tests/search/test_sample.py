@@ -186,6 +186,13 @@ def test_a_list_of_ones_own(tmp_path):
     path = tmp_path / "own.csv"
     write_csv(path, ("note", "arch"), [{"note": "x", "arch": arch} for arch in [*archs, archs[3]]])
     assert listed_cells(path, NAS).cells == tuple(Cell(number, arch) for number, arch in enumerate(archs, start=1))
+    # As spreadsheets write it; but not cut off.
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(listed_cells(path, NAS).cells) == 30
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TenasError, match=r"own\.csv is cut off: .* Complete it, or end its last line\."):
+        listed_cells(path, NAS)
+    write_csv(path, ("arch",), [{"arch": arch} for arch in archs])
     limits = limits_of(NAS, 0.3)
     kept = [arch for arch in archs if limits.fits(NAS.parse(arch))]
     assert 0 < len(kept) < 30

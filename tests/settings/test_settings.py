@@ -404,6 +404,9 @@ def test_changes_of_rounds_by_their_number():
         {"kind": "edges"},
     ]
     assert with_changes(preset, {"rounds": [{"kind": "training"}]}, "p")["rounds"] == [{"kind": "training"}]
+    for wrong in ([5], 5, "abc", [[1]], {"a": 1}):
+        with pytest.raises(TenasError, match=r"p: 'rounds' of the preset is .*; it must be a list of mappings"):
+            with_changes({"rounds": wrong}, {"rounds": {1: {"keep": 2}}}, "p")
 
 
 def test_assignments_are_yaml():
