@@ -2,7 +2,8 @@
 
 import functools
 import gc
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -204,8 +205,27 @@ def computed_weights(network: nn.Module) -> list[str]:
     return [name or "the network" for name, module in layers if module._parameters.get("weight") is None]
 
 
+class LeftOutWarning(UserWarning):
+    """Parameters of a network do not contribute to a measure, whose weights are others."""
+
+
+def warn_of_left_out(network: nn.Module, counted: Iterable[Tensor], rule: str) -> None:
+    """Warn of matrices that require a gradient and are none of the ``counted`` weights, such as those of an LSTM.
+
+    ``rule``: which weights count. Vectors (biases, scales) and layer norms are left out of every measure.
+    """
+    known = {id(weight) for weight in counted}
+    others = (module for module in network.modules() if not isinstance(module, (*LAYERS, nn.LayerNorm)))
+    found = {id(p) for module in others for p in module._parameters.values() if p is not None and p.requires_grad and p.ndim > 1}
+    # Names only if there are any: many networks are measured in milliseconds.
+    if found - known:
+        left = [name for name, p in network.named_parameters() if id(p) in found - known]
+        listed = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+        warnings.warn(f"The measure is over {rule}: it leaves out {listed}.", LeftOutWarning, stacklevel=2)
+
+
 def weights_of(network: nn.Module) -> list[Tensor]:
-    """Weights of convolutions and linear layers that require a gradient.
+    """Weights of convolutions and linear layers that require a gradient; warns of other matrices.
 
     Raises TenasError if there are none, or if a layer computes its weight from other parameters.
     """
@@ -218,6 +238,7 @@ def weights_of(network: nn.Module) -> list[Tensor]:
     weights = {id(m.weight): m.weight for m in network.modules() if isinstance(m, LAYERS) and m.weight.requires_grad}
     if not weights:
         raise TenasError("The network has no convolution or linear layer whose weights require a gradient.")
+    warn_of_left_out(network, weights.values(), "the weights of convolutions and linear layers")
     return list(weights.values())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tenas.errors import TenasError, one_of
 from tenas.measures import ntk_engine, ntk_reuse
-from tenas.measures.common import collector_paused, computed_weights, measuring, undisturbed
+from tenas.measures.common import LeftOutWarning, collector_paused, computed_weights, measuring, undisturbed, warn_of_left_out
 from tenas.measures.ntk_tape import UntraceableError, check_traceable, is_known
 from tenas.measures.threads import full_precision, one_thread
 
@@ -40,10 +40,6 @@ autograd is, and the reference for the others.
 
 class PlainLoopWarning(UserWarning):
     """A kernel is computed by the plain loop, which is correct for all networks but many times slower."""
-
-
-class LeftOutWarning(UserWarning):
-    """A layer does not contribute to a kernel, as none of its parameters is named weight."""
 
 
 def ntk_parameters(network: nn.Module) -> list[nn.Parameter]:
@@ -175,7 +171,8 @@ def ntk_gram_by_loop(network: nn.Module, images: Tensor) -> Tensor:
         for i in range(len(sums)):
             jacobian.append(_gradient(sums[i], parameters, keep=i + 1 < len(sums)))
         rows = torch.stack(jacobian).to("cpu", torch.float64)
-    return rows @ rows.T
+    gram = rows @ rows.T
+    return (gram + gram.T) / 2  # as in ntk_engine.gram_of_rows
 
 
 def _gradient(value: Tensor, parameters: list[nn.Parameter], *, keep: bool) -> Tensor:
@@ -218,6 +215,8 @@ def checked_parameters(network: nn.Module, images: Tensor) -> list[nn.Parameter]
     parameters = ntk_parameters(network)
     if not parameters:
         raise TenasError("The network has no parameter named weight that requires a gradient: it has no kernel.")
+    if not computed:
+        warn_of_left_out(network, parameters, "parameters named weight")
     return parameters
 
 

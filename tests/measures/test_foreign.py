@@ -20,7 +20,7 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from tenas.errors import TenasError
-from tenas.measures import MEASURES, linear_regions, naswot, ntk_gram, swap
+from tenas.measures import MEASURES, linear_regions, naswot, ntk_gram, snip, swap
 from tenas.measures.ntk import LeftOutWarning, PlainLoopWarning, _agrees
 from tenas.measures.regions import SaturatedWarning, SmoothActivationWarning
 
@@ -703,19 +703,49 @@ def kernels_agree(network: nn.Module, **how: object) -> None:
     assert (found - expected).abs().max() <= 1e-8 * expected.abs().max() + 1e-300
 
 
+class First(nn.Module):
+    """A module whose first result counts."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)[0]
+
+
+@pytest.mark.parametrize(
+    ("layer", "left"),
+    [
+        (lambda: nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), "0.self_attn.in_proj_weight"),
+        (lambda: First(nn.LSTM(8, 8, batch_first=True)), "0.inner.weight_ih_l0, 0.inner.weight_hh_l0"),
+    ],
+)
+def test_matrices_that_a_measure_leaves_out_are_named(layer, left):
+    network, images = nn.Sequential(layer(), nn.Flatten(), nn.Linear(32, 3)), torch.randn(4, 4, 8)
+    for measure, rule in ((ntk_gram, "parameters named weight"), (snip, "the weights of convolutions and linear layers")):
+        with pytest.warns(LeftOutWarning, match=f"over {rule}: it leaves out {left}"):
+            measure(network, images, *([] if measure is ntk_gram else [torch.arange(4) % 3]))
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith("2."))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LeftOutWarning)
+        ntk_gram(network, images)
+
+
 def test_the_grammar_is_large():
     assert len(OPERATORS) >= 280
     assert len(MODULES) >= 50
 
 
-@pytest.mark.filterwarnings("ignore::tenas.measures.ntk.LeftOutWarning")
+@pytest.mark.filterwarnings("ignore::tenas.measures.common.LeftOutWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRAMMAR)
 def test_every_operator_and_module_alone(name):
     kernels_agree(drawn(name))
 
 
-@pytest.mark.filterwarnings("ignore::tenas.measures.ntk.LeftOutWarning")
+@pytest.mark.filterwarnings("ignore::tenas.measures.common.LeftOutWarning")
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(sorted(GRAMMAR)), min_size=2, max_size=4))
 def test_operators_and_modules_together(names):
