@@ -16,7 +16,7 @@ from typing import Any
 from tenas import __version__
 from tenas.code import PACKAGE, code_digest
 from tenas.errors import TenasError
-from tenas.files import sha256, sha256_of
+from tenas.files import read_json, sha256, sha256_of
 from tenas.machine import driver_version
 
 # Key of a record's own hash.
@@ -183,6 +183,14 @@ def has_seal(record: Mapping[str, Any]) -> bool:
 def is_sealed(record: Mapping[str, Any]) -> bool:
     """Whether a record has its own hash, and it is correct."""
     return dict(record) == sealed({key: value for key, value in record.items() if key != SEALED})
+
+
+def read_record(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """Read a record. Raises TenasError if it is missing or damaged, or has a hash of its own that is another one."""
+    record = read_json(path, what)
+    if is_edited(record):
+        raise TenasError(f"The {what} {path} is not what was written: its own hash differs. Make it again.")
+    return record
 
 
 def is_edited(record: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tenas import layout
 from tenas.errors import TenasError
 from tenas.files import finite, read_json, read_table
-from tenas.provenance import is_edited
+from tenas.provenance import read_record
 from tenas.report.warnings import warnings_of_round
 from tenas.search.origins import check_same_origins
 from tenas.settings.search import read_settings
@@ -151,9 +151,7 @@ def results_of_seed(run_dir: Path, seed: int) -> tuple[dict[str, Any], dict[str,
     found: list[dict[str, Any]] = []
     for pattern, what in ((layout.LOOKUP, "benchmark look-up"), (layout.RETRAIN_METRICS, "retraining's metrics")):
         path = layout.path(pattern, run_dir, seed=seed)
-        result = read_json(path, what) if path.exists() else {}
-        if is_edited(result):
-            raise TenasError(f"The {what} {path} is not what was written: its own hash differs. Run it again.")
+        result = read_record(path, what) if path.exists() else {}
         # The accuracy of another cell next to this one would be wrong, but look right.
         if result and result.get("arch") != genotype["arch"]:
             raise TenasError(f"The {what} {path} is of another genotype than {genotype_file}: run it again.")

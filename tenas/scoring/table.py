@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tenas.errors import TenasError
-from tenas.files import read_csv, read_json, sha256
+from tenas.files import read_csv, sha256
 from tenas.layout import record_of
 from tenas.measures.catalogue import Measure, get_measure
-from tenas.provenance import check_one_kind, is_edited
+from tenas.provenance import check_one_kind, read_record
 from tenas.scoring.subjects import Measurement, Subjects, plan
 
 VALUES = ("measure", "repeat", "value")
@@ -84,9 +84,7 @@ def _checked_record(path: Path) -> dict[str, Any]:
     """The record of the scores, empty where there is none. Raises TenasError if its hash, or theirs, is not the recorded one."""
     if not record_of(path).exists():
         return {}
-    record = read_json(record_of(path), "record of scores")
-    if is_edited(record):
-        raise TenasError(f"The record of scores {record_of(path)} is not the one that was written: its own hash differs.")
+    record = read_record(record_of(path), "record of scores")
     recorded = record.get("scores_sha256")
     if recorded is not None and recorded != sha256(path):
         raise TenasError(

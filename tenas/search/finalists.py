@@ -6,8 +6,8 @@ from typing import Any
 
 from tenas.benchmark.index import read_column
 from tenas.errors import TenasError
-from tenas.files import finite, read_json
-from tenas.provenance import check_one_kind, is_edited
+from tenas.files import finite
+from tenas.provenance import check_one_kind, read_record
 from tenas.scoring.subjects import Cell
 from tenas.spaces.base import Space
 
@@ -49,9 +49,7 @@ def trained(metrics: Sequence[str | os.PathLike[str]], cells: Sequence[Cell]) ->
     results: list[dict[str, Any]] = []
     machines: dict[str, object] = {}
     for cell, path in zip(cells, metrics, strict=False):
-        value = read_json(path, "training's metrics")
-        if is_edited(value):
-            raise TenasError(f"The training's metrics {path} are not those that were written: their own hash differs.")
+        value = read_record(path, "training's metrics file")
         if value.get("arch") != cell.arch:
             raise TenasError(f"The training {path} is of another cell than the shortlist has in its place: run it again.")
         try:

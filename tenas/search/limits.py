@@ -15,8 +15,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from tenas.errors import TenasError
-from tenas.files import read_json
-from tenas.provenance import is_edited
+from tenas.provenance import read_record
 from tenas.spaces.base import Genotype, Mask, Space
 from tenas.spaces.sums import Sums
 
@@ -218,9 +217,7 @@ def read_limits(path: str | os.PathLike[str] | None) -> Limits | None:
     """Read the limits of a run from its limits.json; None without a file. Raises TenasError for a damaged one."""
     if path is None:
         return None
-    value = read_json(path, "limits")
-    if is_edited(value):
-        raise TenasError(f"The limits {path} are not those that were written: their own hash differs.")
+    value = read_record(path, "file of limits")
     try:
         return from_json(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -187,7 +187,7 @@ CHANGES: dict[str, tuple[Callable[[], object], dict[Path, list[str]]]] = {
     "fewer inputs": (fewer_inputs, {RECORD: ["names other inputs than card.json, images.npy, mask.json"]}),
     "a broken seal": (
         lambda: edit_json(RECORD, wall_seconds=1.5),
-        {ONE.parent: [f"{NOT_RANKED}The record of scores {RECORD} is not the one that was written: its own hash differs"],
+        {ONE.parent: [f"{NOT_RANKED}The record of scores {RECORD} is not what was written: its own hash differs. Make it again"],
          RECORD: ["is not the record that was written: its own hash differs"]},
     ),
     "no record": (

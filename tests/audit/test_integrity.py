@@ -122,8 +122,8 @@ def test_stages_refuse_what_has_a_bit_turned(copy, capsys):
     for path, position, command, sentence in (
         (network, 5000, ["export", "--network", network, "--out", "out"], "cannot be read: it is damaged"),
         (scores, digit, prune, "has changed since it was written"),
-        (scores.with_suffix(".json"), seconds, prune, "is not the one that was written"),
-        (training, accuracy, finalists, "are not those that were written"),
+        (scores.with_suffix(".json"), seconds, prune, "is not what was written"),
+        (training, accuracy, finalists, "is not what was written"),
     ):
         content = path.read_bytes()
         path.write_bytes(turned(content, position, 0))

@@ -367,7 +367,7 @@ def test_limits_that_were_edited_are_refused_by_their_own_hash(tmp_path):
     assert read_limits(tmp_path / "limits.json") == from_json(value)
     value["sums"]["parameters"]["most"] += 1
     write_json(tmp_path / "limits.json", value)
-    with pytest.raises(TenasError, match=r"limits\.json are not those that were written: their own hash differs"):
+    with pytest.raises(TenasError, match=r"limits\.json is not what was written: its own hash differs"):
         read_limits(tmp_path / "limits.json")
 
 

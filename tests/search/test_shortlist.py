@@ -305,7 +305,7 @@ def test_metrics_of_a_finalist_are_those_that_were_written(tmp_path):
     write_json(tmp_path / "1.json", metrics)
     assert trained([tmp_path / "1.json"], [cell]) == [{"valid_accuracy": 5.0, "best_epoch": 2}]
     write_json(tmp_path / "1.json", metrics | {"valid_accuracy": 95.0})
-    with pytest.raises(TenasError, match=r"The training's metrics .*1\.json are not those that were written"):
+    with pytest.raises(TenasError, match=r"The training's metrics .*1\.json is not what was written"):
         trained([tmp_path / "1.json"], [cell])
     for damage in ({"valid_accuracy": "5.0"}, {"valid_accuracy": float("nan")}, {"best_epoch": None}, {"best_epoch": True}):
         write_json(tmp_path / "1.json", sealed({"arch": cell.arch, "valid_accuracy": 5.0, "best_epoch": 2} | damage))
