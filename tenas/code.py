@@ -5,12 +5,13 @@ touched file has the same one. The workflow passes them to its rules, because Sn
 """
 
 import ast
+import importlib.util
 from collections.abc import Iterable, Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from tenas.references import source_file
+from tenas.errors import TenasError
 
 PACKAGE = Path(__file__).parent
 # Folder with Snakefile, workflow, configurations and profiles: within a built package, else its parent folder (setup.py).
@@ -20,6 +21,36 @@ NO_RESULT = frozenset(
     {"__init__.py", "api.py", "boundary.py", "cli.py", "code.py", "errors.py", "files.py", "layout.py", "locks.py",
      "machine.py", "progress.py", "provenance.py", "references.py", "settings", "stages/types.py"}
 )  # fmt: skip
+
+
+def is_reference(name: object) -> bool:
+    """Whether ``name`` is a reference and not a built-in name."""
+    return isinstance(name, str) and ":" in name
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """Module and attribute of a reference. Raises TenasError for another form."""
+    module, _, attribute = reference.rpartition(":")
+    if not module or not attribute.isidentifier():
+        raise TenasError(f"{reference!r} is not a reference; expected package.module:object or path/to/file.py:object.")
+    return module, attribute
+
+
+def source_file(reference: str) -> Path:
+    """The file of a reference or of a module, for digests. Raises TenasError if there is none."""
+    module_name = split_reference(reference)[0] if is_reference(reference) else reference
+    if module_name.endswith(".py"):
+        path = Path(module_name)
+        if not path.is_file():
+            raise TenasError(f"{reference!r} names the file {path}, which does not exist.")
+        return path
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError) as error:
+        raise TenasError(f"{reference!r} names the module {module_name}, which cannot be found.") from error
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise TenasError(f"{reference!r} names the module {module_name}, which is not a Python file.")
+    return Path(spec.origin)
 
 
 def _counts(file: Path) -> bool:

@@ -18,7 +18,7 @@ from tenas.errors import TenasError, one_of
 from tenas.files import read_json
 from tenas.report.claims import read_claims
 from tenas.settings.base import checked, project_file, read_yaml
-from tenas.settings.config import Config
+from tenas.settings.config import Config, check_input
 from tenas.settings.retrain import retrain_settings
 from tenas.settings.search import search_settings
 from tenas.settings.sizes import check_sizes
@@ -69,17 +69,35 @@ def load_config(value: Mapping[str, Any], where: str = "config") -> dict[str, An
         config["claims"] = str(project_file(config["claims"]))
         with _part(f"{where}: 'claims'"):
             read_claims(config["claims"])
+    _check_inputs(config, where)
     return config
 
 
-def check_files(paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise TenasError for files of configuration that are no mapping or have a key twice, of which Snakemake takes the last."""
-    for path in paths:
-        # JSON has tabulators, which YAML does not.
-        json = Path(path).suffix == ".json"
-        value = read_json(path, "configuration") if json else read_yaml(path, "configuration")
-        if not isinstance(value, dict):
-            raise TenasError(f"The configuration {path} is {'empty' if value is None else 'not a mapping of keys to values'}.")
+def _check_inputs(config: Mapping[str, Any], where: str) -> None:
+    """Raise TenasError for a file of the user's that no rule can take as an input."""
+    for name, dataset in config["datasets"].items():
+        check_input(dataset["path"] or "", f"{where}: 'datasets.{name}.path'")
+    for space, table in config["benchmark"].items():
+        check_input(table or "", f"{where}: 'benchmark.{space}'")
+    check_input(config["claims"] or "", f"{where}: 'claims'")
+    for name, run in config["runs"].items():
+        settings = run["settings"]
+        check_input(
+            settings["limits"].get("latency", {}).get("table", ""), f"{where}: run {name!r}: the table of 'limits.latency'"
+        )
+        for number, entry in enumerate(settings["rounds"], start=1):
+            if isinstance(listed := entry.get("sample"), str):
+                check_input(listed, f"{where}: run {name!r}: round {number}: 'sample'")
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file of configuration. Raises TenasError if it is no mapping, or has a key twice: Snakemake would take the last."""
+    # JSON has tabulators, which YAML does not.
+    json = Path(path).suffix == ".json"
+    value = read_json(path, "configuration") if json else read_yaml(path, "configuration")
+    if not isinstance(value, dict):
+        raise TenasError(f"The configuration {path} is {'empty' if value is None else 'not a mapping of keys to values'}.")
+    return value
 
 
 def _run(name: str, run: dict[str, Any], datasets: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -165,8 +183,7 @@ def main(paths: Iterable[str]) -> int:
 
     def check() -> int:
         for path in paths:
-            check_files([path])
-            load_config(read_yaml(path, "configuration"), path)  # type: ignore[arg-type]  # a mapping, as checked
+            load_config(read_config(path), path)
         return 0
 
     return bounded(check)

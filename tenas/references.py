@@ -6,28 +6,97 @@ jobs and the audit import the object themselves, and the content of the file is 
 
 import importlib
 import importlib.util
+import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
+from tenas.code import PACKAGE, closure, source_file, split_reference
 from tenas.errors import TenasError
 
 # Prefix of the names of modules imported by the path of their file.
 USER_MODULE = "tenas_user_"
+# Users' files that this process has imported, or may yet (within functions), with their state and hash then.
+_seen: dict[Path, tuple[tuple[int, int], str]] = {}
+# Modules next to users' files, by the name under which those import them.
+_local: dict[str, Path] = {}
 
 
-def is_reference(name: object) -> bool:
-    """Whether ``name`` is a reference and not a built-in name."""
-    return isinstance(name, str) and ":" in name
+def _state(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_mtime_ns, found.st_size
 
 
-def _split(reference: str) -> tuple[str, str]:
-    module, _, attribute = reference.rpartition(":")
-    if not module or not attribute.isidentifier():
-        raise TenasError(f"{reference!r} is not a reference; expected package.module:object or path/to/file.py:object.")
-    return module, attribute
+def _digest(file: Path) -> str:
+    return sha256(file.read_bytes()).hexdigest()
+
+
+def _look_at(module: str) -> list[Path]:
+    """Note the files that a user's module imports, directly or not, and return the new ones.
+
+    Raises TenasError for one that has changed since it was noted.
+
+    A process never imports a file again: its values would be those of the old code, under the digest of the new one.
+    """
+    if module.partition(".")[0] == PACKAGE.name and not module.endswith(".py"):
+        return []
+    files: tuple[Path, ...] = ()
+    with suppress(TenasError, OSError, SyntaxError, ValueError, RecursionError):  # the import itself will fail
+        files = closure([module])
+    new = []
+    for file in files:
+        if file.is_relative_to(PACKAGE):
+            continue
+        if file not in _seen:
+            _seen[file] = _state(file), _digest(file)
+            new.append(file)
+        elif _seen[file][0] != _state(file) and _seen[file][1] != _digest(file):
+            raise _changed(file)
+    return new
+
+
+def _forget(files: Iterable[Path]) -> None:
+    """Take files for not imported: their import has failed, and may be tried again."""
+    for file in files:
+        _seen.pop(file, None)
+
+
+def _changed(file: Path) -> TenasError:
+    return TenasError(f"{file} has changed since it was imported: run the command again, or restart the notebook's kernel.")
+
+
+def seen_files() -> dict[Path, str]:
+    """Hashes of the users' files that this process has imported."""
+    return {file: digest for file, (_, digest) in _seen.items()}
+
+
+def check_seen(expected: Mapping[Path, str]) -> None:
+    """Raise TenasError if this process has imported another version of a file than the one whose ``seen_files`` are given."""
+    for file, digest in seen_files().items():
+        if expected.get(file, digest) != digest:
+            raise _changed(file)
+
+
+def _check_names(path: Path) -> None:
+    """Raise TenasError if a module that a user's file imports from its folder has the name of another one of this process."""
+    with suppress(OSError, SyntaxError, ValueError, RecursionError):
+        for file in closure([str(path)]):
+            if file == path or not file.is_relative_to(path.parent):
+                continue
+            name = file.relative_to(path.parent).parts[0].removesuffix(".py")
+            own = path.parent / name if (path.parent / name).is_dir() else path.parent / f"{name}.py"
+            loaded = getattr(sys.modules.get(name), "__file__", None)
+            other = _local.setdefault(name, own)
+            if other == own and loaded is not None and not Path(loaded).resolve().is_relative_to(own):
+                other = Path(loaded)
+            # Copies are the same code.
+            if other != own and not (other.is_file() and own.is_file() and _digest(other) == _digest(own)):
+                raise TenasError(
+                    f"{path} imports {name!r} from its folder, but {other} has that name in this process: rename one."
+                )
 
 
 def _import_file(path: Path, what: str) -> ModuleType:
@@ -40,6 +109,7 @@ def _import_file(path: Path, what: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None
     assert spec.loader is not None
+    _check_names(path.resolve())
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     # Files in the same folder can be imported as from a script, also by imports within functions.
@@ -57,16 +127,30 @@ def _import_file(path: Path, what: str) -> ModuleType:
     return module
 
 
+@contextmanager
+def folder_kept() -> Iterator[None]:
+    """Restore the working directory, to which paths are relative: users' code may change it."""
+    folder = os.getcwd()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+
+
 def load_module(name: str, what: str) -> ModuleType:
     """Import a module by its name, or by the path of its file. ``what``: what it is for, in messages.
 
     Raises TenasError if it is missing or its import fails.
     """
+    noted = _look_at(name)
     try:
-        return _import_file(Path(name), what) if name.endswith(".py") else importlib.import_module(name)
+        with folder_kept():
+            return _import_file(Path(name), what) if name.endswith(".py") else importlib.import_module(name)
     except TenasError:
+        _forget(noted)
         raise
     except (Exception, SystemExit) as error:
+        _forget(noted)
         # SystemExit too: a script that exits on import must not end this process.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise TenasError(f"The {what} {name!r} cannot be imported ({reason}).") from error
@@ -77,7 +161,7 @@ def load_object(reference: str, what: str) -> object:
 
     Raises TenasError if the file, the module or the object is missing, or if the import fails.
     """
-    module_name, attribute = _split(reference)
+    module_name, attribute = split_reference(reference)
     module = load_module(module_name, what)
     if not hasattr(module, attribute):
         public = ", ".join(name for name in vars(module) if not name.startswith("_")) or "nothing"
@@ -101,20 +185,3 @@ def reference_of(thing: object) -> str | None:
                     source_file(reference)
                     return reference
     return None
-
-
-def source_file(reference: str) -> Path:
-    """The file of a reference or of a module, for digests. Raises TenasError if there is none."""
-    module_name = _split(reference)[0] if is_reference(reference) else reference
-    if module_name.endswith(".py"):
-        path = Path(module_name)
-        if not path.is_file():
-            raise TenasError(f"{reference!r} names the file {path}, which does not exist.")
-        return path
-    try:
-        spec = importlib.util.find_spec(module_name)
-    except (ImportError, ValueError) as error:
-        raise TenasError(f"{reference!r} names the module {module_name}, which cannot be found.") from error
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise TenasError(f"{reference!r} names the module {module_name}, which is not a Python file.")
-    return Path(spec.origin)

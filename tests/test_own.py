@@ -125,6 +125,9 @@ class Bends(nn.Module):
         return cls(space, operators, channels=channels, cells=1, classes=2)
 
 
+THE_SAME = nn.Identity()
+
+
 def test_a_skeleton_of_ones_own():
     space = ChainSpace("bent", {"skip": skip, "conv": conv}, [Layer(), Layer()], networks=Bends)
     genotype = space.parse("conv-skip")
@@ -147,6 +150,10 @@ def test_a_skeleton_of_ones_own():
         ({"skip": skip, "conv": lambda i, o, s: nn.Conv2d(7, o, 1)}, {}, r"'conv' of own, .* cannot read .* of \(2, 4, 8, 8\)"),
         ({"skip": skip, "pair": lambda i, o, s: nn.LSTM(8, 8)}, {}, "'pair' of own, .* cannot read"),
         ({"skip": skip, "text": lambda i, o, s: "conv"}, {}, "'text' of own gave a str, not a module"),
+        ({"skip": skip, "relu": lambda i, o, s: nn.Sequential(nn.ReLU(inplace=True), conv(i, o, s))}, {},
+         "'relu' of own, .* writes into its input, which others read too: use inplace=False"),
+        ({"skip": skip, "one": lambda i, o, s: THE_SAME}, {}, "'one' of own gave a module twice: make a new one"),
+        ({"skip": skip, "lazy": lambda i, o, s: nn.LazyConv2d(o, 3, padding=1)}, {}, "'lazy' of own, .* no values for weight"),
         ({"skip": skip, "none": lambda i, o, s: None}, None, "'none' of own adds nothing, which would cut the chain"),
     ],
 )  # fmt: skip

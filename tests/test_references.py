@@ -13,9 +13,10 @@ import pytest
 from helpers import ROOT
 from helpers.engine import DARTS, NAS, chain_space
 
+from tenas.code import is_reference, source_file
 from tenas.errors import TenasError
 from tenas.measures import Measure, get_measure
-from tenas.references import is_reference, load_object, reference_of, source_file
+from tenas.references import check_seen, load_object, reference_of, seen_files
 from tenas.spaces import BUILT_IN, Mask, get_space, load_genotype
 
 OWN = """
@@ -151,6 +152,45 @@ def test_a_file_that_was_mended_is_imported_again(tmp_path):
         load_object(f"{path}:VALUE", "value")
     path.write_text("VALUE = 4")
     assert load_object(f"{path}:VALUE", "value") == 4
+
+
+def test_a_file_that_has_changed_since_is_refused(own):
+    """This process still has the old code; its digest would be that of the new one, and other processes would import that."""
+    load_object(f"{own}:SPACE", "space")
+    own.touch()
+    load_object(f"{own}:SPACE", "space")
+    seen = seen_files()
+    (own.parent / "beside.py").write_text(BESIDE + "# another\n")
+    with pytest.raises(TenasError, match=r"beside\.py has changed since it was imported: run the command again, or restart"):
+        load_object(f"{own}:MEASURE", "measure")
+    (own.parent / "beside.py").write_text(BESIDE)
+    load_object(f"{own}:MEASURE", "measure")
+    check_seen(seen)
+    with pytest.raises(TenasError, match=r"own\.py has changed"):
+        check_seen({own.resolve(): "0" * 64})
+
+
+def test_two_modules_of_one_name_beside_two_files_are_refused(tmp_path):
+    """The second file would get the first one's."""
+    for folder, value in (("a", 1), ("b", 2), ("c", 1)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a_name_of_both.py").write_text(f"VALUE = {value}\n")
+        (tmp_path / folder / "json.py").write_text("VALUE = 3\n")
+        (tmp_path / folder / "user.py").write_text("from a_name_of_both import VALUE\n")
+    assert load_object(f"{tmp_path}/a/user.py:VALUE", "value") == 1
+    with pytest.raises(TenasError, match=r"b/user\.py imports 'a_name_of_both' from its folder, but .*a/a_name_of_both\.py has"):
+        load_object(f"{tmp_path}/b/user.py:VALUE", "value")
+    assert load_object(f"{tmp_path}/c/user.py:VALUE", "value") == 1  # the same code
+    (tmp_path / "a/second.py").write_text("from json import VALUE\n")
+    with pytest.raises(TenasError, match="imports 'json' from its folder, but"):
+        load_object(f"{tmp_path}/a/second.py:VALUE", "value")
+
+
+def test_users_code_does_not_change_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moves.py").write_text("import os\nos.chdir('/')\nVALUE = 1\n")
+    assert load_object("moves.py:VALUE", "value") == 1
+    assert Path.cwd() == tmp_path
 
 
 @pytest.mark.parametrize("reference", ["own.py:", ":SPACE", "own.py:a.b", "own.py:not one", "own.py:1a", "a:b:c d"])

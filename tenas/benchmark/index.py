@@ -17,6 +17,7 @@ from tenas.errors import TenasError, in_short, one_of
 from tenas.files import WHOLE
 from tenas.provenance import Stopwatch, provenance
 from tenas.spaces import Genotype, Space, get_space, load_genotype, parse_genotype
+from tenas.spaces.base import is_json_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -322,7 +323,8 @@ def look_up(
     """
     stopwatch = Stopwatch()
     builtin = str(index) == BUILTIN
-    if builtin and not isinstance(cell, int | Integral) and not WHOLE.fullmatch(str(cell)):
+    # The file of a genotype names its space, which a text does not.
+    if not isinstance(cell, int | Integral) and not WHOLE.fullmatch(str(cell)) and (builtin or is_json_path(str(cell))):
         cell = load_genotype(cell, space)
         space = cell.space
     if index is None or (builtin and not has_builtin(space or SPACE)):

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tenas.code import is_reference
 from tenas.data.sources import SOURCES
 from tenas.errors import TenasError
-from tenas.references import is_reference
 
 
 def entry_of(data: str, **keys: object) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tenas.code import is_reference
 from tenas.data.archives import load_npz, npz_size
 from tenas.data.arrays import SMALLEST, check_classes, check_labels, check_pixels
 from tenas.data.folders import load_folder, load_imagenet
 from tenas.data.official import load_cifar10, load_cifar100, load_digits, load_imagenet16
 from tenas.data.parts import UNLABELLED, Arrays, Files, Loaded, Part, Splits
 from tenas.errors import TenasError, one_of
-from tenas.references import is_reference, load_object
+from tenas.references import load_object
 
 WIDEST = 32  # images of a source without a side of its own
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, cast
 
+from tenas.code import is_reference
 from tenas.errors import TenasError, one_of
 from tenas.measures.threads import full_precision, one_thread
-from tenas.references import is_reference, load_object
+from tenas.references import load_object
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

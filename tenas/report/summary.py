@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tenas import layout
 from tenas.errors import TenasError
-from tenas.files import finite, read_json, read_table
+from tenas.files import finite, read_json, read_table, sha256
 from tenas.provenance import read_record
 from tenas.report.warnings import warnings_of_round
 from tenas.search.origins import check_same_origins
@@ -144,14 +145,33 @@ def of_search(rounds: Sequence[RoundSummary]) -> dict[str, float | None]:
     return found
 
 
+class StaleWarning(UserWarning):
+    """A result does not belong to the run as it is now, and is left out."""
+
+
+def _is_stale(metrics: Mapping[str, Any], genotype: Mapping[str, Any], *files: Path) -> bool:
+    """Whether metrics are of another cell, or made from other ``files`` than there are now."""
+    made = metrics.get("provenance")
+    inputs = made.get("inputs") if isinstance(made, dict) else None
+    recorded = {Path(str(name)).name: digest for name, digest in inputs.items()} if isinstance(inputs, dict) else {}
+    others = [file for file in files if file.exists() and recorded.get(file.name, sha256(file)) != sha256(file)]
+    return bool(metrics) and (metrics.get("arch") != genotype["arch"] or bool(others))
+
+
 def results_of_seed(run_dir: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Genotype, look-up and metrics of a seed; the latter two are empty if the run has none."""
+    """Genotype, look-up and metrics of a seed; the latter two are empty if the run has none.
+
+    Metrics of a retraining of another genotype or with other settings than the run has now are left out, with a warning.
+    """
     genotype_file = layout.path(layout.GENOTYPE, run_dir, seed=seed)
     genotype = read_json(genotype_file, "genotype")
     found: list[dict[str, Any]] = []
     for pattern, what in ((layout.LOOKUP, "benchmark look-up"), (layout.RETRAIN_METRICS, "retraining's metrics")):
         path = layout.path(pattern, run_dir, seed=seed)
         result = read_record(path, what) if path.exists() else {}
+        if pattern == layout.RETRAIN_METRICS and _is_stale(result, genotype, genotype_file, layout.path(layout.RETRAIN, run_dir)):
+            warnings.warn(f"The {what} {path} are of an earlier genotype or other settings: they are left out.", StaleWarning, 2)
+            result = {}
         # The accuracy of another cell next to this one would be wrong, but look right.
         if result and result.get("arch") != genotype["arch"]:
             raise TenasError(f"The {what} {path} is of another genotype than {genotype_file}: run it again.")

@@ -47,7 +47,7 @@ def _parsed(line: str, origin: str) -> tuple[Result, float]:
     if checksum != _checksum(line, origin):
         raise ValueError(f"not the line that was written: {line}")
     subject, measure, repeat, value, cost, seconds = line.split(",")
-    number = int(value) if value.isdecimal() else float(value)
+    number = int(value) if value.removeprefix("-").isdecimal() else float(value)
     return Result(Measurement(int(subject), measure, int(repeat)), number, float(cost)), float(seconds)
 
 

@@ -15,6 +15,7 @@ from tenas.measures.common import collector_paused, collector_spared
 from tenas.measures.threads import one_thread
 from tenas.networks import Network, Supernet, SupernetCells, initialise, redrawn_whole, seeded
 from tenas.networks.costs import operator_costs
+from tenas.references import folder_kept
 from tenas.scoring.checkpoint import Result
 from tenas.scoring.inputs import draw_inputs
 from tenas.scoring.subjects import Cells, Measurement, Subjects
@@ -87,7 +88,7 @@ class Scorer:
             with seeded(self.seed(name, repeat, "draws")):
                 measure(network, *inputs)
         start = clock()
-        with seeded(self.seed(name, repeat, "draws")):
+        with seeded(self.seed(name, repeat, "draws")), folder_kept():
             value = measure(network, *inputs)
         seconds = clock() - start
         if measure is not BUILT_IN.get(name):

@@ -50,18 +50,21 @@ def score_shard(
     what: str,
     workers: Workers | None = None,
     reuse: bool = False,
+    planned_code: str | None = None,
 ) -> None:
     """Measure a shard: ``out`` and, next to it with the suffix .json, its record.
 
     Resumes a killed job: finished measurements are kept in a hidden file next to ``out``, and the record says under
     ``resumed`` how many were found there. ``facts``: by name, the numbers that seeds are derived from: seed and round of a
     search, seed of a study. ``workers``: those of a whole search. ``reuse``: existing scores of the same origin are left as they
-    are.
+    are. ``planned_code``: raises TenasError if ``code`` is another digest.
     """
     from tenas.device import own_device, score_device
     from tenas.scoring.score import Task, score
 
     stopwatch = Stopwatch()
+    if planned_code not in (None, code):
+        raise TenasError(f"The code of {what} has changed since the workflow planned this job: run the same command again.")
     device = own_device(score_device(device))
     out = Path(out)
     pixels, card, hashes = read_inputs(measures, images)

@@ -44,16 +44,17 @@ def read_scores(
     """Read all measurements of ``subjects`` from their shards, in any order. ``what``: round or study, for messages.
 
     Raises TenasError if a file is cut off or damaged or does not match its record (the JSON file of the same name), if a row is
-    of another search, if a measurement is missing or doubled, or if shards were measured on different kinds of devices.
+    of another search, if a measurement is missing or doubled, or if shards were measured on different kinds of devices, by
+    different code, with other settings or of other files.
     """
     expected = set(plan(measures, subjects.ids))
     by_name = {get_measure(reference).name: get_measure(reference) for reference in measures}
     number = subjects.columns[1] if "trial" in subjects.columns else "cell"
     values: dict[Measurement, float] = {}
-    machines: dict[str, object] = {}
+    records: dict[str, dict[str, Any]] = {}
     for path in paths:
         rows = read_csv(path, score_columns(subjects), "scores file")
-        machines[str(path)] = _checked_record(Path(path)).get("machine")
+        records[str(path)] = _checked_record(Path(path))
         for line, row in enumerate(rows, start=2):
             where = f"The scores file {path}, line {line},"
             try:
@@ -70,7 +71,8 @@ def read_scores(
             if measurement in values:
                 raise TenasError(f"{where} repeats an earlier measurement: a shard is given twice.")
             values[measurement] = value
-    check_one_kind(machines, f"shards of {what}")
+    check_one_kind({path: record.get("machine") for path, record in records.items()}, f"shards of {what}")
+    _check_alike(records, what)
     missing = sorted(expected - values.keys())
     if missing:
         raise TenasError(
@@ -78,6 +80,26 @@ def read_scores(
             f"{missing[0].measure} of {number} {missing[0].subject}, repeat {missing[0].repeat}: a shard is missing or cut off."
         )
     return values
+
+
+def _check_alike(records: Mapping[str, Mapping[str, Any]], what: str) -> None:
+    """Raise TenasError for shards that were not measured by the same code, with the same settings, of the same files."""
+    first: dict[str, tuple[str, object]] = {}
+    for path, record in records.items():
+        inputs = record.get("inputs")
+        found = {
+            "code": record.get("code"),
+            "settings": record.get("settings"),
+            # Folders may have been moved between two shards.
+            "files": list(inputs.values()) if isinstance(inputs, Mapping) else None,
+        }
+        for key, value in found.items():
+            other, expected = first.setdefault(key, (path, value)) if value is not None else (path, value)
+            if value != expected:
+                raise TenasError(
+                    f"The shards {other} and {path} of {what} were measured with different {key}: remove the one that is not "
+                    "wanted, with its record, and measure it again."
+                )
 
 
 def _checked_record(path: Path) -> dict[str, Any]:

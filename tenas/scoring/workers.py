@@ -29,6 +29,7 @@ import numpy as np
 from tenas.boundary import Place, end, note_place, place_of
 from tenas.errors import TenasError, ended_by
 from tenas.progress import one_line
+from tenas.references import check_seen, seen_files
 from tenas.scoring.checkpoint import Result
 from tenas.scoring.subjects import Measurement
 
@@ -84,8 +85,9 @@ def _work(connection: Connection, parent: int) -> None:
                     continue
                 if kind == "task":
                     assert images is not None
-                    task, card = content
+                    task, card, seen = content
                     scorer = Scorer(task, images, card, "cpu")
+                    check_seen(seen)
                     continue
                 assert scorer is not None
                 answer = pickle.dumps([scorer(measurement) for measurement in content])
@@ -151,7 +153,7 @@ class _Worker:
                 self._send("images", images)
                 self._images = images
             if self._task is not task:
-                self._send("task", (task, card))
+                self._send("task", (task, card, seen_files()))
                 self._task = task
             self._send("measure", group)
         except OSError:

@@ -8,7 +8,7 @@ from typing import Any
 from tenas import layout
 from tenas.benchmark.builtin import index_path
 from tenas.data.entry import entry_of
-from tenas.data.prepared import filled, in_words, prepare
+from tenas.data.prepared import filled, in_words, prepare, read_prepared
 from tenas.data.sources import load
 from tenas.errors import TenasError
 from tenas.files import read_json, sha256
@@ -84,7 +84,10 @@ def _is_prepared(folder: Path, entry: Mapping[str, Any]) -> bool:
     """Whether ``folder`` has the images of an entry, prepared from the present files."""
     if not (folder / "card.json").exists():
         return False
-    card = read_json(folder / "card.json", "data card")
+    try:
+        card = read_prepared(folder / layout.IMAGES, labels=True).card
+    except TenasError:  # a file is gone or damaged
+        return False
     return card["provenance"]["settings"] == entry and card.get("parts_sha256") == load(entry)[0].digests()
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tenas.code import code_digest
+from tenas.code import code_digest, is_reference
 from tenas.files import sha256, sha256_of
 from tenas.measures.catalogue import get_measure
-from tenas.references import is_reference
 from tenas.spaces import BUILT_IN, Space, get_space
 
 

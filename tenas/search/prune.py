@@ -11,7 +11,7 @@ import numpy as np
 from tenas.measures.catalogue import Measure, get_measure
 from tenas.scoring.subjects import Measurement, Trials
 from tenas.search.limits import Limits
-from tenas.search.repeats import bootstrap_counts, standard_error, table_of_repeats
+from tenas.search.repeats import bootstrap_counts, rounded, standard_error, table_of_repeats
 from tenas.spaces.base import Mask, Trial
 
 RESAMPLES = 1000
@@ -23,9 +23,10 @@ def change(whole: np.ndarray, rest: np.ndarray, kind: str, decimals: int | None,
     """Change of a measure by removing an operator, repeat by repeat. All arrays are (trials, repeats).
 
     ``kind``: ``log``: log(whole) - log(rest); ``relative``, as in the released code: (whole - rest) / |whole|; ``absolute``, as
-    in the paper: whole - rest. The change is ``worst`` if the kernel becomes singular, -``worst`` if it ceases to be singular,
-    and NaN, not comparable, if it is singular with and without the operator. ``worst``, which keeps an operator, is -inf for a
-    measure of which less is better, and +inf for the others, whose infinity is -inf.
+    in the paper: whole - rest. The change is ``worst`` if the measure becomes infinitely bad (a kernel singular) or ceases to be
+    infinitely good, -``worst`` the other way round, and NaN, not comparable, if it is the same infinity with and without the
+    operator. ``worst``, which keeps an operator, is -inf for a measure of which less is better, and +inf for the others: so is an
+    infinitely good value.
     """
     whole = np.broadcast_to(whole, rest.shape)
     result: np.ndarray
@@ -39,24 +40,25 @@ def change(whole: np.ndarray, rest: np.ndarray, kind: str, decimals: int | None,
                 result = whole - rest
     if decimals is not None:
         result = np.round(result, decimals)
-    result[np.isfinite(whole) & np.isinf(rest)] = worst
-    result[np.isinf(whole) & np.isfinite(rest)] = -worst
-    result[np.isinf(whole) & np.isinf(rest)] = np.nan
+    # 1 for infinitely good values, -1 for infinitely bad ones.
+    before, after = (np.isinf(values) * np.sign(values) * np.sign(worst) for values in (whole, rest))
+    result[after < before] = worst
+    result[after > before] = -worst
+    result[(after == before) & np.isinf(rest)] = np.nan
     return result
 
 
-def mean_change(changes: np.ndarray, weights: np.ndarray, worst: float = -np.inf) -> np.ndarray:
+def mean_change(changes: np.ndarray, weights: np.ndarray, worst: float = -np.inf, *, raw: bool = False) -> np.ndarray:
     """Weighted means over the repeats: (samples, trials) from changes (trials, repeats) and counts (samples, repeats).
 
     A trial that makes a kernel singular in any repeat is ``worst`` (see ``change``); otherwise, one that ends a singularity in
     any repeat is -``worst``. NaN repeats are left out; a trial with no others is ``worst``, so that nothing is pruned without
-    evidence.
+    evidence. ``raw``: as in ``rounded``.
     """
     finite = np.isfinite(changes)
     counts = weights @ finite.T.astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # Rounded, so that equal decimals tie: 0.1 + 0.2 and 0.3 are the same change.
-        means: np.ndarray = np.round(weights @ np.where(finite, changes, 0.0).T / counts, 12)
+        means = rounded(weights @ np.where(finite, changes, 0.0).T / counts, changes, raw=raw)
     means[counts == 0] = worst
     means[weights @ (changes == -worst).T.astype(float) > 0] = -worst
     means[weights @ (changes == worst).T.astype(float) > 0] = worst
@@ -156,7 +158,8 @@ def weigh(
     rest = table_of_repeats(values, measure.name, numbers, repeats)
     worst = -np.inf if measure.lower_is_better else np.inf
     changes = change(whole, rest, settings["change"], settings["decimals"], worst)
-    means = mean_change(changes, bootstrap_counts(repeats, RESAMPLES, generator), worst)
+    counts = bootstrap_counts(repeats, RESAMPLES, generator)
+    means = mean_change(changes, counts, worst, raw=settings["change"] == "absolute")
     return Evidence(rest, changes, means, ranks(means, measure.lower_is_better, settings["ranks"]))
 
 

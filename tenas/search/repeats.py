@@ -17,6 +17,18 @@ def bootstrap_counts(repeats: int, resamples: int, generator: np.random.Generato
     return np.vstack([np.ones(repeats), generator.multinomial(repeats, np.full(repeats, 1 / repeats), resamples)])
 
 
+def rounded(means: np.ndarray, values: np.ndarray, *, raw: bool) -> np.ndarray:
+    """Round means of ``values`` to 12 decimals, so that equal numbers tie: 0.1 + 0.2 and 0.3 are the same.
+
+    ``raw``: whether they are on the scale of the measure, which may be small, and not logarithms or shares: if all are smaller
+    than 1, to 12 digits of the largest.
+    """
+    largest = np.abs(values[np.isfinite(values)]).max(initial=0.0) if raw else 1.0
+    scale = 10.0 ** np.floor(np.log10(largest) + 1) if 0 < largest < 1 else 1.0
+    found: np.ndarray = np.round(means / scale, 12) * scale
+    return found
+
+
 def standard_error(values: np.ndarray) -> float | str:
     """Standard error of the mean of the finite values; empty, as it stands in a table, below two of them."""
     finite = values[np.isfinite(values)]

@@ -13,7 +13,7 @@ from tenas.errors import TenasError
 from tenas.files import read_json
 from tenas.measures.catalogue import Measure, get_measure
 from tenas.scoring.subjects import Cell, Cells, Measurement
-from tenas.search.repeats import bootstrap_counts, standard_error, table_of_repeats
+from tenas.search.repeats import bootstrap_counts, rounded, standard_error, table_of_repeats
 from tenas.spaces.base import Space
 
 RESAMPLES = 1000
@@ -37,7 +37,8 @@ def mean_score(measure: Measure, values: np.ndarray, weights: np.ndarray) -> np.
     scores = on_scale(measure, values)
     scores = -scores if measure.lower_is_better else scores
     finite = np.isfinite(scores)
-    means: np.ndarray = np.round(weights @ np.where(finite, scores, 0.0).T / weights.sum(axis=1, keepdims=True), 12)
+    sums = weights @ np.where(finite, scores, 0.0).T
+    means = rounded(sums / weights.sum(axis=1, keepdims=True), scores, raw=measure.signed)
     means[weights @ (scores == np.inf).T.astype(float) > 0] = np.inf
     means[weights @ (scores == -np.inf).T.astype(float) > 0] = -np.inf
     return means

@@ -1,11 +1,13 @@
 """The models of the workflow's configuration (config/config.yaml). No torch."""
 
+import os
 import re
 from typing import Annotated, Any, Literal, LiteralString
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from tenas.errors import TenasError
 from tenas.settings.base import Distinct, Model, Whole
 from tenas.settings.study import Study
 
@@ -21,6 +23,12 @@ def refused(name: str) -> LiteralString | None:
     if {name.lower(), name.lower().rpartition(".")[0]} & set(TAKEN):
         return "must not be that of a file of the results"
     return None
+
+
+def check_input(path: str, what: str) -> None:
+    """Raise TenasError for a file that cannot be an input of a rule: Snakemake would take braces in its name for wildcards."""
+    if set("{}") & set(path) and not os.path.isdir(path):
+        raise TenasError(f"{what} is {path!r}; the workflow takes no file with braces in its path: rename it.")
 
 
 def _name(value: object) -> object:

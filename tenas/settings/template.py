@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tenas.code import PROJECT
 from tenas.errors import TenasError, in_short
 from tenas.settings.base import checked, parse_yaml
-from tenas.settings.config import Config, refused
+from tenas.settings.config import Config, check_input, refused
 from tenas.settings.retrain import retrain_settings
 from tenas.settings.search import search_settings
 
@@ -85,6 +85,7 @@ def configuration(name: str, file: str, images: Images) -> str:
     if (why := refused(name)) is not None:
         raise TenasError(f"The name of a run and of its data set {why}, not {in_short(name)}.")
     source, path = images.entry["source"], images.entry["path"]
+    check_input(path, "The path of the images")
     text = TEMPLATE.format(
         schema=PROJECT / "config" / "schemas" / "config.json", name=name, key=_scalar(name), file=_scalar(file),
         path=_scalar(path), source=source, **{key: getattr(images, key) for key in images._fields if key != "entry"},

@@ -4,9 +4,10 @@ import os
 from collections.abc import Iterator, Mapping
 from secrets import token_hex
 
+from tenas.code import is_reference
 from tenas.errors import TenasError, one_of
 from tenas.files import read_json
-from tenas.references import is_reference, load_object, reference_of
+from tenas.references import load_object, reference_of
 from tenas.spaces.base import (
     Choice,
     Edge,

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -55,6 +56,7 @@ class _FromFactories(Space):
         self.trained = MappingProxyType(dict(trained))
         self.networks = networks
         self._seen: set[tuple[str, int, int, int]] = set()
+        self._made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def operation(self, name: str, inputs: int, outputs: int, stride: int) -> nn.Module | None:
         """Make the module of an operator by its factory. Raises TenasError for anything else, or for a wrong output shape."""
@@ -65,30 +67,46 @@ class _FromFactories(Space):
             return None
         if not isinstance(made, nn.Module):
             raise TenasError(f"The factory of the operator {name!r} of {self.name} gave a {type(made).__name__}, not a module.")
+        if made in self._made:
+            raise TenasError(
+                f"The factory of the operator {name!r} of {self.name} gave a module twice: make a new one each time."
+            )
+        self._made.add(made)
         if (name, inputs, outputs, stride) not in self._seen:
             self._check_shape(made, name, inputs, outputs, stride)
             self._seen.add((name, inputs, outputs, stride))
         return made
 
     def _check_shape(self, made: nn.Module, name: str, inputs: int, outputs: int, stride: int) -> None:
+        from torch.nn.parameter import UninitializedParameter
+
         given, wanted = (2, inputs, SIDE, SIDE), (2, outputs, SIDE // stride, SIDE // stride)
         asked = f"The operator {name!r} of {self.name}, made for {inputs} to {outputs} channels with stride {stride},"
+        if lazy := next((key for key, value in made.named_parameters() if isinstance(value, UninitializedParameter)), None):
+            raise TenasError(f"{asked} has no values for {lazy} before it is used: give its module the number of channels.")
         try:
-            found = _shape_of(made, given)
+            found, is_written = _shape_of(made, given)
         except Exception as error:
             raise TenasError(f"{asked} cannot read features of {given}: {' '.join(str(error).split())}.") from error
+        if is_written:
+            raise TenasError(f"{asked} writes into its input, which others read too: use inplace=False, or copy it first.")
         if found != wanted:
             raise TenasError(f"{asked} gives {found} for {given}, not {wanted}: its factory must respect channels and stride.")
 
 
-def _shape_of(module: nn.Module, given: tuple[int, ...]) -> object:
-    """Output shape of a module for features of a shape, computed on a copy; without arithmetic (meta device) where possible."""
+def _shape_of(module: nn.Module, given: tuple[int, ...]) -> tuple[object, bool]:
+    """Output shape of a module for features of a shape, and whether it writes into them.
+
+    Computed on a copy; without arithmetic (meta device) where possible.
+    """
     import torch
 
-    def on(device: str) -> object:
+    def on(device: str) -> tuple[object, bool]:
+        features = torch.zeros(given, device=device)
+        before = features._version
         with torch.no_grad():
-            found = copy.deepcopy(module).to(device)(torch.zeros(given, device=device))
-        return tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+            found = copy.deepcopy(module).to(device)(features)
+        return tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__, features._version != before
 
     own = next((parameter.device.type for parameter in module.parameters()), "cpu")
     try:

@@ -29,6 +29,7 @@ def run(
     import sys
 
     from tenas.code import PROJECT
+    from tenas.config import load_config, read_config
     from tenas.errors import TenasError
 
     file, ours = Path(config), {path.stem: path for path in sorted((PROJECT / "config").glob("*.yaml"))}
@@ -40,6 +41,10 @@ def run(
                 f"There is no configuration {config}: expected a YAML file (tenas new writes one), or a name of {names}."
             )
         file = ours[config]
+    # Snakemake says the same in many lines, and ends with another status.
+    load_config(read_config(file), str(file))
+    # No option, whatever its name begins with.
+    file = file if file.is_absolute() else Path.cwd() / file
     command = ["snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--configfile", str(file), "--cores", str(cores)]
     if profile is not None:
         named = PROJECT / "profiles" / profile

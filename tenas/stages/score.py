@@ -17,6 +17,9 @@ def score(
     shard: Annotated[Shard, "every N-th subject"] = (1, 1),
     threads: Annotated[Count, "processor threads to use"] = 1,
     device: Annotated[Device, "auto is the CPU, the faster one for measures"] = "auto",
+    planned_code: Annotated[
+        str | None, "digest of the code that the workflow planned this job with: it must not have changed"
+    ] = None,
     out: Annotated[Path, "CSV file of the scores; their record is written next to it as JSON"],
     progress: Progress = silent,
 ) -> None:
@@ -46,4 +49,5 @@ def score(
         facts={"seed": seed, "round": round},
         progress=progress,
         what=f"round {round}",
+        planned_code=planned_code,
     )

@@ -15,6 +15,9 @@ def study_score(
     shard: Annotated[Shard, "every N-th cell"] = (1, 1),
     threads: Annotated[Count, "processor threads to use"] = 1,
     device: Annotated[Device, "auto is the CPU, the faster one for measures"] = "auto",
+    planned_code: Annotated[
+        str | None, "digest of the code that the workflow planned this job with: it must not have changed"
+    ] = None,
     out: Annotated[Path, "CSV file of the scores; their record is written next to it as JSON"],
     progress: Progress = silent,
 ) -> None:
@@ -43,4 +46,5 @@ def study_score(
         facts={"seed": study["seed"]},
         progress=progress,
         what="study",
+        planned_code=planned_code,
     )

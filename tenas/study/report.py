@@ -68,6 +68,11 @@ def read_accuracies(index: str | os.PathLike[str], cells: Sequence[Cell], space:
     return accuracies
 
 
+def _together(settings: Mapping[str, Any]) -> list[list[str]]:
+    """Sets of measures by their names; the settings may have references."""
+    return [[get_measure(reference).name for reference in references] for references in settings["together"]]
+
+
 def rows_of_study(
     settings: Mapping[str, Any],
     cells: Cells,
@@ -78,7 +83,7 @@ def rows_of_study(
 ) -> list[dict[str, Any]]:
     """The rows of correlations.csv; without ``resamples`` their intervals are NaN."""
     valid = np.array([is_valid(cells.genotype(number)) for number in cells.ids])
-    return correlations(values, accuracies, settings["seed"], together=settings["together"], valid=valid, resamples=resamples)
+    return correlations(values, accuracies, settings["seed"], together=_together(settings), valid=valid, resamples=resamples)
 
 
 def correlate(
@@ -101,7 +106,7 @@ def correlate(
     values = read_table_of_values(scores, settings["measures"], listed)
     rows = rows_of_study(settings, listed, values, accuracies)
     plot_forest(rows, out / "forest.svg")
-    plot_scatter(oriented(values, settings["together"]), *next(iter(accuracies.items())), out / "scatter.svg")
+    plot_scatter(oriented(values, _together(settings)), *next(iter(accuracies.items())), out / "scatter.svg")
     text = format_csv(COLUMNS, rows)
     files = {name: sha256(out / name) for name in ("forest.svg", "scatter.svg")} | {"correlations.csv": sha256_of(text)}
     code = stage_code("study_correlate", settings, settings["measures"])

@@ -15,12 +15,13 @@ from tenas.benchmark.index import read_index
 from tenas.cli import main
 from tenas.errors import TenasError
 from tenas.figures import save_picture, save_svg, style
-from tenas.files import format_csv, write_csv, write_json
+from tenas.files import format_csv, sha256, write_csv, write_json
 from tenas.provenance import sealed
 from tenas.report import accuracies, draw_rounds, show, summarise
 from tenas.report.beside import Found
 from tenas.report.cloud import cloud_of, draw_cloud, landmarks, steps
 from tenas.report.pictures import Accuracy, draw_seeds
+from tenas.report.summary import StaleWarning
 from tenas.report.warnings import warnings_of_round
 from tenas.scoring.subjects import Cell, Cells, plan
 from tenas.search.constant import warn_of_nothing
@@ -188,15 +189,45 @@ def test_a_run_without_results_gets_a_sentence(tmp_path):
         summarise(tmp_path, [0])
 
 
-@pytest.mark.parametrize("name", ["benchmark.json", "retrain/metrics.json"])
-def test_results_of_another_genotype_are_not_mixed(tmp_path, name):
+def test_results_of_another_genotype_are_not_mixed(tmp_path):
     folder = save_seed(tmp_path, 0, shards={1: [1.0]}, accuracy=90.0)
-    stale = json.loads((folder / name).read_text()) | {"arch": ARCHS[1]}
-    write_json(folder / name, stale)
-    with pytest.raises(TenasError, match=f"{name} is of another genotype"):
-        summarise(tmp_path, [0])
-    with pytest.raises(TenasError, match=f"{name} is of another genotype"):
-        show(tmp_path)
+    write_json(folder / "benchmark.json", json.loads((folder / "benchmark.json").read_text()) | {"arch": ARCHS[1]})
+    for read in (lambda: summarise(tmp_path, [0]), lambda: show(tmp_path)):
+        with pytest.raises(TenasError, match=r"benchmark\.json is of another genotype"):
+            read()
+
+
+@pytest.mark.parametrize("change", ["cell", "genotype", "settings", None])
+def test_a_retraining_that_the_run_no_longer_has_is_left_out(tmp_path, change):
+    """A run may have had one, of another genotype, of other images, or with other settings."""
+    folder = save_seed(tmp_path, 0, shards={1: [1.0]}, accuracy=90.0)
+    files = {"retrain.json": tmp_path / "retrain.json", "genotype.json": folder / "genotype.json"}
+    write_json(files["retrain.json"], {"epochs": 4})
+    metrics = json.loads((folder / "retrain/metrics.json").read_text())
+    made = {"provenance": {"inputs": {f"elsewhere/{name}": sha256(path) for name, path in files.items()}}}
+    write_json(folder / "retrain/metrics.json", metrics | made | ({"arch": ARCHS[1]} if change == "cell" else {}))
+    if change == "genotype":
+        write_json(files["genotype.json"], json.loads(files["genotype.json"].read_text()) | {"made_by": {"inputs": {"x": "y"}}})
+    if change == "settings":
+        write_json(files["retrain.json"], {"epochs": 5})
+    for read in (lambda: summarise(tmp_path, [0])[1][0].get("test_accuracy"), lambda: "90.00 %" in show(tmp_path)):
+        if change is None:
+            assert read()
+        else:
+            with pytest.warns(StaleWarning, match="are of an earlier genotype or other settings: they are left out"):
+                assert not read()
+
+
+def test_seeds_of_other_settings_are_left_out(tmp_path):
+    for seed in (0, 1):
+        folder = save_seed(tmp_path, seed, shards={1: [1.0]}, accuracy=90.0 + seed)
+    written = json.loads((folder / "genotype.json").read_text())
+    settings = json.loads((tmp_path / "search.json").read_text())
+    write_json(folder / "genotype.json", written | {"made_by": {"settings": settings}})
+    assert "seed 1" in show(tmp_path)
+    write_json(folder / "genotype.json", written | {"made_by": {"settings": settings | {"preset": "other"}}})
+    with pytest.warns(StaleWarning, match="searched with other settings are left out: 1"):
+        assert "seed 1" not in show(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["benchmark.json", "retrain/metrics.json"])

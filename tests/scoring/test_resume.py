@@ -276,14 +276,15 @@ def test_numbers_come_back_as_they_were(tmp_path):
         Measurement(3, "ntk_condition_number", 1): 0.1 + 0.2,
         Measurement(4, "ntk_condition_number", 1): float("inf"),
         Measurement(5, "ntk_condition_number", 1): 1e22,
+        Measurement(6, "own", 0): -132,
     }
     with Checkpoint(tmp_path / "p", "origin") as checkpoint:
         for number, (measurement, value) in enumerate(values.items()):
             checkpoint.add(Result(measurement, value, 0.25 * number), float(number))
     again = Checkpoint(tmp_path / "p", "origin")
     assert list(map(repr, again.values.items())) == list(map(repr, values.items()))
-    assert list(again.costs.values()) == [0.0, 0.25, 0.5, 0.75]
-    assert again.seconds == 3.0
+    assert list(again.costs.values()) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert again.seconds == 4.0
     assert Checkpoint(tmp_path / "p", "another").values == {}
 
 

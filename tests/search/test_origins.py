@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from tenas.audit.stage import audit
 from tenas.cli import main
 from tenas.data import prepare
 from tenas.errors import TenasError
-from tenas.files import read_json, write_json
+from tenas.files import read_json, sha256, write_json
 from tenas.report.show import show
 from tenas.report.summary import summarise
 from tenas.search.given import given_data
 from tenas.search.origins import check_same_origins
+from tenas.settings import search_settings
 
 ROUND = {
     "kind": "cells",
@@ -91,6 +93,22 @@ def test_so_is_a_source_of_ones_own_that_names_no_files(tmp_path, monkeypatch, c
     capsys.readouterr()
     given_data("own.py:SOURCE", Path("out"))
     assert "prepared from own.py:SOURCE" in capsys.readouterr().err
+
+
+def test_a_prepared_file_that_is_gone_or_damaged_is_made_again(photos):
+    folder = given_data("photos", Path("out"))
+    before = (folder / "images.npy").read_bytes()
+    (folder / "images.npy").unlink()
+    assert (given_data("photos", Path("out")) / "images.npy").read_bytes() == before
+    (folder / "labels.npy").write_bytes(b"x")
+    given_data("photos", Path("out"))
+    assert audit_card(folder) == []
+
+
+def audit_card(folder: Path) -> list[str]:
+    card = read_json(folder / "card.json", "card")
+    pairs = (("images.npy", "sha256"), ("labels.npy", "labels_sha256"))
+    return [name for name, key in pairs if sha256(folder / name) != card[key]]
 
 
 def search(*arguments: str) -> int:
@@ -190,13 +208,13 @@ def test_seeds_of_different_origins_have_no_mean(tmp_path, pattern, change):
                 change(record)
             write_json(layout.path(name, tmp_path, seed=seed, round=1, shard=1), record)
         write_json(layout.path(layout.GENOTYPE, tmp_path, seed=seed), {"arch": "x"})
+    write_json(tmp_path / "search.json", search_settings("nas-bench-201", "released"))
     check_same_origins(tmp_path, [0])
     for read in (lambda: check_same_origins(tmp_path, [0, 1]), lambda: show(tmp_path)):
         with pytest.raises(TenasError, match=r"The seeds 0 and 1 of .* are of different .* and cannot be compared"):
             read()
-    write_json(tmp_path / "search.json", {})
-    with pytest.raises(TenasError):
-        summarise(tmp_path, [0, 1])
+        with pytest.raises(TenasError, match=r"The seeds 0 and 1 of .* are of different"):
+            summarise(tmp_path, [0, 1])
 
 
 @pytest.mark.slow
@@ -222,3 +240,45 @@ def test_the_workflow_prepares_a_folder_again_that_has_changed(photos):
     workflow()
     assert planned() == set()
     assert succeed(call("tenas", "audit", "results/mine", cwd=photos.parent))
+
+
+@pytest.mark.slow
+def test_results_without_snakemakes_notes_are_those_of_the_configuration_or_refused(photos):
+    """Results that were copied: Snakemake has no notes of their settings and code, and would take them as they are."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    np.savez("mine.npz", images=images, labels=np.arange(40) % 2)
+    own = (
+        "from torch import nn\nfrom tenas import ChainSpace, Layer\n"
+        "SPACE = ChainSpace('tiny', {'skip': lambda i, o, s: nn.Identity(), 'conv': lambda i, o, s: nn.Conv2d(i, o, 3, s, 1)},"
+        " [Layer(), Layer()], channels=4)\n"
+    )
+    Path("own.py").write_text(own)
+    archs = [f"{one}-{other}" for one in ("skip", "conv") for other in ("skip", "conv")]
+    rows = (f"{arch},5{number}\n" for number, arch in enumerate(archs))
+    Path("table.csv").write_text("".join(["arch,accuracy\n", *rows]))
+    run = {"space": "own.py:SPACE", "dataset": "mine", "preset": preset(ROUND), "seeds": [0]}
+    config = {"datasets": {"mine": {"source": "npz", "path": "mine.npz"}}, "runs": {"mine": run}}
+    Path("mine.yaml").write_text(json.dumps(config | {"benchmark": {"own.py:SPACE": "table.csv"}}))
+
+    def workflow() -> str:
+        return snakemake(photos.parent, "--configfile", "mine.yaml").stdout
+
+    said = workflow()
+    assert "(100%) done" in said, said
+    assert "benchmark  accuracy 5" in succeed(call("tenas", "show", "results/mine", cwd=photos.parent))
+    # The images themselves are gone: nothing to be done, and nothing lost.
+    Path("mine.npz").rename("elsewhere.npz")
+    assert "Nothing to be done" in workflow()
+    Path("elsewhere.npz").rename("mine.npz")
+    Path(".snakemake").rename("notes")
+    assert "Nothing to be done" in workflow()
+    shutil.rmtree(".snakemake")
+    preset(ROUND | {"keep": 3})
+    assert "results/mine/search.json is not of this configuration and code" in workflow()
+    preset(ROUND)
+    Path("own.py").write_text(own + "# another version\n")
+    assert "results/mine/seed0/round1/scores/1.json is not of this configuration and code" in workflow()
+    shutil.rmtree(".snakemake")
+    Path("notes").rename(".snakemake")
+    said = workflow()
+    assert "(100%) done" in said, said

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from tenas.errors import TenasError
 from tenas.files import sha256, write_csv, write_json
+from tenas.measures import get_measure
 from tenas.scoring.subjects import Measurement, Trials, plan, trials_of
 from tenas.scoring.table import read_scores, score_columns, score_rows
 from tenas.search.limits import Limits
 from tenas.search.prune import aggregated, change, mean_change, pruned, rank_round, ranks
 from tenas.search.repeats import bootstrap_counts
+from tenas.search.shortlist import mean_score
 from tenas.spaces.base import Round, after, operators_left
 from tenas.spaces.sums import Sums
 
@@ -179,6 +181,19 @@ def test_changes_between_finite_and_infinite_values(kind):
     assert np.isnan(result[3])
 
 
+def test_an_infinitely_good_value_is_the_best():
+    """Of a measure of which more is better it is +inf, of one of which less is better -inf."""
+    for sign, worst in ((1, np.inf), (-1, -np.inf)):
+        good, bad = sign * np.inf, -sign * np.inf
+        whole, rest = (
+            np.array([0.0, 0.0, good, good, good, bad, bad, bad]),
+            np.array([[good, bad, 0.0, bad, good, 0.0, good, bad]]),
+        )
+        found = change(whole, rest, "absolute", None, worst)[0]
+        assert found[:7].tolist() == [-worst, worst, worst, worst, pytest.approx(np.nan, nan_ok=True), -worst, -worst]
+        assert np.isnan(found[[4, 7]]).all()
+
+
 def test_mean_change_without_evidence_prunes_nothing():
     changes = np.array([[np.nan, np.nan], [np.inf, 1.0], [np.inf, -np.inf], [1.0, np.nan]])
     assert mean_change(changes, np.ones((1, 2))).tolist() == [[-np.inf, np.inf, -np.inf, 1.0]]
@@ -282,6 +297,25 @@ def test_a_damaged_scores_file_is_refused_with_a_sentence(tmp_path, damage, mess
         read_scores([path], measures, subjects, "round 1")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [("code", "b", "code"), ("settings", {"x": 2}, "settings"), ("inputs", {"images.npy": "b"}, "files")],
+)
+def test_shards_that_were_measured_otherwise_are_refused(tmp_path, key, value, what):
+    """A user's measure that was edited between two shards."""
+    measures, subjects = small()["measures"], first_round()
+    values = random_values(measures, subjects, 3)
+    paths = write_shards(tmp_path, measures, subjects, values, 2)
+    same = {"code": "a", "settings": {"x": 1}, "inputs": {"images.npy": "a"}}
+    for other in (same | {"inputs": {"moved/images.npy": "a"}}, same | {key: value}):
+        for path, record in zip(paths, (same, other), strict=True):
+            write_json(path.with_suffix(".json"), record | {"scores_sha256": sha256(path)})
+        if other[key] != value:
+            assert read_scores(paths, measures, subjects) == values
+    with pytest.raises(TenasError, match=f"The shards .* and .* of round 1 were measured with different {what}: remove the one"):
+        read_scores(paths, measures, subjects, "round 1")
+
+
 def test_shards_of_different_kinds_of_devices_are_refused(tmp_path):
     """Another processor is none: its values differ in their last bits."""
     measures, subjects = small()["measures"], first_round()
@@ -374,6 +408,17 @@ def test_numbers_are_equal_that_differ_after_the_twelfth_digit():
         assert (low == high) == equal
     logarithms = aggregated([np.array([[2.0, 3.0]]), np.array([[3.0, 2.0 + 4e-13]])], "log_rank_sum")
     assert logarithms[0, 0] == logarithms[0, 1]
+
+
+def test_small_numbers_of_a_measure_are_not_rounded_to_nothing():
+    """Twelve digits of the largest, where the numbers are a measure's own."""
+    changes = np.array([[1.3e-12], [1.4e-12], [2.9e-12], [2.9e-12 * (1 + 1e-14)]])
+    found = mean_change(changes, np.ones((1, 1)), raw=True)[0]
+    np.testing.assert_allclose(found, changes[:, 0], rtol=1e-11)
+    assert found[2] == found[3]
+    assert mean_change(changes / 1e-12, np.ones((1, 1)), raw=True).tolist() == [[1.3, 1.4, 2.9, 2.9]]
+    signed, scores = get_measure("zico"), changes * -1e-200
+    assert len(set(mean_score(signed, scores, np.ones((1, 1)))[0])) == 3
 
 
 def test_two_repeats_are_enough_to_say_how_sure_a_decision_is():

@@ -180,6 +180,8 @@ def test_other_names_are_fine(name):
         (run(retraining={"resized_crop": 0.5, "crop_padding": 2}), "only one of 'resized_crop' and 'crop_padding'"),
         (config(datasets={"digits": {"source": "npz"}}), "data set 'digits': A data set of the source 'npz' needs the key"),
         (config(datasets={"digits": {"source": "digits", "images": 1}}), "'datasets.digits.images' is 1; it must be at least 2."),
+        (config(datasets={"digits": {"source": "npz", "path": "im{1}.npz"}}), "'datasets.digits.path' is 'im{1}.npz'; the"),
+        (config(benchmark={"nas-bench-201": "t{a}.csv"}), "'benchmark.nas-bench-201' is 't{a}.csv'; the workflow takes no file"),
         (config(datasets={"digits": {}}), "the key 'source' is missing in 'datasets.digits'."),
         (config(datasets={}), "'datasets' has 0 entries; it must have at least 1."),
         (config(datasets=5), "'datasets' is 5; it must be a mapping."),

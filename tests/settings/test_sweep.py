@@ -10,7 +10,7 @@ import pytest
 from helpers.runs import TINY, snakemake
 
 from tenas.cli import main as command
-from tenas.config import check_files, load_config, main
+from tenas.config import load_config, main, read_config
 from tenas.data import prepare
 from tenas.errors import TenasError
 from tenas.settings.base import MOST_VALUES, checked, number_of, parse_yaml, read_yaml
@@ -145,7 +145,7 @@ def test_a_byte_order_mark_and_anchors_are_fine(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_bytes(b"\xef\xbb\xbfa: &one {b: 1}\nc: *one\nd: {<<: *one, b: 2}\n")
     assert read_yaml(path, "configuration") == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 2}}
-    check_files([path])
+    read_config(path)
 
 
 def test_a_few_lines_that_stand_for_billions_of_values_are_refused():

@@ -25,7 +25,7 @@ from tenas.settings import study_settings
 from tenas.spaces import Genotype, get_space
 from tenas.study import correlate
 from tenas.study.correlate import KAPPA, RANK_SUM, REGIONS, Scores, correlations, ndcg, oriented, statistics
-from tenas.study.report import read_table_of_values
+from tenas.study.report import _together, read_table_of_values
 from tenas.study.sample import is_valid, sample_table
 
 SMALL = {key: value for key, value in ON_A_BATCH.items() if key != "inputs"}
@@ -155,6 +155,12 @@ def test_the_best_cells_are_a_subset_of_their_own():
     found = {row["subset"]: row for row in rows}
     assert found["valid"]["cells"] == 100
     assert found["valid"]["kendall"] == pytest.approx(stats.kendalltau(noise[valid], accuracy[valid]).statistic)
+
+
+def test_measures_of_ones_own_together_are_named(tmp_path):
+    (tmp_path / "mine.py").write_text("from tenas.measures import Measure\nMEASURE = Measure('mine', len)\n")
+    reference = f"{tmp_path}/mine.py:MEASURE"
+    assert _together({"together": [[reference, "naswot"]]}) == [["mine", "naswot"]]
 
 
 @pytest.mark.slow

@@ -10,13 +10,12 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import available_cpu_count
 
 from tenas import layout
-from tenas.code import code_digest
+from tenas.code import code_digest, is_reference
 from tenas.config import load_config
 from tenas.data.prepared import read_card
 from tenas.data.sources import load
 from tenas.errors import TenasError
 from tenas.machine import has_gpu, processors
-from tenas.references import is_reference
 from tenas.report.beside import ranked_round
 from tenas.report.claims import configurations_of, read_claims, runs_of
 from tenas.search.made_by import measuring_code, ranking_code, space_modules, stage_code
@@ -66,7 +65,9 @@ def dataset_of(run):
 def file_of(dataset):
     """File of a data set, as an input: its jobs run again when it changes. For folders see `images_of`; downloads do not change."""
     path = CONFIG["datasets"][dataset].get("path")
-    return [path] if path and Path(path).is_file() else []
+    card = Path(layout.prepared(layout.CARD).format(dataset=dataset))
+    # A file that is gone counts as unchanged, too.
+    return [path] if path and (Path(path).is_file() or (card.is_file() and not Path(path).exists())) else []
 
 
 @cache
@@ -388,3 +389,44 @@ def exports(run):
     """Exports of a seed's trained network."""
     names = ("network.pt2", "network.onnx", "export.json")
     return [f"export/{name}" for name in names] if RUNS[run]["retrain"] else []
+
+
+def recorded(file, *keys):
+    """A value of a record; None if the file is missing or damaged."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        for key in keys:
+            value = value[key]
+        return value
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_copied():
+    """Raise WorkflowError for results that are not of this configuration and code, where Snakemake cannot know that.
+
+    It compares settings and code with its notes in .snakemake/, without which (results that were copied) it takes what is there.
+    DVC compares by itself, and runs one rule after another.
+    """
+    if not workflow.is_main_process or "--allowed-rules" in sys.argv or any(Path().glob(".snakemake/metadata/*")):
+        return
+    for run, of in RUNS.items():
+        folder, card = Path(layout.results("").format(run=run)), Path(
+            layout.prepared(layout.CARD).format(dataset=of["dataset"])
+        )
+        compared = [
+            (folder / layout.SEARCH, recorded(folder / layout.SEARCH), of["settings"]),
+            (card, recorded(card, "provenance", "settings"), CONFIG["datasets"][of["dataset"]]),
+        ]
+        for round in rounds(run):
+            files = folder.glob(layout.SCORES_RECORD.format(seed="*", round=round.number, shard="*"))
+            compared += [(file, recorded(file, "code"), score_code(run, round.number)) for file in sorted(files)]
+        for file, found, expected in compared:
+            if found not in (None, expected):
+                raise WorkflowError(
+                    f"{file} is not of this configuration and code, and Snakemake has no notes of how it was made: copy the folder "
+                    f".snakemake along with results, or remove {file.parent}."
+                )
+
+
+check_copied()

@@ -107,7 +107,7 @@ rule score:
     shell:
         "tenas score --settings {input.settings:q} --images {input.images:q} --subjects {input.subjects:q}"
         " --round {wildcards.round} --seed {wildcards.seed} --shard {wildcards.shard}/{params.shards}"
-        " --threads {threads} --device {params.device} --out {output.scores:q} > {log:q} 2>&1"
+        " --threads {threads} --device {params.device} --planned-code {params.code} --out {output.scores:q} > {log:q} 2>&1"
 
 
 # Round of operators or edges: rank its trials, prune.

@@ -61,7 +61,7 @@ rule study_score:
     shell:
         "tenas study score --settings {input.settings:q} --images {input.images:q} --cells {input.cells:q}"
         " --shard {wildcards.shard}/{params.shards} --threads {threads} --device {params.device}"
-        " --out {output.scores:q} > {log:q} 2>&1"
+        " --planned-code {params.code} --out {output.scores:q} > {log:q} 2>&1"
 
 
 rule correlate:
