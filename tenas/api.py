@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tenas import layout
-from tenas.errors import TenasError
+from tenas.errors import LARGEST_SEED, TenasError, one_of, whole_number
 from tenas.files import read_json, scratch_folder
 from tenas.measures.catalogue import BUILT_IN as MEASURES
 from tenas.measures.catalogue import Measure, get_measure
@@ -58,6 +58,8 @@ def list_presets(kind: Literal["search", "retrain"] = "search") -> list[str]:
         >>> {"paper", "released"} <= set(list_presets())
         True
     """
+    if kind not in ("search", "retrain"):
+        raise one_of("kind of preset", kind, ("search", "retrain"))
     return sorted(preset_files(kind))
 
 
@@ -120,6 +122,10 @@ def build(
 
     if isinstance(space, Space):
         known(space)
+    channels, cells, classes = (
+        whole_number(value, name) for value, name in ((channels, "channels"), (cells, "cells"), (classes, "classes"))
+    )
+    seed = None if seed is None else whole_number(seed, "seed", 0, LARGEST_SEED)
     found = load_genotype(genotype, space)
     with nullcontext() if seed is None else seeded(seed):
         return Network(found, channels=channels, cells=cells, classes=classes, **more)
@@ -222,11 +228,15 @@ def search(
         True
     """
     from tenas.data.prepared import prepare_arrays
+    from tenas.device import DEVICES, torch_defaults
     from tenas.scoring.workers import Workers
     from tenas.search.given import check_others, searched_before
     from tenas.stages.search import search_seed
 
     space = known(space)
+    seed, threads = whole_number(seed, "seed", 0, LARGEST_SEED), whole_number(threads, "threads")
+    if device not in DEVICES:
+        raise one_of("device", device, DEVICES)
     if threads > 1:
         _check_workers(space)
     if labels is None:
@@ -234,7 +244,7 @@ def search(
     else:
         settings = search_settings(space, preset, changes, limits=limits, trainings=trainings)
     scratch = nullcontext(out) if out is not None else scratch_folder()
-    with scratch as name, Workers(threads) as workers:
+    with torch_defaults(), scratch as name, Workers(threads) as workers:
         folder = Path(name)
         others = searched_before(folder, [seed])
         card = prepare_arrays(images, labels, classes, folder / "data", replace=not others)

@@ -5,7 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 
 import numpy as np
@@ -16,6 +17,7 @@ from tenas.errors import TenasError
 from tenas.locks import Lock, lock_folder, take_one
 from tenas.machine import gpu_files, visible_devices
 
+DEVICES = ("auto", "cpu", "cuda")
 # Megabytes that the driver, or a desktop, uses on an idle GPU.
 IDLE_MB = 1024
 
@@ -25,6 +27,8 @@ def choose_device(device: str) -> str:
 
     Raises TenasError for ``cuda`` without a GPU that PyTorch can use. Prints a message on stderr if ``auto`` leaves a GPU unused.
     """
+    if device not in DEVICES:
+        raise TenasError(f"The device is {device!r}; allowed: {', '.join(DEVICES)}.")
     if device == "cpu":
         return device
     if torch.cuda.is_available():
@@ -142,6 +146,24 @@ def own_device(device: str) -> str:
     if kind == "cuda":
         torch.cuda.set_device(own_gpu())
     return kind
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Run with torch's defaults of a new process: float32 on the CPU, with gradients, outside of inference mode and autocast."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as undone:
+        # A default device looks at each call of torch.
+        if torch.get_default_device().type != "cpu":
+            undone.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                undone.enter_context(torch.autocast(kind, enabled=False))
+        undone.enter_context(torch.inference_mode(False))
+        undone.enter_context(torch.enable_grad())
+        undone.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield
 
 
 def send(values: np.ndarray | Tensor, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 
 class TenasError(Exception):
@@ -45,6 +46,22 @@ NO_MEMORY = (
     "bad_alloc",
     "can't start new thread",
 )
+
+
+def whole_number(value: object, name: str, least: int = 1, most: int | None = None) -> int:
+    """An argument that is a whole number, also of NumPy. Raises TenasError for anything else, and for one out of range."""
+    if (
+        not isinstance(value, Integral)
+        or isinstance(value, bool)
+        or int(value) < least
+        or (most is not None and int(value) > most)
+    ):
+        upto = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise TenasError(f"{name!r} is {in_short(value)}; it must be a whole number, {upto}.")
+    return int(value)
+
+
+LARGEST_SEED = 2**32 - 1
 
 
 def of_os(error: OSError, path: str | os.PathLike[str] | None = None, what: str = "cannot be read or written") -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tenas.errors import TenasError
+from tenas.errors import LARGEST_SEED, TenasError, whole_number
 from tenas.measures.catalogue import Measure, get_measure
 from tenas.search.repeats import standard_error
 from tenas.search.shortlist import aggregated, mean_score, on_scale, places
@@ -62,10 +62,18 @@ def rank(
         [1.0, 2.0]
     """
     import pandas as pd
+    import torch
     from torch.nn import Module
 
     from tenas.networks.initialise import seeded
 
+    seed, repeats = whole_number(seed, "seed", 0, LARGEST_SEED), whole_number(repeats, "repeats")
+    batch = whole_number(batch, "batch")
+    if not isinstance(images, torch.Tensor):
+        raise TenasError(
+            f"The images are a {type(images).__name__}, not a tensor (n, 3, height, width), as the networks take it."
+        )
+    labels = None if labels is None else torch.as_tensor(labels)
     records = [get_measure(measure) for measure in measures]
     _check_ranking(networks, records, repeats, batch, len(images))
     if labels is not None and len(labels) != len(images):
@@ -75,13 +83,16 @@ def rank(
         drawn = np.random.default_rng([seed, repeat]).choice(len(images), batch, replace=False)
         seen = images[drawn], None if labels is None else labels[drawn]
         for row, (name, make) in enumerate(networks.items()):
-            with seeded(derive_seed(seed, repeat, "weights")):
+            with torch.inference_mode(False), seeded(derive_seed(seed, repeat, "weights")):
                 network = make()
                 if not isinstance(network, Module):
                     raise TenasError(
                         f"The function of the network {name!r} makes a {type(network).__name__}, not a torch.nn.Module."
                     )
-                values[:, row, repeat] = [measure(network, *seen) for measure in records]
+            for place, measure in enumerate(records):
+                # What a network draws (dropout) does not depend on the other measures.
+                with seeded(derive_seed(seed, repeat, measure.name, "draws")):
+                    values[place, row, repeat] = measure(network, *seen)
     table, ranks = pd.DataFrame(index=pd.Index(networks, name="network")), []
     for measure, scores in zip(records, values, strict=True):
         table[f"{measure.name}_score"] = mean_score(measure, scores, np.ones((1, repeats)))[0]

@@ -108,7 +108,8 @@ def _parquet(data: bytes) -> tuple["pd.DataFrame", dict[str, Any]]:
     record = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
     if not isinstance(record, dict) or not isinstance(record.get("source") or {}, dict):
         raise ValueError("the record in it is not one of `tenas benchmark import`")
-    return table.to_pandas(), record
+    # Pandas' own types of columns, whose missing values are no NaN, are not restored.
+    return table.to_pandas(ignore_metadata=True), record
 
 
 def _csv(data: bytes) -> "pd.DataFrame":

@@ -145,6 +145,13 @@ def search_table(
     ``train_seconds``: of all cells looked up; None if the table has no times. ``progress`` is called with 1 after each search.
     Raises TenasError for unknown names, a budget of more cells than the table has, and a table that lacks cells or accuracies.
     """
+    datasets, methods = list(datasets), list(methods)
+    given: Sequence[object]
+    for what, given in (("data set", datasets), ("method", methods), ("budget", budgets)):
+        if not given or len(set(given)) < len(given):
+            raise TenasError(f"A search needs at least one {what}, and each of them once: {', '.join(map(str, given))}.")
+    if min(budgets) < 1:
+        raise TenasError(f"A budget of {min(budgets):,} cells is none.")
     around = neighbours(list(table["arch"])).tolist()
     if max(budgets) > len(table):
         raise TenasError(f"A budget of {max(budgets):,} is more than the {len(table):,} cells there are.")

@@ -151,24 +151,25 @@ def size_of(part: Part) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def load_splits(
-    dataset: Mapping[str, Any], side: int | None = None, middle: float = 1.0, card: Mapping[str, Any] | None = None
-) -> Splits:
+def check_drawn(dataset: Mapping[str, Any], loaded: Loaded, card: Mapping[str, Any]) -> None:
+    """Raise TenasError if the sample of a data ``card`` was drawn from other images than those that were ``loaded``."""
+    # Cards of earlier versions, and of given arrays, have no digests of parts.
+    if "parts_sha256" in card and card["parts_sha256"] != loaded.digests():
+        raise TenasError(
+            f"The images of {dataset.get('path') or dataset['source']} have changed since the search's sample was drawn from "
+            "them: prepare them again, and search again; or bring the images of then back."
+        )
+
+
+def load_splits(dataset: Mapping[str, Any], side: int | None = None, middle: float = 1.0) -> Splits:
     """The whole data set of a configuration's entry, for retraining. Arrays are in memory; folders are read on demand.
 
     The test part is the official one, if there is one (CIFAR, ImageNet16-120, a folder with ``test`` or ``val``); else TEST_SHARE
     of each class is held out, the same images every time. A search draws from the training part only (``prepare``).
 
     ``side``: of the images, overriding the entry's. ``middle``: share of a test image's shorter side that is kept by the crop.
-    ``card``: of the sample that a search read. Raises TenasError if that was drawn from other images than there are now.
     """
     loaded, entry_side = load(dataset)
-    # Cards of earlier versions, and of given arrays, have no digests of parts.
-    if card is not None and "parts_sha256" in card and card["parts_sha256"] != loaded.digests():
-        raise TenasError(
-            f"The images of {dataset.get('path') or dataset['source']} have changed since the search's sample was drawn from "
-            "them: prepare them again, and search again; or bring the images of then back."
-        )
     side = side or entry_side
     test = None if loaded.test is None else loaded.test.sized(side, middle)
     return Splits(loaded.train.sized(side), test, loaded.classes, side, loaded.class_names)

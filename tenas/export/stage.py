@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tenas.code import code_digest
+from tenas.device import torch_defaults
 from tenas.errors import TenasError
 from tenas.files import sha256, whole, write_json
 from tenas.locks import alone
@@ -99,6 +100,7 @@ def _missing(error: ImportError) -> TenasError:
     return TenasError(f"The export to ONNX needs the package {error.name}: install onnx, onnxscript and onnxruntime.")
 
 
+@torch_defaults()
 def export(network: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
     """Export the trained network of the file ``network`` (a retraining's network.pt) to the folder ``out``; return the card.
 

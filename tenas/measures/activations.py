@@ -73,7 +73,7 @@ def near(network: nn.Module, images: Tensor) -> float:
     functions = _ActivationFunctions(len(images), ranks)
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        functions.after = module
+        functions.after, functions.shape = module, output.shape
         ranks.append(_effective_rank(output if output.ndim == 1 else by_channel(output, module)))
 
     with undisturbed(network), torch.no_grad(), hooked(network, LAYERS, note), functions:
@@ -98,7 +98,8 @@ def _effective_rank(output: Tensor) -> float:
 class _ActivationFunctions(Observer):
     """Appends the effective rank of each activation function's result to ``ranks``.
 
-    ``after``: the layer that ran last, which tells which dimension has the channels.
+    ``after``: the layer that ran last, with an output of ``shape``, which tells which dimension has the channels of a result like
+    it. A result that is not like it and has no row for each image is of something else, such as of weights.
     """
 
     NAMES = frozenset({"relu", "leaky_relu", "elu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardtanh",
@@ -109,9 +110,12 @@ class _ActivationFunctions(Observer):
         super().__init__()
         self.samples, self.ranks = samples, ranks
         self.after: nn.Module | None = None
+        self.shape: torch.Size | None = None
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
         if plain_name(operator) in self.NAMES:
             made = out[0] if isinstance(out, tuple) else out
-            if made.shape[:1] == (self.samples,):
-                self.ranks.append(_effective_rank(made if made.ndim == 1 else by_channel(made, self.after)))
+            # But for the last dimension, which a gated activation function halves.
+            like = self.shape is not None and made.ndim == len(self.shape) and made.shape[:-1] == self.shape[:-1]
+            if like or made.shape[:1] == (self.samples,):
+                self.ranks.append(_effective_rank(made if made.ndim == 1 else by_channel(made, self.after if like else None)))

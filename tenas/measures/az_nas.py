@@ -202,7 +202,7 @@ def _entropy(features: Tensor) -> float:
 
 def _block_trainability(output: Tensor, given: Tensor, seed: int) -> float:
     """2 - s - 1 / (s + 1e-6) of one block, from its output and the input that the output was computed from."""
-    cotangent = torch.randint(0, 2, output.shape, generator=Generator().manual_seed(seed)).to(output) * 2 - 1
+    cotangent = torch.randint(0, 2, output.shape, generator=Generator().manual_seed(seed), device="cpu").to(output) * 2 - 1
     product = None
     if output.requires_grad:
         (product,) = torch.autograd.grad(output, given, cotangent, allow_unused=True)

@@ -112,6 +112,11 @@ def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
         seen.add(module)
         if torch._C._functorch.is_functorch_wrapped_tensor(output):
             raise TenasError("Fisher needs the outputs of layers, which torch.vmap and torch.func hide: call them on batches.")
+        if len(output) != len(images):
+            raise TenasError(
+                f"Fisher takes layers with one row for each image; one gave {tuple(output.shape)} for {len(images)} images "
+                "(windows or tokens folded into the batch, or experts)."
+            )
         if output.requires_grad:  # else its gradient is 0: under no_grad, or of a frozen layer
             outputs.append((module, output))
         return output.clone()  # a ReLU in place changes the copy
@@ -189,29 +194,54 @@ def _agreements(signs: np.ndarray) -> np.ndarray:
 
 
 class _LastFeatures(Observer):
-    """Keeps the features before pooling: the last (n, c, h, w) of what changes them, larger than a pixel if any is."""
+    """Keeps the features before pooling: the last (n, c, h, w) of what changes them, larger than a pixel if any is.
 
-    OPERATORS = frozenset({"convolution", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-                           "cudnn_batch_norm", "native_group_norm", "relu", "leaky_relu", "hardtanh", "elu", "gelu", "silu",
-                           "mish", "hardswish", "_prelu_kernel", "max_pool2d_with_indices", "add", "mul", "cat"})  # fmt: skip
+    ``maps``: operators of maps; ``changes``: others that change them, of tensors with the height and width of a map: those of
+    attention, (n, heads, tokens, channels), have four dimensions, too. ``pools``: operators that give maps another size.
+    """
+
+    MAPS = frozenset({"convolution", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+                      "cudnn_batch_norm", "native_group_norm", "max_pool2d_with_indices"})  # fmt: skip
+    CHANGES = frozenset({"relu", "leaky_relu", "hardtanh", "elu", "gelu", "silu", "mish", "hardswish", "_prelu_kernel", "add",
+                         "mul", "cat"})  # fmt: skip
+    POOLS = frozenset({"avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
+                       "upsample_bicubic2d", "pixel_shuffle", "pixel_unshuffle", "constant_pad_nd"})  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
         self.features: Tensor | None = None
+        self.sizes: set[torch.Size] = set()
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
+        name = plain_name(operator)
+        if name not in self.MAPS | self.CHANGES | self.POOLS:
+            return
         made = out[0] if isinstance(out, tuple) else out
+        if made.ndim != 4:
+            return
+        if name not in self.CHANGES:
+            self.sizes.add(made.shape[2:])
         # Of a squeeze-and-excitation, the pooled channels are not the features.
-        if plain_name(operator) in self.OPERATORS and made.ndim == 4 and (self.features is None or made[0, 0].numel() > 1):
+        if name not in self.POOLS and made.shape[2:] in self.sizes and (self.features is None or made[0, 0].numel() > 1):
             self.features = made
 
 
 def _features(network: nn.Module, images: Tensor) -> Tensor:
     check_eager(network)
-    with _LastFeatures() as last:
+    last = _LastFeatures()
+    tokens: list[Tensor | None] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Linear) and output.ndim > 2:
+            tokens.append(last.features)
+
+    with hooked(network, LAYERS, note), last:
         network(images)
     if last.features is None:
         raise TenasError("The Zen-score needs a network with feature maps (n, channels, height, width).")
+    # The last features would be those of the first layer.
+    if tokens and tokens[-1] is last.features:
+        raise TenasError("The Zen-score needs feature maps before the pooling; the last layers of this network work on tokens.")
     features: Tensor = last.features
     return features.double()
 
@@ -233,7 +263,7 @@ def zen(network: nn.Module, images: Tensor) -> float:
     check_batch(images)
     if not images.is_floating_point():
         raise TenasError("The Zen-score adds noise to images: give them as floats.")
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(images)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu").to(images)
     scales: list[Tensor] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:

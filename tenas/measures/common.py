@@ -2,9 +2,12 @@
 
 import functools
 import gc
+import math
+import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
@@ -22,26 +25,32 @@ R = TypeVar("R")
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+# Locks by network, and the lock of that table.
+_LOCKS: "weakref.WeakKeyDictionary[nn.Module, AbstractContextManager[object]]" = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
 def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Concatenate[nn.Module, P], R]:
     """Decorate a function of (network, images, ...) so that its value does not depend on what surrounds the call.
 
     It runs on one thread, on a GPU in whole float32 (``full_precision``), outside of ``torch.inference_mode`` and ``no_grad``,
-    with an empty cache of autocast: weights that an earlier pass of the same block has cast are cast again. Raises TenasError
-    for a network that no measure supports.
+    with an empty cache of autocast: weights that an earlier pass of the same block has cast are cast again. Measures of one
+    network wait for each other, in whatever threads they are called. Raises TenasError for a network that no measure supports,
+    and for images that are NaN or infinite.
     """
 
     @functools.wraps(function)
     def measured(network: nn.Module, *args: P.args, **kwargs: P.kwargs) -> R:
-        with one_thread(), full_precision(), torch.inference_mode(False):
+        with _lock_of(network), one_thread(), full_precision(), torch.inference_mode(False):
             check_network(network)
             torch.clear_autocast_cache()
             try:
                 args, kwargs = tree_map(_outside_inference, (args, kwargs))
+                inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+                if not all(_is_finite(tensor) for tensor in inputs if tensor.is_floating_point()):
+                    raise TenasError("The images have values that are NaN or infinite: no measure of them means anything.")
                 if is_ours(network):
                     return function(network, *args, **kwargs)
-                inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
                 with _kept(network, inputs) as again:
                     value = function(network, *args, **kwargs)
                 if again():
@@ -54,6 +63,17 @@ def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Conc
     return cast("Callable[Concatenate[nn.Module, P], R]", measured)
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite: by their sum where that is, in one launch of a GPU."""
+    return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
+
+
+def _lock_of(network: nn.Module) -> AbstractContextManager[object]:
+    """The lock of a network: its measures change it for as long as they take."""
+    with _LOCK:
+        return _LOCKS.setdefault(network, threading.RLock())
+
+
 def _outside_inference(value: Any) -> Any:
     """A copy of a tensor that was made in inference mode, which autograd refuses."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
@@ -61,12 +81,7 @@ def _outside_inference(value: Any) -> Any:
 
 @contextmanager
 def _kept(network: nn.Module, inputs: Sequence[Tensor], *, copying: bool = False) -> Iterator[Callable[[], bool]]:
-    """Restore what a network writes into its inputs. Gives a function that says whether it has; ``copying``: it reads copies.
-
-    Raises TenasError for inputs that are not numbers.
-    """
-    if not all(tensor.isfinite().all() for tensor in inputs if tensor.is_floating_point()):
-        raise TenasError("The images have values that are NaN or infinite: no measure of them means anything.")
+    """Restore what a network writes into its inputs. Gives a function that says whether it has; ``copying``: it reads copies."""
     before = [(tensor, tensor._version, tensor.detach().clone()) for tensor in inputs]
     written: list[Tensor] = []
     copies = network.register_forward_pre_hook(_with_copies, with_kwargs=True) if copying else None
@@ -115,7 +130,7 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def is_ours(network: nn.Module) -> bool:
-    """Whether a network is of this package's classes, which write into no input and measure finite images."""
+    """Whether a network is of this package's classes, which write into no input."""
     return type(network).__module__.startswith("tenas.")
 
 

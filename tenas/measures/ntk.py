@@ -192,7 +192,7 @@ def _agrees(rows: Tensor, sums: Tensor, parameters: list[nn.Parameter]) -> bool:
 
     Costs one backward pass. Detects gradients that a tape misses in a network of unknown modules.
     """
-    weights = torch.randn(len(sums), generator=torch.Generator().manual_seed(0)).to(sums)
+    weights = torch.randn(len(sums), generator=torch.Generator().manual_seed(0), device="cpu").to(sums)
     expected = _gradient((sums * weights).sum(), parameters, keep=False).double()
     found = weights.double() @ rows.double()
     scale = expected.norm() + found.norm()

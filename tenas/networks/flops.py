@@ -57,6 +57,9 @@ _FLOPS: dict[str, Callable[[Sequence[Any], Tensor], int]] = {
     "convolution": _of_convolution,
     "linear": _of_linear,
     **dict.fromkeys(("mm", "bmm", "mv", "dot"), lambda args, out: out.numel() * args[0].shape[-1]),
+    # Of a bilinear layer: each weight multiplies once for an output.
+    "_trilinear": lambda args, out: out.numel() * args[1][0].numel(),
+    "_cdist_forward": lambda args, out: out.numel() * args[0].shape[-1],
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), lambda args, out: out.numel() * (args[1].shape[-1] + 1)),
     **dict.fromkeys(
         ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention", "scaled_dot_product_attention",

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tenas.data import Part, load_splits
+from tenas.data import Arrays, Part
 from tenas.data.parts import split_by_class
 from tenas.data.prepared import channel_statistics
+from tenas.data.sources import check_drawn, load
 from tenas.errors import TenasError
 from tenas.retrain.distributed import Processes
 from tenas.retrain.feed import STATISTICS
@@ -47,18 +48,23 @@ def read_data(
     """
     middle = settings["evaluation_crop"]
     with processes.first_on_each_machine():
-        splits = load_splits(dataset, settings["side"], middle, card if processes.first else None)
-    if needs_test and splits.test is None:
+        loaded, side = load(dataset)
+        if card is not None and processes.first:
+            check_drawn(dataset, loaded, card)
+    side = settings["side"] or side
+    if needs_test and loaded.test is None:
         raise TenasError(
             "The data set has no test images, and no labels or too few images per class to hold some out: it cannot be used "
             "for retraining."
         )
-    if (splits.train.labels < 0).any():
+    if needs_test and loaded.test is not None and (loaded.test.labels < 0).any():
+        raise TenasError("The data set has test images without labels: no accuracy can be measured on them.")
+    if (loaded.train.labels < 0).any():
         raise TenasError("The data set's images have no labels: nothing can be trained on them.")
-    keep, held = split_by_class(splits.train.labels, settings["validation"], seed)
+    keep, held = split_by_class(loaded.train.labels, settings["validation"], seed)
     if len(keep) < 2 or (settings["validation"] and not len(held)):
         raise TenasError(
-            f"'validation' {settings['validation']} of {len(splits.train.labels)} training images leaves too few "
+            f"'validation' {settings['validation']} of {len(loaded.train.labels)} training images leaves too few "
             "to train with, or none to choose the epoch with."
         )
     if len(keep) // steps_of_epoch(len(keep), settings["batch"]) // processes.world_size < 2:
@@ -66,13 +72,17 @@ def read_data(
             f"'batch' {settings['batch']} with {processes.world_size} process(es) leaves fewer than 2 of {len(keep)} images per "
             "process, too few for batch normalisation: use a larger batch, or fewer processes."
         )
-    valid = splits.train.take(held).sized(splits.side, middle) if len(held) else None
-    return Data(splits.train.take(keep), valid, splits.test, splits.classes, splits.side, tuple(splits.class_names))
+    # Crops are cut from the images in their own size; files keep that in any case.
+    train = loaded.train.take(keep)
+    train = train if isinstance(train, Arrays) and settings["resized_crop"] is not None else train.sized(side)
+    valid = loaded.train.take(held).sized(side, middle) if len(held) else None
+    test = None if loaded.test is None else loaded.test.sized(side, middle)
+    return Data(train, valid, test, loaded.classes, side, tuple(loaded.class_names))
 
 
-def channel_constants(part: Part, seed: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over the training images, or over STATISTICS_IMAGES of them."""
+def channel_constants(part: Part, side: int, seed: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel over the training images of ``side``, or over STATISTICS_IMAGES of them."""
     sample = np.random.default_rng([seed, STATISTICS]).permutation(len(part.labels))[:STATISTICS_IMAGES]
-    mean, std = channel_statistics(part.read(sample))
+    mean, std = channel_statistics(part.take(sample).sized(side).read(np.arange(len(sample))))
     # A constant channel has no information, but must not become 0/0.
     return mean, [s or 1.0 for s in std]

@@ -80,10 +80,13 @@ def run_epoch(
             evaluated, valid_feed, len(data.valid.labels), trainer.settings, trainer.mean, trainer.std, trainer.processes
         )
     if not (math.isfinite(train_loss) and math.isfinite(valid_loss or 0)):
-        raise TenasError(
-            f"The loss is no longer finite in epoch {epoch + 1}: lower 'learning_rate', or set 'clip' or 'warmup_epochs'."
-        )
+        raise not_finite(epoch + 1)
     return dict(zip(HISTORY, (epoch + 1, rate, train_loss, train_accuracy, valid_loss, valid_accuracy), strict=True))
+
+
+def not_finite(epoch: int) -> TenasError:
+    """The error for a training that has gone astray in an epoch, or in the last step of it."""
+    return TenasError(f"The loss is no longer finite in epoch {epoch}: lower 'learning_rate', or set 'clip' or 'warmup_epochs'.")
 
 
 def _line(row: Mapping[str, Any], epochs: int) -> str:

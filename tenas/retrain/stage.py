@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from tenas.data.prepared import read_card
-from tenas.errors import TenasError
+from tenas.device import torch_defaults
+from tenas.errors import LARGEST_SEED, TenasError, whole_number
 from tenas.files import clear_leftovers, sha256, write_csv, write_json
 from tenas.layout import CHECKPOINT
 from tenas.locks import alone
@@ -21,7 +23,7 @@ from tenas.networks import Network, count_flops, count_parameters, initialise, s
 from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.retrain.data import Data, channel_constants, read_data
 from tenas.retrain.distributed import Processes, joined
-from tenas.retrain.epochs import HISTORY, train
+from tenas.retrain.epochs import HISTORY, not_finite, train
 from tenas.retrain.feed import make_feed
 from tenas.retrain.stored import save_network
 from tenas.retrain.train import evaluate
@@ -42,7 +44,7 @@ def torch_set_up(threads: int, device: torch.device) -> Iterator[None]:
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch_defaults(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         torch.set_num_threads(before[0])
@@ -159,7 +161,7 @@ def run_training(
         _remove_stale(request.out, stale)
     initialise(network, "pytorch", seed)
     network.to(device).to(memory_format=torch.channels_last)
-    constants = processes.from_first(channel_constants(data.train, seed) if processes.first else None)
+    constants = processes.from_first(channel_constants(data.train, data.side, seed) if processes.first else None)
     assert constants is not None
     mean, std = (torch.tensor(constant, device=device) for constant in constants)
     state = train(
@@ -195,6 +197,7 @@ def retrain(
     Raises TenasError for a data set with too few images to hold some out, and for a loss that is not finite.
     """
     stopwatch = Stopwatch()
+    seed, threads = whole_number(seed, "seed", 0, LARGEST_SEED), whole_number(threads, "threads")
     request = Request(settings, genotype, seed, threads, inputs, Path(out), card)
     with (
         joined(device) as (processes, torch_device),
@@ -213,6 +216,8 @@ def retrain(
         test_feed = make_feed(data.test, data.side, torch_device, workers=keys["workers"])
         mean, std = (torch.tensor(constant, device=torch_device) for constant in done.constants)
         tested = evaluate(done.network, test_feed, len(data.test.labels), keys, mean, std, processes)
+        if not math.isfinite(tested.loss):
+            raise not_finite(keys["epochs"])
         metrics = {
             "arch": genotype.arch,
             "test_accuracy": tested.accuracy,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tenas.device import torch_defaults
 from tenas.errors import UNFIT, TenasError, in_short
 from tenas.files import finite, is_intact, sealed_bytes, whole
 from tenas.networks import Network
@@ -101,9 +102,10 @@ def load_network(path: str | os.PathLike[str], space: str | None = None) -> tupl
     weights = content.pop("weights")
     genotype = parse_genotype(content["arch"], space or content.get("space"))
     content |= {"space": genotype.space.reference, "class_names": content.get("class_names", [])}
-    network = Network(genotype, **{key: content[key] for key in ("channels", "cells", "classes", "stem")})
     try:
-        network.load_state_dict(weights)
+        with torch_defaults():
+            network = Network(genotype, **{key: content[key] for key in ("channels", "cells", "classes", "stem")})
+            network.load_state_dict(weights)
     except (RuntimeError, *UNFIT) as error:
         raise TenasError(
             f"The weights in {path} do not fit the networks of {genotype.space.reference}: it has changed."

@@ -28,9 +28,12 @@ def benchmark_search(
     from tenas.benchmark.builtin import index_path
     from tenas.benchmark.index import read_index
     from tenas.benchmark.searches import COLUMNS, DATASETS, METHODS, describe_searches, search_table
+    from tenas.errors import TenasError
     from tenas.files import write_csv, write_json
     from tenas.provenance import Stopwatch, provenance
 
+    if out.suffix == ".json":
+        raise TenasError(f"The table {out} would have the name of its record: choose another suffix, such as .csv.")
     stopwatch = Stopwatch()
     datasets, methods = datasets or list(DATASETS), methods or list(METHODS)
     settings: dict[str, Any] = {"datasets": datasets, "methods": methods, "budgets": budgets, "searches": searches}
