@@ -233,3 +233,73 @@ def test_build_takes_every_form_of_a_genotype(tmp_path):
         tenas.build("conv-conv", **shape)
     with pytest.raises(tenas.TenasError, match="no auxiliary head"):
         tenas.build(found.genotype, auxiliary=True, **shape)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"threads": -1}, "'threads' is -1; it must be a whole number, at least 1"),
+        ({"threads": 0}, "'threads' is 0"),
+        ({"seed": 1.5}, "'seed' is 1.5; it must be a whole number, from 0 to 4294967295"),
+        ({"seed": None}, "'seed' is None"),
+        ({"seed": True}, "'seed' is True"),
+        ({"device": "tpu"}, "Unknown device 'tpu'; known: auto, cpu, cuda"),
+    ],
+)
+def test_arguments_that_no_search_has(given, message):
+    with pytest.raises(tenas.TenasError, match=message):
+        tenas.search("nas-bench-201", IMAGES, changes={"rounds": [CELLS]}, progress=False, **given)
+
+
+def test_arguments_that_no_network_or_ranking_has():
+    cell = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"
+    for given in ({"channels": True}, {"classes": 0}, {"cells": 1.5}, {"seed": 2**64}, {"seed": 1.5}):
+        with pytest.raises(tenas.TenasError, match="it must be a whole number"):
+            tenas.build(cell, **{"channels": 4, "cells": 1, "classes": 3} | given)
+    images, networks = torch.randn(8, 12), {"one": lambda: nn.Linear(12, 3)}
+    for given in ({"seed": -1}, {"repeats": 2.0}, {"batch": None}, {"repeats": 0}):
+        with pytest.raises(tenas.TenasError, match="it must be a whole number"):
+            tenas.rank(networks, images, measures=["parameters"], **given)
+    with pytest.raises(tenas.TenasError, match="The images are a ndarray, not a tensor"):
+        tenas.rank(networks, images.numpy(), measures=["parameters"])
+    with pytest.raises(tenas.TenasError, match="Unknown kind of preset 'x'; known: search, retrain"):
+        tenas.list_presets("x")
+
+
+def test_what_surrounds_a_search_does_not_change_it():
+    def found() -> tuple:
+        result = tenas.search(
+            "nas-bench-201", IMAGES, seed=np.int64(3), threads=np.int64(1), changes={"rounds": [CELLS]}, progress=False
+        )
+        return result.genotype.arch, result.rounds[0].table.to_csv()
+
+    expected = found()
+    for surrounding in (torch.inference_mode(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16)):
+        with surrounding:
+            assert found() == expected
+    for set_default, value, before in (
+        (torch.set_default_dtype, torch.float64, torch.float32),
+        (torch.set_default_device, "meta", None),
+    ):
+        try:
+            set_default(value)
+            assert found() == expected
+        finally:
+            set_default(before)
+
+
+def test_a_score_does_not_depend_on_the_other_measures_of_a_ranking():
+    """Of a network that draws numbers."""
+
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
+
+    images, labels = torch.randn(32, 12, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3
+    tables = [
+        tenas.rank({"a": network, "b": network}, images, labels, measures=measures)
+        for measures in (["snip"], ["swap", "snip"], ["snip", "swap"])
+    ]
+    assert len({tuple(table["snip_score"].sort_index()) for table in tables}) == 1
+    with torch.inference_mode():
+        inside = tenas.rank({"a": network, "b": network}, images, labels, measures=["snip"])
+    assert inside.equals(tables[0])

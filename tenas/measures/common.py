@@ -30,13 +30,13 @@ _LOCKS: "weakref.WeakKeyDictionary[nn.Module, AbstractContextManager[object]]" =
 _LOCK = threading.Lock()
 
 
-def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Concatenate[nn.Module, P], R]:
+def measuring(function: Callable[Concatenate[nn.Module, P], R], *, drawn: bool = False) -> Callable[Concatenate[nn.Module, P], R]:
     """Decorate a function of (network, images, ...) so that its value does not depend on what surrounds the call.
 
     It runs on one thread, on a GPU in whole float32 (``full_precision``), outside of ``torch.inference_mode`` and ``no_grad``,
     with an empty cache of autocast: weights that an earlier pass of the same block has cast are cast again. Measures of one
     network wait for each other, in whatever threads they are called. Raises TenasError for a network that no measure supports,
-    and for images that are NaN or infinite.
+    and for images that are NaN or infinite; with ``drawn`` they are not looked at, as those of a search are pixels.
     """
 
     @functools.wraps(function)
@@ -47,7 +47,7 @@ def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Conc
             try:
                 args, kwargs = tree_map(_outside_inference, (args, kwargs))
                 inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-                if not all(_is_finite(tensor) for tensor in inputs if tensor.is_floating_point()):
+                if not drawn and not all(_is_finite(tensor) for tensor in inputs if tensor.is_floating_point()):
                     raise TenasError("The images have values that are NaN or infinite: no measure of them means anything.")
                 if is_ours(network):
                     return function(network, *args, **kwargs)
@@ -64,7 +64,7 @@ def measuring(function: Callable[Concatenate[nn.Module, P], R]) -> Callable[Conc
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite: by their sum where that is, in one launch of a GPU."""
+    """Whether all values are finite; mostly their sum tells, in one launch of a GPU."""
     return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
 
 

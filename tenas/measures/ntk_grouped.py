@@ -1,5 +1,6 @@
 """Condition numbers of the kernels of many networks side by side in one (tenas.networks.grouped)."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ from tenas.measures.ntk_reverse import carried
 from tenas.measures.sizes import fitting, sizes
 
 
-@measuring
+@functools.partial(measuring, drawn=True)
 def ntk_grams(network: nn.Module, images: Tensor, count: int) -> Tensor:
     """``ntk_gram`` of ``count`` networks side by side: their kernels, to rounding.
 

@@ -1,5 +1,6 @@
 """Count linear regions of many networks side by side in one (tenas.networks.grouped), on their device."""
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ def distinct(words: Tensor) -> Tensor:
     return (ranked[:, 1:] != ranked[:, :-1]).any(0).sum(0) + 1
 
 
-@measuring
+@functools.partial(measuring, drawn=True)
 def counts(network: nn.Module, blocks: Sequence[Tensor], count: int) -> Sequence[int]:
     """``linear_regions`` of ``count`` networks side by side: one pass per block for all; patterns are counted on their device.
 

@@ -21,6 +21,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::tenas.benchmark.index.Incomplet
 CELLS = [genotype.arch for _, genotype in zip(range(6), get_space("nas-bench-201").genotypes(), strict=False)]
 
 
+def test_types_of_pandas_with_values_that_are_missing(tmp_path):
+    table = pd.DataFrame({"arch": CELLS, "cifar10_test": 90.5, "cifar100_test": 70.5, "params_cifar10": 5}).convert_dtypes()
+    table.loc[1, ["cifar100_test", "params_cifar10"]] = pd.NA
+    index = save(table, tmp_path / "index.parquet")
+    assert str(table.dtypes["cifar100_test"]) == "Float64"
+    found = look_up(load_genotype(CELLS[1]), index)
+    assert (found["accuracies"]["cifar100_test"], found["costs"]["params_cifar10"]) == (None, None)
+    assert found["accuracies"]["cifar10_test"]["accuracy"] == 90.5
+
+
 def small_table(**columns: list) -> pd.DataFrame:
     return pd.DataFrame({"arch": CELLS, "cifar10_test": [90.0, 93.0, 91.0, 93.0, 94.0, 80.0], **columns})
 

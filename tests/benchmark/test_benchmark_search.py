@@ -152,10 +152,20 @@ def test_what_cannot_be_searched_gets_a_sentence(shuffled):
         (shuffled.assign(cifar10_test=np.nan), {}, "the accuracy 'cifar10_test' of every cell"),
         (shuffled, {"datasets": ["mnist"]}, "Unknown data set of the benchmark 'mnist'; known: cifar10, cifar100, imagenet16"),
         (shuffled, {"methods": ["reinforce"]}, "Unknown method of search 'reinforce'; known: random_search"),
+        (shuffled, {"budgets": [54, 54]}, "at least one budget, and each of them once: 54, 54"),
+        (shuffled, {"budgets": []}, "at least one budget"),
+        (shuffled, {"budgets": [0]}, "A budget of 0 cells is none"),
+        (shuffled, {"datasets": ["cifar10", "cifar10"]}, "at least one data set, and each of them once"),
         (shuffled, {"budgets": [1, 20_000]}, "A budget of 20,000 is more than the 15,625 cells there are"),
     ):
         with pytest.raises(TenasError, match=sentence):
             search_table(table, **{"datasets": ["cifar10"], "budgets": [1], "searches": 1} | settings)
+
+
+def test_a_table_of_searches_and_its_record_have_two_names(tmp_path, capsys):
+    assert main(["benchmark", "search", "--searches", "1", "--out", str(tmp_path / "x.json")]) == 2
+    assert "x.json would have the name of its record" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -108,12 +108,12 @@ def test_the_regions_of_a_round_are_three_passes():
     whole = grouped(network, [network.state_dict()] * len(masks), masks)
     with Launches("cpu") as seen:
         counts(whole, torch.randn(60, len(masks), 3, 3).split(20), len(masks))
-    assert seen.number <= 456
+    assert seen.number <= 453
     assert seen.number <= len(masks) * alone.number / 10
 
 
 def test_a_round_launches_a_tenth_of_what_it_did():
-    regions, regions_alone = 456, 279
+    regions, regions_alone = 453, 279
     for preset, kernels, counted in (("released", 25 * 3, 25 * 3), ("default", 16 * 12, 16 * 12)):
         launches, _, number = TOGETHER[preset]
         after = -(-kernels // number) * launches + regions

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import swin_transformer, vision_transformer
 
+from tenas.api import build
 from tenas.errors import TenasError
 from tenas.measures import (
+    MEASURES,
     az_trainability,
     fisher,
     flops,
@@ -37,6 +40,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::tenas.measures.regions.SaturatedWarning"),
     pytest.mark.filterwarnings("ignore::tenas.measures.ntk.PlainLoopWarning"),
 ]
+CELL = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 
 
@@ -129,6 +133,98 @@ def test_the_channels_of_tokens_are_their_last_dimension():
     x = batch(8, 6, 7)
     assert near(tokens, x) == pytest.approx(near(images, x))
     assert fisher(tokens, x, LABELS) == pytest.approx(fisher(images, x, LABELS), rel=1e-5)
+
+
+def effective_rank(output: Tensor) -> float:
+    """Of (n, channels, ...)."""
+    if not output.any():
+        return 0.0
+    values = torch.linalg.svdvals(output.movedim(1, -1).reshape(-1, output.shape[1]).double())
+    shares = values / values.sum()
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def test_maps_after_a_linear_layer_have_their_channels_in_the_second_dimension():
+    """A squeeze-and-excitation of linear layers; a decoder."""
+    torch.manual_seed(0)
+    outputs: list[Tensor] = []
+
+    def excited(self: Own, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        squeezed = self.squeeze(maps.mean((2, 3)))
+        scale = self.scale(squeezed.relu())
+        last = (maps * scale.sigmoid()[:, :, None, None]).relu()
+        logits = self.head(last.mean((2, 3)))
+        outputs[:] = [maps, squeezed, squeezed.relu(), scale, scale.sigmoid(), last, logits]
+        return logits
+
+    layers_ = {
+        "conv": nn.Conv2d(3, 6, 3, padding=1),
+        "squeeze": nn.Linear(6, 3),
+        "scale": nn.Linear(3, 6),
+        "head": nn.Linear(6, 3),
+    }
+    network = Own(excited, **layers_)
+    assert near(network, batch(8, 3, 10, 9)) == pytest.approx(sum(map(effective_rank, outputs)), rel=1e-6)
+
+    def decoded(self: Own, x: Tensor) -> Tensor:
+        first = self.linear(x.flatten(1))
+        maps = self.norm(first.view(-1, 5, 4, 4)).relu()
+        outputs[:] = [first, maps, self.conv(maps)]
+        return outputs[2].mean((2, 3))
+
+    network = Own(decoded, linear=nn.Linear(12, 80), norm=nn.BatchNorm2d(5), conv=nn.Conv2d(5, 4, 3))
+    assert near(network, batch(8, 3, 2, 2)) == pytest.approx(sum(map(effective_rank, outputs)), rel=1e-6)
+
+
+def test_windows_that_are_folded_into_the_batch_count_or_are_refused():
+    torch.manual_seed(0)
+    outputs: list[Tensor] = []
+
+    def windowed(self: Own, x: Tensor) -> Tensor:
+        maps = self.patches(x)
+        tokens = maps.flatten(2).transpose(1, 2)
+        wide = self.wide(tokens.reshape(16, 8, 6))
+        gated = F.glu(wide)
+        narrow = self.narrow(gated)
+        logits = self.head(narrow.reshape(8, 16, 6).mean(1))
+        outputs[:] = [maps, *(part.flatten(0, 1) for part in (wide, gated, narrow)), logits]
+        return logits
+
+    parts = {"patches": nn.Conv2d(3, 6, 2, 2), "wide": nn.Linear(6, 24), "narrow": nn.Linear(12, 6), "head": nn.Linear(6, 3)}
+    network = Own(windowed, **parts)
+    assert near(network, batch()) == pytest.approx(sum(map(effective_rank, outputs)), rel=1e-6)
+    with pytest.raises(TenasError, match=r"one gave \(16, 8, 24\) for 8 images \(windows or tokens folded into the batch"):
+        fisher(network, batch(), LABELS)
+    with pytest.raises(TenasError, match="the last layers of this network work on tokens"):
+        zen(network, batch())
+
+
+def test_the_features_of_zen_are_no_queries():
+    """(n, heads, tokens, channels) has four dimensions, too."""
+    torch.manual_seed(0)
+
+    def attended(self: Own, x: Tensor) -> Tensor:
+        maps = self.conv(x).relu()
+        queries = maps.reshape(8, 2, 2, 64).transpose(2, 3)
+        scores = (queries * 0.5).relu() @ queries.transpose(2, 3)
+        return (scores.softmax(3) @ queries).mean((2, 3))
+
+    network = Own(attended, conv=nn.Conv2d(3, 4, 3, padding=1))
+    x = batch()
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        f, moved = (network.conv(at).relu() for at in (x, x + 0.01 * noise))
+    assert zen(network, x) == pytest.approx(math.log((f - moved).double().flatten(1).norm(dim=1).mean().item()), rel=1e-6)
+
+
+def test_bilinear_layers_have_costs_and_depth():
+    pair = Own(
+        lambda self, x: self.head(self.both(x.flatten(1), x.flatten(1))), both=nn.Bilinear(12, 12, 5), head=nn.Linear(5, 3)
+    )
+    # Its bias is added by another operator.
+    assert flops(pair, batch(2, 3, 2, 2)) == 12 * 12 * 5 + 5 * 3 + 3
+    assert layers(pair, batch(2, 3, 2, 2)) == 2
 
 
 def test_a_threshold_with_a_value_above_it_has_two_pieces():
@@ -225,12 +321,29 @@ def test_a_network_that_writes_into_its_input_leaves_the_images_and_has_the_valu
     assert not written._forward_pre_hooks
 
 
-@pytest.mark.parametrize(("name", "measure"), MEASURED, ids=[name for name, _ in MEASURED])
-def test_images_that_are_no_numbers_are_refused(name, measure):
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", sorted(MEASURES))
+def test_images_that_are_no_numbers_are_refused(name, value):
+    """By networks of one's own and of this package."""
     x = batch()
-    x[3, 0, 1, 1] = math.nan
-    with pytest.raises(TenasError, match="NaN or infinite"):
-        measure(small(), x)
+    x[3, 0, 1, 1] = value
+    x[3, 0, 1, 2] = -value
+    ours = build(CELL, channels=4, cells=1, classes=3, seed=0)
+    for network in (small(), ours):
+        given = [x.split(4)] if MEASURES[name].inputs == "regions" else [x]
+        with pytest.raises(TenasError, match="NaN or infinite"):
+            MEASURES[name](network, *given, *([LABELS] if MEASURES[name].needs_labels else []))
+
+
+def test_measures_of_one_network_in_several_threads_have_the_values_of_one():
+    network = build(CELL, channels=4, cells=1, classes=3, seed=0)
+    images = [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(12)]
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    expected = [(near(network, x), synflow(network, x), zen(network, x)) for x in images]
+    with ThreadPoolExecutor(4) as pool:
+        columns = [pool.map(lambda x, of=of: of(network, x), images) for of in (near, synflow, zen)]
+        assert list(zip(*columns, strict=True)) == expected
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
 
 
 def test_a_pass_of_the_callers_own_can_still_go_backward():

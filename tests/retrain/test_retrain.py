@@ -29,8 +29,9 @@ from tenas.errors import TenasError
 from tenas.networks import Network
 from tenas.retrain import feed, load_network, retrain
 from tenas.retrain.augment import augment, crop_and_flip, cut_out, draw_params, jitter_colours, normalise
+from tenas.retrain.data import channel_constants, read_data
 from tenas.retrain.distributed import Processes
-from tenas.retrain.feed import FromMemory, make_feed
+from tenas.retrain.feed import FromMemory, Pictures, make_feed
 from tenas.retrain.train import Trainer, batches, evaluate, learning_rate, train_epoch, train_step
 from tenas.settings import retrain_settings
 from tenas.spaces import load_genotype
@@ -683,6 +684,78 @@ def test_a_loss_that_is_not_finite_is_said_in_a_sentence(tmp_path):
     assert not (tmp_path / "metrics.json").exists()
 
 
+def test_a_last_step_that_breaks_the_weights_is_said_in_a_sentence(tmp_path):
+    """Without a validation part the loss is that of before the step."""
+    once = {"epochs": 1, "batch": 2000, "learning_rate": 1e30, "clip": None, "warmup_epochs": 0, "validation": 0}
+    with pytest.raises(TenasError, match=r"no longer finite in epoch 1: lower 'learning_rate'"):
+        train_tiny(tmp_path, **once)
+    assert not (tmp_path / "metrics.json").exists()
+    assert not (tmp_path / "network.pt").exists()
+
+
+SOURCE_OF_TEST_IMAGES_WITHOUT_LABELS = """
+import numpy as np
+from tenas.data import Arrays, Loaded, Source
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+TEST = np.array([0, 1, -1, 0])
+SOURCE = Source(lambda path: Loaded(Arrays(IMAGES, np.arange(40) % 2), Arrays(IMAGES[:4], TEST), 2), needs_path=False)
+"""
+
+
+def test_test_images_without_labels_are_refused_before_the_training(tmp_path):
+    (tmp_path / "own.py").write_text(SOURCE_OF_TEST_IMAGES_WITHOUT_LABELS)
+    with pytest.raises(TenasError, match="test images without labels"):
+        train_tiny(tmp_path / "out", dataset={"source": f"{tmp_path}/own.py:SOURCE"}, batch=8)
+    assert not list((tmp_path / "out").glob("*.pt"))
+
+
+def test_arrays_are_cropped_in_their_own_size_as_files_are(tmp_path):
+    smooth = [np.asarray(Image.fromarray(image).resize((60, 40), Image.Resampling.BICUBIC)) for image in random_images(20, 8)]
+    pictures, labels = np.stack(smooth), np.arange(20) % 2
+    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        path = tmp_path / "folder" / f"{label}" / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    np.savez(tmp_path / "set.npz", images=pictures[np.argsort(labels, kind="stable")], labels=np.sort(labels))
+    keys = {"side": 16, "evaluation_crop": 0.5, "validation": 0.3, "batch": 4}
+    for crop in (None, 0.3):
+        found = [
+            read_data({"source": source, "path": str(tmp_path / name)}, keys | {"resized_crop": crop}, 0, Processes())
+            for source, name in (("folder", "folder"), ("npz", "set.npz"))
+        ]
+        for part in ("valid", "test"):
+            files, arrays = (getattr(data, part) for data in found)
+            assert np.array_equal(files.read(np.arange(len(files.labels))), arrays.read(np.arange(len(arrays.labels))))
+        trains = [data.train for data in found]
+        assert channel_constants(trains[0], 16, 0) == channel_constants(trains[1], 16, 0)
+        pictures_ = [Pictures(train, 16, 3, crop) for train in trains]
+        (one, _), (other, _) = (of[np.arange(8), 1] for of in pictures_)
+        assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_what_surrounds_a_training_does_not_change_it(tmp_path):
+    expected = train_tiny(tmp_path / "plain", epochs=1)["test_loss"]
+    network = (tmp_path / "plain/network.pt").read_bytes()
+    for number, surrounding in enumerate((torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16))):
+        with surrounding:
+            assert train_tiny(tmp_path / str(number), epochs=1)["test_loss"] == expected
+            load_network(tmp_path / str(number) / "network.pt")
+    for set_default, value, before in (
+        (torch.set_default_dtype, torch.float64, torch.float32),
+        (torch.set_default_device, "meta", None),
+    ):
+        try:
+            set_default(value)
+            assert train_tiny(tmp_path / str(value), epochs=1)["test_loss"] == expected
+            loaded, _ = load_network(tmp_path / str(value) / "network.pt")
+            assert {(p.dtype, p.device.type) for p in loaded.parameters()} == {(torch.float32, "cpu")}
+            assert torch.get_default_dtype() == (value if value is torch.float64 else torch.float32)
+        finally:
+            set_default(before)
+        assert (tmp_path / str(value) / "network.pt").read_bytes() == network
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -720,6 +793,22 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(TenasError, match="finds no GPU"):
         retrain(TINY, load_genotype(ARCH), seed=0, threads=1, device="cuda", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"device": "tpu"}, "The device is 'tpu'; allowed: auto, cpu, cuda"),
+        ({"device": None}, "The device is None"),
+        ({"seed": -1}, "'seed' is -1; it must be a whole number, from 0 to 4294967295"),
+        ({"seed": True}, "'seed' is True"),
+        ({"seed": 2**64}, "'seed' is 18446744073709551616"),
+        ({"threads": 0}, "'threads' is 0; it must be a whole number, at least 1"),
+    ],
+)
+def test_arguments_that_no_training_has(tmp_path, given, sentence):
+    with pytest.raises(TenasError, match=sentence):
+        retrain(TINY, load_genotype(ARCH), **{"seed": 0, "threads": 1, "device": "cpu", "out": tmp_path / "out"} | given)
 
 
 def test_threads_of_torch_are_left_as_they_were(tmp_path):
