@@ -152,10 +152,12 @@ def test_maps_after_a_linear_layer_have_their_channels_in_the_second_dimension()
     def excited(self: Own, x: Tensor) -> Tensor:
         maps = self.conv(x)
         squeezed = self.squeeze(maps.mean((2, 3)))
-        scale = self.scale(squeezed.relu())
-        last = (maps * scale.sigmoid()[:, :, None, None]).relu()
+        bent = squeezed.relu()
+        scale = self.scale(bent)
+        share = scale.sigmoid()
+        last = (maps * share[:, :, None, None]).relu()
         logits = self.head(last.mean((2, 3)))
-        outputs[:] = [maps, squeezed, squeezed.relu(), scale, scale.sigmoid(), last, logits]
+        outputs[:] = [maps, squeezed, bent, scale, share, last, logits]
         return logits
 
     layers_ = {
