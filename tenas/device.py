@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -151,7 +152,6 @@ def own_device(device: str) -> str:
 @contextmanager
 def torch_defaults() -> Iterator[None]:
     """Run with torch's defaults of a new process: float32 on the CPU, with gradients, outside of inference mode and autocast."""
-    dtype = torch.get_default_dtype()
     with ExitStack() as undone:
         # A default device looks at each call of torch.
         if torch.get_default_device().type != "cpu":
@@ -161,9 +161,27 @@ def torch_defaults() -> Iterator[None]:
                 undone.enter_context(torch.autocast(kind, enabled=False))
         undone.enter_context(torch.inference_mode(False))
         undone.enter_context(torch.enable_grad())
-        undone.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float32)
+        undone.enter_context(_float32())
         yield
+
+
+_types: list[torch.dtype] = []
+_TYPES = threading.Lock()
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """Make float32 the default type, which is the process's: the last of several threads to leave restores it."""
+    with _TYPES:
+        _types.append(torch.get_default_dtype() if not _types else _types[0])
+        torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        with _TYPES:
+            before = _types.pop()
+            if not _types:
+                torch.set_default_dtype(before)
 
 
 def send(values: np.ndarray | Tensor, device: torch.device) -> Tensor:

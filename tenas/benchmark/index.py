@@ -92,7 +92,7 @@ def _check(table: "pd.DataFrame", path: Path, space: str | Space | None, cells: 
 
     ``cells``: the number of cells of the source, according to the file itself.
     """
-    from pandas.api.types import is_numeric_dtype
+    from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
     if "arch" not in table.columns:
         raise TenasError(f"The benchmark index {path} has no column 'arch'.")
@@ -120,8 +120,13 @@ def _check(table: "pd.DataFrame", path: Path, space: str | Space | None, cells: 
     zeros = ((table[accuracies] == 0).any(axis=1) & ~(table[accuracies] > 0).any(axis=1)).sum()
     if zeros:
         raise TenasError(f"The benchmark index {path} has zeros for all accuracies in {zeros:,} of its rows: it is damaged.")
+    for name in costs_of(table):
+        if (table[name].abs() == math.inf).any():
+            raise TenasError(f"The benchmark index {path} has an infinite value in the column {name!r}.")
     if "index" in table.columns:
         _check_numbers(table["index"], path)
+        if not is_integer_dtype(table["index"]):
+            table["index"] = table["index"].map(_float).astype("int64")
     named, table["arch"] = _archs(table["arch"], path, space)
     for name in ("arch", *({"index"} & set(table.columns))):
         doubled = table[name][table[name].duplicated()]

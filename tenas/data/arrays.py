@@ -83,6 +83,8 @@ def _array(values: object, what: str) -> np.ndarray:
     if hasattr(values, "detach"):
         tensor = values.detach().cpu()
         values = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise TenasError(f"{what} have values that are masked: leave them out, or fill them.")
     try:
         return np.asarray(values)
     except ValueError as error:

@@ -120,7 +120,9 @@ def export(network: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict
     # Check the saved bytes, read back as a user would.
     stored.seek(0)
     differences = {"network.pt2": difference(trained, torch.export.load(stored).module(), side)}
-    model = to_onnx(program, {key: card[key] for key in ("arch", "space", "side", "mean", "std", "class_names")})
+    model = to_onnx(
+        program, {key: card[key] for key in ("arch", "space", "side", "evaluation_crop", "mean", "std", "class_names")}
+    )
     differences["network.onnx"] = difference(trained, run_onnx(model), side)
     out = Path(out)
     with alone(out):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
 
 from tenas.errors import TenasError
 from tenas.measures.common import LAYERS, by_channel, check_batch, check_eager, hooked, measuring, undisturbed
@@ -109,7 +110,7 @@ class _ActivationFunctions(Observer):
     def __init__(self, samples: int, ranks: list[float]) -> None:
         super().__init__()
         self.samples, self.ranks = samples, ranks
-        self.after: nn.Module | None = None
+        self.after: Any = None
         self.shape: torch.Size | None = None
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
@@ -117,5 +118,14 @@ class _ActivationFunctions(Observer):
             made = out[0] if isinstance(out, tuple) else out
             # But for the last dimension, which a gated activation function halves.
             like = self.shape is not None and made.ndim == len(self.shape) and made.shape[:-1] == self.shape[:-1]
-            if like or made.shape[:1] == (self.samples,):
-                self.ranks.append(_effective_rank(made if made.ndim == 1 else by_channel(made, self.after if like else None)))
+            of_weights = any(isinstance(tensor, nn.Parameter) for tensor in tree_leaves(read))
+            if like or (made.shape[:1] == (self.samples,) and not of_weights):
+                self.ranks.append(_effective_rank(self._by_channel(made, like=like)))
+
+    def _by_channel(self, made: Tensor, *, like: bool) -> Tensor:
+        """A result as (n, channels, ...). ``like``: whether it has the dimensions of the last layer's output."""
+        if made.ndim < 3 or self.after is None:
+            return made
+        channels = self.after.out_features if isinstance(self.after, nn.Linear) else self.after.out_channels
+        last = (isinstance(self.after, nn.Linear) and like) or made.shape[1] != channels == made.shape[-1]
+        return made.movedim(-1, 1) if last else made

@@ -12,6 +12,7 @@ batch normalisation and biases are excluded, as in the papers' pruning criteria.
 """
 
 import math
+from collections.abc import Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -20,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from tenas.errors import TenasError
 from tenas.measures.common import (
@@ -194,65 +197,95 @@ def _agreements(signs: np.ndarray) -> np.ndarray:
 
 
 class _LastFeatures(Observer):
-    """Keeps the features before pooling: the last (n, c, h, w) of what changes them, larger than a pixel if any is.
+    """Keeps the features before pooling: the last feature map (n, c, h, w), or (n, h, w, c), that an operator gives.
 
-    ``maps``: operators of maps; ``changes``: others that change them, of tensors with the height and width of a map: those of
-    attention, (n, heads, tokens, channels), have four dimensions, too. ``pools``: operators that give maps another size.
+    The images are a map, and so is what an operator makes of a map if it has the map's height and width, or if the operator is a
+    convolution, a pooling or a slice; but for the one pixel of a global pooling. So what reads pooled channels alone, in a
+    squeeze-and-excitation, is none, nor are the queries (n, heads, tokens, channels) of attention.
     """
 
-    MAPS = frozenset({"convolution", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-                      "cudnn_batch_norm", "native_group_norm", "max_pool2d_with_indices"})  # fmt: skip
-    CHANGES = frozenset({"relu", "leaky_relu", "hardtanh", "elu", "gelu", "silu", "mish", "hardswish", "_prelu_kernel", "add",
-                         "mul", "cat"})  # fmt: skip
-    POOLS = frozenset({"avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
-                       "upsample_bicubic2d", "pixel_shuffle", "pixel_unshuffle", "constant_pad_nd"})  # fmt: skip
+    RESIZE = frozenset({"convolution", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d",
+                        "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "pixel_shuffle", "pixel_unshuffle",
+                        "constant_pad_nd", "slice"})  # fmt: skip
+    GLOBAL = frozenset({"mean", "sum", "amax", "max", "logsumexp", "_adaptive_avg_pool2d", "adaptive_max_pool2d"})
+    # Poolings, which the features are before, and parts of a map.
+    NONE = frozenset({"avg_pool2d", "_adaptive_avg_pool2d", "slice", "split", "chunk"})
 
-    def __init__(self) -> None:
+    def __init__(self, images: Tensor) -> None:
         super().__init__()
+        self.samples = len(images)
         self.features: Tensor | None = None
-        self.sizes: set[torch.Size] = set()
+        self.strayed: Tensor | None = None
+        self.convolved = False
+        # Heights and widths by storage; a weak reference keeps its key from being given to another one.
+        self.sizes: dict[int, tuple[StorageWeakRef, set[torch.Size]]] = {}
+        self._add(images, images.shape[2:])
+
+    def _add(self, tensor: Tensor, size: torch.Size) -> None:
+        storage = StorageWeakRef(tensor.untyped_storage())
+        self.sizes.setdefault(storage.cdata, (storage, set()))[1].add(size)
+
+    def size(self, tensor: object) -> torch.Size | None:
+        """Height and width of a tensor that is a map, in the one order of dimensions or the other; None for another tensor."""
+        if not isinstance(tensor, Tensor) or tensor.ndim < 4:
+            return None
+        _, sizes = self.sizes.get(tensor.untyped_storage()._cdata, (None, set()))
+        return next((size for size in (tensor.shape[-2:], tensor.shape[1:3]) if size in sizes), None)
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
         name = plain_name(operator)
-        if name not in self.MAPS | self.CHANGES | self.POOLS:
+        read = [tensor for tensor in tree_leaves(read) if self.size(tensor) is not None]
+        if not read:
             return
-        made = out[0] if isinstance(out, tuple) else out
-        if made.ndim != 4:
+        # Of several results the others are for the way back, but for those of a split.
+        for made in out if isinstance(out, list) else out[:1] if isinstance(out, tuple) else [out]:
+            if isinstance(made, Tensor) and made.ndim >= 4 and made.is_floating_point():
+                self._made(name, read, made)
+
+    def _made(self, name: str, read: Sequence[Tensor], made: Tensor) -> None:
+        sizes = [self.size(tensor) for tensor in read]
+        last = made.shape[-2:], made.shape[1:3]
+        if name in self.RESIZE:
+            size: torch.Size | None = last[sizes[0] != read[0].shape[-2:]]
+        else:
+            size = next((size for size in sizes if size in last), None)
+        if size is None or (name in self.GLOBAL and size.numel() == 1):
             return
-        if name not in self.CHANGES:
-            self.sizes.add(made.shape[2:])
-        # Of a squeeze-and-excitation, the pooled channels are not the features.
-        if name not in self.POOLS and made.shape[2:] in self.sizes and (self.features is None or made[0, 0].numel() > 1):
+        self._add(made, size)
+        self.convolved |= name == "convolution"
+        # Instance normalisation has one row for all images, and then a view of that.
+        if self.convolved and name not in self.NONE and made.ndim == 4 and len(made) == self.samples:
             self.features = made
+
+    def after_layer(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """A linear layer of a map (n, h, w, c) gives a map; another layer's output of pixels or tokens is none."""
+        if isinstance(module, nn.Linear) and inputs and (size := self.size(inputs[0])) is not None:
+            self._add(output, size)
+            self.features = output
+        elif output.ndim > 2 and output[0, 0].numel() > 1 and self.size(output) is None:
+            self.strayed = self.features
 
 
 def _features(network: nn.Module, images: Tensor) -> Tensor:
     check_eager(network)
-    last = _LastFeatures()
-    tokens: list[Tensor | None] = []
-
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Linear) and output.ndim > 2:
-            tokens.append(last.features)
-
-    with hooked(network, LAYERS, note), last:
+    last = _LastFeatures(images := images.clone())
+    with hooked(network, LAYERS, last.after_layer), last:
         network(images)
     if last.features is None:
         raise TenasError("The Zen-score needs a network with feature maps (n, channels, height, width).")
     # The last features would be those of the first layer.
-    if tokens and tokens[-1] is last.features:
+    if last.strayed is last.features:
         raise TenasError("The Zen-score needs feature maps before the pooling; the last layers of this network work on tokens.")
-    features: Tensor = last.features
-    return features.double()
+    return last.features.double()
 
 
 @measuring
 def zen(network: nn.Module, images: Tensor) -> float:
     """log mean_i ||f(x_i) - f(x_i + 0.01 e_i)||_F + sum over batch normalisations of log sqrt(mean over channels of variance).
 
-    f: the features before global pooling: the last (n, channels, height, width) of a convolution, normalisation, activation
-    function, max pooling, sum, product or concatenation. e: standard Gaussian noise, the same for every network. The second
-    term restores the scale that batch normalisation removes: the variances are those of its inputs over batch and positions.
+    f: the features before global pooling, the last map (n, channels, height, width), or (n, height, width, channels). e: standard
+    Gaussian noise, the same for every network. The second term restores the scale that batch normalisation removes: the
+    variances are those of its inputs over batch and positions.
     Source: Lin et al., Zen-NAS, ICCV 2021, algorithm 1; its released code takes the L1 norm of the difference instead.
     Batch normalisation always runs in training mode here, so that these variances are the ones it divides by.
     The paper's x and weights are standard Gaussian (``normal`` of ``tenas.networks.initialise``); with other weights the

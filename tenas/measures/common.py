@@ -3,11 +3,12 @@
 import functools
 import gc
 import math
+import os
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
@@ -51,6 +52,7 @@ def measuring(function: Callable[Concatenate[nn.Module, P], R], *, drawn: bool =
                     raise TenasError("The images have values that are NaN or infinite: no measure of them means anything.")
                 if is_ours(network):
                     return function(network, *args, **kwargs)
+                check_values(network)
                 with _kept(network, inputs) as again:
                     value = function(network, *args, **kwargs)
                 if again():
@@ -71,7 +73,20 @@ def _is_finite(tensor: Tensor) -> bool:
 def _lock_of(network: nn.Module) -> AbstractContextManager[object]:
     """The lock of a network: its measures change it for as long as they take."""
     with _LOCK:
-        return _LOCKS.setdefault(network, threading.RLock())
+        try:
+            return _LOCKS.setdefault(network, threading.RLock())
+        except TypeError:  # a network with a notion of equality, and without a hash
+            return nullcontext()
+
+
+def _new_locks() -> None:
+    """In a process that was forked: those of threads that are not there would be held for ever."""
+    global _LOCK
+    _LOCK = threading.Lock()
+    _LOCKS.clear()
+
+
+os.register_at_fork(after_in_child=_new_locks)
 
 
 def _outside_inference(value: Any) -> Any:
@@ -110,6 +125,14 @@ def check_network(network: nn.Module) -> None:
             raise TenasError(f"The network's {name} has no values yet: run a batch through its lazy modules first.")
         if tensor.is_inference():
             raise TenasError(f"The network's {name} was made in torch.inference_mode(), without gradients: make it outside.")
+
+
+def check_values(network: nn.Module) -> None:
+    """Raise TenasError for parameters, or running statistics, that are NaN or infinite. Other buffers may be masks of -inf."""
+    statistics = ((name, buffer) for name, buffer in network.named_buffers() if name.rpartition(".")[2].startswith("running_"))
+    for name, tensor in (*network.named_parameters(), *statistics):
+        if tensor.is_floating_point() and tensor.device.type != "meta" and not _is_finite(tensor.detach()):
+            raise TenasError(f"The network's {name} has values that are NaN or infinite: no measure of it means anything.")
 
 
 def modules_of(network: nn.Module) -> Iterator[nn.Module]:
@@ -227,11 +250,13 @@ class LeftOutWarning(UserWarning):
 def warn_of_left_out(network: nn.Module, counted: Iterable[Tensor], rule: str) -> None:
     """Warn of matrices that require a gradient and are none of the ``counted`` weights, such as those of an LSTM.
 
-    ``rule``: which weights count. Vectors (biases, scales) and layer norms are left out of every measure.
+    ``rule``: which weights count. Vectors (biases, scales) and the tables of layer norms are left out of every measure.
     """
     known = {id(weight) for weight in counted}
-    others = (module for module in network.modules() if not isinstance(module, (*LAYERS, nn.LayerNorm)))
-    found = {id(p) for module in others for p in module._parameters.values() if p is not None and p.requires_grad and p.ndim > 1}
+    modules = (module for module in network.modules() if type(module) is not nn.LayerNorm)
+    held = (p for module in modules for p in module._parameters.values() if p is not None and p.requires_grad and p.ndim > 1)
+    # More than one dimension of more than one element.
+    found = {id(p) for p in held if p.numel() > max(p.shape)}
     # Names only if there are any: many networks are measured in milliseconds.
     if found - known:
         left = [name for name, p in network.named_parameters() if id(p) in found - known]

@@ -90,7 +90,7 @@ class _Depths(Observer):
     image has none.
     """
 
-    PRODUCTS = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm", "linear", "_trilinear"})
+    PRODUCTS = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "_trilinear"})
 
     def __init__(self, network: nn.Module, image: Tensor) -> None:
         super().__init__()

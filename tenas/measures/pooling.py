@@ -108,7 +108,12 @@ def _shifted(x: Tensor, dim: int, kernel: int, stride: int, dilation: int) -> li
 
 
 class FasterPooling(TorchFunctionMode):
-    """Within the block, torch's poolings are replaced by those of this module if they support the arguments."""
+    """Within the block, torch's poolings are replaced by those of this module if they support the arguments.
+
+    ``running``: whether an operator is part of one of them, and not of the network.
+    """
+
+    running = False
 
     FASTER: ClassVar[dict[Callable[..., Any], Callable[..., Tensor | None]]] = {
         torch.nn.functional.max_pool2d: max_pool2d,
@@ -124,5 +129,11 @@ class FasterPooling(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         faster = self.FASTER.get(func)
-        result = faster(*args, **(kwargs or {})) if faster else None
+        if faster is None:
+            return func(*args, **(kwargs or {}))
+        self.running = True
+        try:
+            result = faster(*args, **(kwargs or {}))
+        finally:
+            self.running = False
         return func(*args, **(kwargs or {})) if result is None else result

@@ -92,11 +92,12 @@ _BOUNDS = frozenset({"clamp", "clamp_min", "clamp_max"})
 class _Signs(Observer):
     """Records for each activation function that runs, module or function, in which of its linear pieces each unit is.
 
-    ``first_only``: end the pass with _EnoughError after the first one.
+    ``first_only``: end the pass with _EnoughError after the first one. ``poolings``: whose operators are not the network's.
     """
 
-    def __init__(self, samples: int, first_only: bool = False) -> None:
+    def __init__(self, samples: int, first_only: bool, poolings: FasterPooling) -> None:
         super().__init__()
+        self.poolings = poolings
         self.samples, self.first_only = samples, first_only
         self.bits: list[np.ndarray] = []
         self.smooth: set[str] = set()
@@ -108,7 +109,7 @@ class _Signs(Observer):
         if kinks is None:
             if name in _SMOOTH:
                 self.smooth.add(name)
-            elif name in _OTHERS and out.ndim and len(out) == self.samples:
+            elif name in _OTHERS and not self.poolings.running and out.ndim and len(out) == self.samples:
                 self.others.add(name)
             return
         if out.ndim == 0 or len(out) != self.samples:
@@ -136,8 +137,9 @@ def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) 
     operators that bend (abs, maximum, where), and for a network of one's own in which no activation function was seen.
     """
     check_eager(network)
-    poolings = FasterPooling() if inputs.ndim == 4 and inputs.shape[2] * inputs.shape[3] >= PIXELS else nullcontext()
-    with torch.no_grad(), poolings, suppress(_EnoughError), _Signs(len(inputs), first_only) as signs:
+    poolings = FasterPooling()
+    intercepted = poolings if inputs.ndim == 4 and inputs.shape[2] * inputs.shape[3] >= PIXELS else nullcontext()
+    with torch.no_grad(), intercepted, suppress(_EnoughError), _Signs(len(inputs), first_only, poolings) as signs:
         network(inputs)
     if signs.smooth:
         named = ", ".join(sorted(signs.smooth))

@@ -59,6 +59,7 @@ _FLOPS: dict[str, Callable[[Sequence[Any], Tensor], int]] = {
     **dict.fromkeys(("mm", "bmm", "mv", "dot"), lambda args, out: out.numel() * args[0].shape[-1]),
     # Of a bilinear layer: each weight multiplies once for an output.
     "_trilinear": lambda args, out: out.numel() * args[1][0].numel(),
+    "addbmm": lambda args, out: args[1].numel() * args[2].shape[-1] + out.numel(),
     "_cdist_forward": lambda args, out: out.numel() * args[0].shape[-1],
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), lambda args, out: out.numel() * (args[1].shape[-1] + 1)),
     **dict.fromkeys(

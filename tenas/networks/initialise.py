@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -18,13 +20,26 @@ INITIALISERS: dict[str, Literal["fan_in", "fan_out", "normal"] | None] = {
 }  # fmt: skip
 
 
+_GENERATOR = threading.RLock()
+
+
+def _new_lock() -> None:
+    global _GENERATOR
+    _GENERATOR = threading.RLock()
+
+
+# A process that was forked has none of the threads that may hold it.
+os.register_at_fork(after_in_child=_new_lock)
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's default generator within the block; on the CPU, restore it afterwards.
 
-    For the draws of user-defined operators and measures: they then follow from names, not from earlier draws.
+    For the draws of user-defined operators and measures: they then follow from names, not from earlier draws. Blocks of several
+    Python threads wait for each other: the generator is the process's.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _GENERATOR, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 

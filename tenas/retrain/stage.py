@@ -227,7 +227,7 @@ def retrain(
             **_training_metrics(request, done, stopwatch, torch_device, processes),
         }
         if processes.first:
-            constants = (data.side, *done.constants, data.class_names)
+            constants = (data.side, *done.constants, data.class_names, keys["evaluation_crop"])
             save_network(request.out / "network.pt", done.network, genotype, done.shape, *constants)
             metrics = _write(request.out, metrics, done.state["history"], "network.pt")
     return metrics

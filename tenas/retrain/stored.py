@@ -26,11 +26,13 @@ def save_network(
     mean: Sequence[float],
     std: Sequence[float],
     class_names: Sequence[str] = (),
+    evaluation_crop: float = 1.0,
 ) -> None:
     """Write a network without its auxiliary head.
 
     ``shape``: arguments of Network besides the genotype. ``side``: of the images. ``mean`` and ``std``: of each channel, for
-    values in [0, 1]. ``class_names``: of each logit, if the classes have names. Equal networks give equal bytes, of which the
+    values in [0, 1]. ``class_names``: of each logit, if the classes have names. ``evaluation_crop``: share of an image's shorter
+    side that the middle square has which is resized to ``side``. Equal networks give equal bytes, of which the
     last ones are a hash of the others.
     """
     weights = {
@@ -46,6 +48,7 @@ def save_network(
         "mean": list(mean),
         "std": list(std),
         "class_names": list(class_names),
+        "evaluation_crop": evaluation_crop,
         "weights": weights,
     }
     # Through a buffer: torch.save writes the name of its file, here a temporary one, into the content.
@@ -65,6 +68,8 @@ def _check(content: Mapping[str, Any]) -> None:
     for key in ("mean", "std"):
         if len(list(map(finite, content[key]))) != 3:
             raise ValueError(f"{key!r} is {in_short(content[key])}, which are not three numbers")
+    if not 0 < finite(content.get("evaluation_crop", 1.0)) <= 1:
+        raise ValueError(f"'evaluation_crop' is {in_short(content['evaluation_crop'])}")
     names = content.get("class_names", [])
     texts = [content["arch"], content["stem"], content.get("space", ""), *names]
     if not all(isinstance(text, str) for text in texts) or (names and len(names) != content["classes"]):
@@ -75,7 +80,8 @@ def load_network(path: str | os.PathLike[str], space: str | None = None) -> tupl
     """Load a trained network, in evaluation mode on the CPU, and the other entries of its file.
 
     These are ``space``, ``arch``, ``channels``, ``cells``, ``classes``, ``stem``, ``side``, ``mean``, ``std``, ``class_names``
-    (empty if the classes have none). The network takes images (n, 3, side, side) in [0, 1], minus ``mean``, over ``std``. No code
+    (empty if the classes have none), ``evaluation_crop``. The network takes images (n, 3, side, side) in [0, 1], minus ``mean``,
+    over ``std``: the middle square of a picture, of ``evaluation_crop`` times its shorter side, resized. No code
     in the file is executed. A space of your own is imported by the reference in the file, or by ``space`` if it has moved. Files
     of earlier versions name neither classes nor a space, which is found by the text of the genotype.
 
@@ -101,7 +107,8 @@ def load_network(path: str | os.PathLike[str], space: str | None = None) -> tupl
         raise TenasError(f"The trained network {path} is damaged: {error}.") from error
     weights = content.pop("weights")
     genotype = parse_genotype(content["arch"], space or content.get("space"))
-    content |= {"space": genotype.space.reference, "class_names": content.get("class_names", [])}
+    older = {"class_names": [], "evaluation_crop": 1.0}
+    content = {**older, **content, "space": genotype.space.reference}
     try:
         with torch_defaults():
             network = Network(genotype, **{key: content[key] for key in ("channels", "cells", "classes", "stem")})

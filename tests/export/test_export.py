@@ -94,7 +94,7 @@ def test_what_an_export_writes(exported):
     assert first.dim_param == logits.type.tensor_type.shape.dim[0].dim_param == card["input"]["shape"][0] == "n"
     assert not first.HasField("dim_value")
     told = {entry.key: json.loads(entry.value) for entry in model.metadata_props if entry.key in card}
-    assert told == {key: card[key] for key in ("arch", "space", "side", "mean", "std", "class_names")}
+    assert told == {key: card[key] for key in ("arch", "space", "side", "evaluation_crop", "mean", "std", "class_names")}
     assert card["class_names"] == [f"class {label}" for label in range(card["classes"])]
 
 
@@ -103,7 +103,8 @@ def test_equal_networks_are_equal_files_and_the_auxiliary_head_is_left_out(tmp_p
     store(tmp_path / "two.pt", "darts")
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
     loaded, card = load_network(tmp_path / "one.pt")
-    assert card.keys() == {"space", "arch", "channels", "cells", "classes", "stem", "side", "mean", "std", "class_names"}
+    shape = {"space", "arch", "channels", "cells", "classes", "stem", "side"}
+    assert card.keys() == {*shape, "mean", "std", "class_names", "evaluation_crop"}
     assert not any("auxiliary" in name for name in loaded.state_dict())
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -139,6 +140,7 @@ def test_faulty_files_are_refused(tmp_path, capsys):
     ("change", "sentence"),
     [
         ({"arch": torch.zeros(3)}, "the cell, the stem or the names of its 5 classes are none"),
+        ({"evaluation_crop": 0.0}, "'evaluation_crop' is 0.0"),
         ({"class_names": ["a", "b"]}, "the cell, the stem or the names of its 5 classes are none"),
         ({"mean": [0.5, 0.5]}, r"'mean' is \[0\.5, 0\.5\], which are not three numbers"),
         ({"std": [0.5, float("nan"), 0.5]}, "nan is no number"),

