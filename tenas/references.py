@@ -84,7 +84,8 @@ def _check_names(path: Path) -> None:
     """Raise TenasError if a module that a user's file imports from its folder has the name of another one of this process."""
     with suppress(OSError, SyntaxError, ValueError, RecursionError):
         for file in closure([str(path)]):
-            if file == path or not file.is_relative_to(path.parent):
+            # A package's own start is none of its modules.
+            if file == path or not file.is_relative_to(path.parent) or file == path.parent / "__init__.py":
                 continue
             name = file.relative_to(path.parent).parts[0].removesuffix(".py")
             own = path.parent / name if (path.parent / name).is_dir() else path.parent / f"{name}.py"

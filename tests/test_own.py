@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -152,7 +153,9 @@ def test_a_skeleton_of_ones_own():
         ({"skip": skip, "text": lambda i, o, s: "conv"}, {}, "'text' of own gave a str, not a module"),
         ({"skip": skip, "relu": lambda i, o, s: nn.Sequential(nn.ReLU(inplace=True), conv(i, o, s))}, {},
          "'relu' of own, .* writes into its input, which others read too: use inplace=False"),
-        ({"skip": skip, "one": lambda i, o, s: THE_SAME}, {}, "'one' of own gave a module twice: make a new one"),
+        ({"skip": skip, "shared": lambda i, o, s: nn.Sequential(THE_SAME, conv(i, o, s))}, {},
+         "'shared' of own, .* has a module that its factory gives twice"),
+        ({"skip": skip, "one": lambda i, o, s: THE_SAME}, {}, "'one' of own, .* has a module that its factory gives twice"),
         ({"skip": skip, "lazy": lambda i, o, s: nn.LazyConv2d(o, 3, padding=1)}, {}, "'lazy' of own, .* no values for weight"),
         ({"skip": skip, "none": lambda i, o, s: None}, None, "'none' of own adds nothing, which would cut the chain"),
     ],
@@ -161,6 +164,38 @@ def test_an_operator_of_another_shape_is_refused_with_a_sentence(operators, spac
     own = ChainSpace("own", operators, [Layer(), Layer()]) if space is None else CellSpace("own", operators, **space)
     with pytest.raises(TenasError, match=message):
         Supernet(own, channels=4, cells=2, classes=3)
+
+
+class Equal(nn.Conv2d):
+    """Equal to every other one, and not to be copied."""
+
+    def __init__(self, *given: int) -> None:
+        super().__init__(*given)
+        self.lock = threading.Lock()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Equal)
+
+    def __hash__(self) -> int:
+        return 1
+
+
+def test_operators_that_cannot_be_copied_or_are_equal():
+    def normed(inputs: int, outputs: int, stride: int) -> nn.Module:
+        return nn.utils.weight_norm(nn.Conv2d(inputs, outputs, 3, stride, 1))
+
+    for factory in (normed, lambda i, o, s: Equal(i, o, 3, s, 1)):
+        torch.manual_seed(0)
+        own = ChainSpace("own", {"skip": skip, "conv": factory}, [Layer(), Layer()], channels=4, cells=1)
+        network = Network(own.parse("conv-conv"), channels=4, cells=1, classes=3)
+        # The module that is tried draws nothing of the others.
+        torch.manual_seed(0)
+        again = ChainSpace("own", {"skip": skip, "conv": factory}, [Layer(), Layer()], channels=4, cells=1)
+        again._seen = own._seen
+        weights = [
+            dict(made.state_dict()) for made in (network, Network(again.parse("conv-conv"), channels=4, cells=1, classes=3))
+        ]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize(

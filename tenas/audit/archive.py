@@ -8,12 +8,13 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from tenas import layout
 from tenas.audit.ledger import mapping
@@ -52,6 +53,16 @@ def images_folder(run: Path) -> Path:
     raise TenasError(f"There is nothing to pack in {run}: no record of scores there names any images.")
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder. Raises OSError for a folder that cannot be read, which rglob leaves out."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=fail):
+        yield from (Path(parent, name) for name in names)
+
+
 def pack(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> dict[str, Any]:
     """Pack runs and studies in one file. Returns its list. Equal files, commit and version of liblzma give equal bytes.
 
@@ -67,7 +78,7 @@ def pack(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> dict[
         name = run.resolve().name
         if name in found:
             raise TenasError(f"Two of the runs are named {name!r}, which would share a folder in the archive.")
-        for path in sorted(run.rglob("*")):
+        for path in sorted(_files(run)):
             member = f"runs/{name}/{path.relative_to(run).as_posix()}"
             parts = path.relative_to(run).parts
             if (
@@ -88,19 +99,21 @@ def pack(runs: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> dict[
         for file in (layout.IMAGES, layout.LABELS):
             if (images / file).is_file() and f"{data}/{file}" not in left_out:
                 left_out[f"{data}/{file}"] = sha256(images / file)
+    # Read once: a run may go on meanwhile.
+    contents = {member: path.read_bytes() for member, path in sorted(kept.items())}
     listed = sealed(
         {
             "format": FORMAT,
             "commit": commit_of_code(),
             "runs": dict(sorted(found.items())),
-            "files": {member: sha256(path) for member, path in sorted(kept.items())},
+            "files": {member: hashlib.sha256(content).hexdigest() for member, content in contents.items()},
             "left_out": dict(sorted(left_out.items())),
         }
     )
     with whole(out) as temporary, tarfile.open(temporary, "w:xz", format=tarfile.PAX_FORMAT, preset=9) as archive:
         _add(archive, LIST, json_text(listed).encode())
-        for member, path in sorted(kept.items()):
-            _add(archive, member, path.read_bytes())
+        for member, content in contents.items():
+            _add(archive, member, content)
     return listed
 
 

@@ -14,6 +14,8 @@ from tenas.data.pixels import decode, fit
 
 TEST_SHARE = 0.2
 TEST_SEED = 2021
+# Of image files whose bytes are compared, too: a second's reading.
+MOST_BYTES_READ = 2**28
 # The label of unlabelled images: below every class, so that it cannot be mistaken for one.
 UNLABELLED = -1
 
@@ -108,11 +110,19 @@ class Files:
         return replace(self, paths=self.paths.take(indices), labels=self.labels[indices])
 
     def digest(self) -> str:
-        """SHA-256 over names, sizes and labels: reading 150 GB of pixels at the start of a training would cost too much."""
-        digest = hashlib.sha256(self.labels.data)
-        for path in self.paths:
-            # Not encode: a name may not be UTF-8.
-            digest.update(os.fsencode(f"{path.parent.name}/{path.name} {path.stat().st_size}\n"))
+        """SHA-256 over labels, names from the folder that holds all files on, and sizes; of few files their bytes too.
+
+        Reading 150 GB of pixels at the start of a training would cost too much.
+        """
+        digest = hashlib.sha256(np.ascontiguousarray(self.labels).data)
+        first, last = min(self.paths.names, default=b""), max(self.paths.names, default=b"")
+        above = len(os.path.commonpath([first, last]))
+        sizes = [path.stat().st_size for path in self.paths]
+        for name, size in zip(self.paths.names, sizes, strict=True):
+            digest.update(name[above:] + f" {size}\n".encode())
+        if sum(sizes) <= MOST_BYTES_READ:
+            for path in self.paths:
+                digest.update(path.read_bytes())
         return digest.hexdigest()
 
     def sized(self, side: int, middle: float = 1.0) -> "Files":

@@ -38,9 +38,9 @@ class Found(NamedTuple):
 
 
 def seeds_of(run_dir: Path) -> list[int]:
-    """The seeds of a run that have a genotype."""
-    found = run_dir.glob(layout.GENOTYPE.replace("{seed}", "[0-9]*"))
-    return sorted(int(path.parent.name[4:]) for path in found if path.parent.name[4:].isdecimal())
+    """The seeds of a run that have a genotype. Raises OSError for a folder that cannot be read, which glob leaves out."""
+    found = [path.name[4:] for path in run_dir.glob("seed*") if path.name[4:].isdecimal()]
+    return sorted(int(seed) for seed in found if layout.path(layout.GENOTYPE, run_dir, seed=seed).exists())
 
 
 def _of_these_settings(run_dir: Path, seeds: Iterable[int]) -> list[int]:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tenas import layout
 from tenas.benchmark.builtin import index_path
@@ -11,10 +11,13 @@ from tenas.data.entry import entry_of
 from tenas.data.prepared import filled, in_words, prepare, read_prepared
 from tenas.data.sources import load
 from tenas.errors import TenasError
-from tenas.files import read_json, sha256
+from tenas.files import format_csv, read_json, sha256, sha256_of
 from tenas.progress import note
-from tenas.search.origins import images_of, table_of_finalists
-from tenas.settings.search import assigned
+from tenas.search.limits import read_limits
+from tenas.search.made_by import measuring_code
+from tenas.search.origins import origins, table_of_finalists
+from tenas.search.sample import listed_cells
+from tenas.settings.search import assigned, is_list
 from tenas.spaces import get_space
 
 
@@ -47,9 +50,10 @@ def given_data(data: str | os.PathLike[str], out: Path, others: Sequence[int] = 
         return Path(data)
     entry = filled(entry_of(str(data)))
     folder = out / "data"
-    if not _is_prepared(folder, entry):
-        if others and (folder / "card.json").exists():
-            raise _of_others(f"The images in {data}", others[0], out)
+    state = _state(folder, entry)
+    if state == "others" and others:
+        raise _of_others(f"The images in {data}", others[0], out)
+    if state != "same":
         note(f"prepared from {data}: {in_words(prepare(entry, folder), folder)}")
     return folder
 
@@ -62,33 +66,51 @@ def _of_others(what: str, seed: int, out: Path) -> TenasError:
 
 
 def searched_before(out: Path, seeds: Iterable[int]) -> list[int]:
-    """The seeds that have measurements in the folder of a search, but for ``seeds``, ascending."""
-    records = out.glob(layout.SCORES_RECORD.format(seed="[0-9]*", round=1, shard=1))
-    found = (path.relative_to(out).parts[0].removeprefix("seed") for path in records)
+    """The seeds that have measurements in the folder of a search, finished or not, but for ``seeds``, ascending."""
+    scores = Path(layout.SCORES.format(seed="[0-9]*", round=1, shard=1)).parent
+    found = (path.relative_to(out).parts[0].removeprefix("seed") for path in out.glob(f"{scores}/*") if "1." in path.name)
     return sorted({int(seed) for seed in found if seed.isdecimal()} - set(seeds))
 
 
 def check_others(settings: Mapping[str, Any], images: str, table: Path, others: Iterable[int], out: Path) -> None:
-    """Raise TenasError for other seeds of a search with images of another hash than ``images``, or trainings of another table."""
-    looked_up = [number for number, entry in enumerate(settings["rounds"], start=1) if entry.get("column")]
+    """Raise TenasError for other seeds of a search with other images than those of the hash ``images``, code, cells or tables."""
+    space = get_space(settings["space"])
+    limits = layout.path(layout.LIMITS, out)
     for seed in others:
-        found = images_of(out, seed)
-        if found is not None and found[1] != images:
+        found = origins(out, seed)
+        if found.get("images", images) != images:
             raise _of_others("The images", seed, out)
-        tables = {table_of_finalists(out, seed, round) for round in looked_up} - {None}
-        if tables and tables != {sha256(index_path(table, get_space(settings["space"])))}:
-            raise _of_others(f"The accuracies in {table}", seed, out)
+        for number, entry in enumerate(settings["rounds"], start=1):
+            record = layout.path(layout.SCORES_RECORD, out, seed=seed, round=number, shard=1)
+            if "measures" in entry and record.exists():
+                code = read_json(record, "record of scores").get("code")
+                if code not in (None, measuring_code("score", settings, entry)):
+                    raise _of_others(f"The code of round {number}", seed, out)
+            sample = layout.path(layout.SAMPLE, out, seed=seed, round=number)
+            if is_list(entry.get("sample")) and sample.exists():
+                cells = listed_cells(entry["sample"], space, read_limits(limits if limits.exists() else None)).cells
+                rows = [dict(zip(("cell", "arch"), cell, strict=True)) for cell in cells]
+                if sha256(sample) != sha256_of(format_csv(("cell", "arch"), rows)):
+                    raise _of_others(f"The cells in {entry['sample']}", seed, out)
+            looked_up = table_of_finalists(out, seed, number) if entry.get("column") else None
+            if looked_up not in (None, sha256(index_path(table, space)) if looked_up else None):
+                raise _of_others(f"The accuracies in {table}", seed, out)
 
 
-def _is_prepared(folder: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether ``folder`` has the images of an entry, prepared from the present files."""
-    if not (folder / "card.json").exists():
-        return False
+def _state(folder: Path, entry: Mapping[str, Any]) -> Literal["same", "others", "none"]:
+    """Whether ``folder`` has the images of an entry, those of another one or of other files, or none that can be read."""
     try:
         card = read_prepared(folder / layout.IMAGES, labels=True).card
-    except TenasError:  # a file is gone or damaged
-        return False
-    return card["provenance"]["settings"] == entry and card.get("parts_sha256") == load(entry)[0].digests()
+    except TenasError:
+        return "none"
+    made = card["provenance"]
+    # Paths may be spelled otherwise; what they hold is compared.
+    alike = {**made["settings"], "path": None} == {**entry, "path": None}
+    if "parts_sha256" in card:
+        same = card["parts_sha256"] == load(entry)[0].digests()
+    else:  # of an earlier version, or of given arrays
+        same = all(Path(file).is_file() and sha256(file) == digest for file, digest in made["inputs"].items())
+    return "same" if alike and same else "others"
 
 
 def training_dataset(data: Path) -> dict[str, Any]:

@@ -18,6 +18,21 @@ def images_of(run: str | os.PathLike[str], seed: int) -> tuple[Path, str] | None
     return next(((Path(name), digest) for name, digest in inputs.items() if Path(name).name == layout.IMAGES), None)
 
 
+def _images_of_rounds(run: str | os.PathLike[str], seed: int) -> str | None:
+    """The hash of the images of a seed's measurements. Raises TenasError for rounds of different ones."""
+    found: dict[str, Path] = {}
+    pattern = layout.SCORES_RECORD.format(seed=seed, round="[0-9]*", shard="[0-9]*")
+    for path in sorted(Path(run).glob(pattern)):
+        inputs = _read(path, "record of scores").get("inputs")
+        for name, digest in inputs.items() if isinstance(inputs, dict) else ():
+            if Path(str(name)).name == layout.IMAGES:
+                found.setdefault(str(digest), path)
+    if len(found) > 1:
+        named = " and ".join(map(str, found.values()))
+        raise TenasError(f"Measurements of seed {seed} are of different images ({named}): search it again.")
+    return next(iter(found), None)
+
+
 def _read(path: Path, what: str) -> dict[str, Any]:
     return read_json(path, what) if path.exists() else {}
 
@@ -32,12 +47,12 @@ def _within(record: Mapping[str, Any], *keys: str) -> Any:
 
 def origins(run: str | os.PathLike[str], seed: int) -> dict[str, str]:
     """Hashes of what a seed's results were made from, by what it is, as far as there are results."""
-    images = images_of(run, seed)
+    images = _images_of_rounds(run, seed)
     look_up = _read(layout.path(layout.LOOKUP, run, seed=seed), "benchmark look-up")
     metrics = _read(layout.path(layout.RETRAIN_METRICS, run, seed=seed), "retraining's metrics")
     tables = _within(look_up, "provenance", "inputs")
     found = {
-        "images": None if images is None else images[1],
+        "images": images,
         "tables": next(iter(tables.values()), None) if isinstance(tables, Mapping) else None,
         "test images": _within(metrics, "provenance", "data_sha256", "test"),
     }

@@ -20,16 +20,12 @@ def bootstrap_counts(repeats: int, resamples: int, generator: np.random.Generato
 def rounded(means: np.ndarray, values: np.ndarray, *, raw: bool) -> np.ndarray:
     """Round means of ``values`` to 12 decimals, so that equal numbers tie: 0.1 + 0.2 and 0.3 are the same.
 
-    ``raw``: whether they are on the scale of the measure, and not logarithms or shares: to 12 digits of the largest, which may be
-    smaller than 1 or have more than three digits itself, beyond which float64 has no 12 decimals.
+    ``raw``: whether they are on the scale of the measure, and not logarithms or shares: if all are smaller than 1, to 12 digits
+    of the largest. Numbers near the largest of float64 are left as they are.
     """
     largest = np.abs(values[np.isfinite(values)]).max(initial=0.0) if raw else 1.0
-    if 1 <= largest < 1000 or largest == 0:
-        return np.asarray(np.round(means, 12))
-    exponent = int(np.floor(np.log10(largest))) + 1
-    # In two steps: a power of ten beyond 10^308 is no number.
-    first, second = 10.0 ** (exponent // 2), 10.0 ** (exponent - exponent // 2)
-    return np.asarray(np.round(means / first / second, 12) * first * second)
+    scale = 10.0 ** np.floor(np.log10(largest) + 1) if 0 < largest < 1 else 1.0
+    return np.asarray(means if largest > 1e290 else np.round(means / scale, 12) * scale)
 
 
 def standard_error(values: np.ndarray) -> float | str:

@@ -280,7 +280,7 @@ def _check_used(changed: object, rounds: Sequence[Mapping[str, Any]], where: str
             try:
                 get_measure(str(name))
             except TenasError as error:
-                raise TenasError(f"{where}: unknown key in 'measures': {error}") from error
+                raise TenasError(f"{where}: 'measures': {error}") from error
             raise TenasError(f"{where}: no round measures {name!r}, which 'measures' has: name it in the 'measures' of a round.")
 
 

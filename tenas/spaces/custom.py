@@ -16,10 +16,8 @@ A configuration then says ``space: path/to/file.py:SPACE``.
 
 from __future__ import annotations
 
-import copy
 import math
 import re
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -56,7 +54,6 @@ class _FromFactories(Space):
         self.trained = MappingProxyType(dict(trained))
         self.networks = networks
         self._seen: set[tuple[str, int, int, int]] = set()
-        self._made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def operation(self, name: str, inputs: int, outputs: int, stride: int) -> nn.Module | None:
         """Make the module of an operator by its factory. Raises TenasError for anything else, or for a wrong output shape."""
@@ -67,25 +64,28 @@ class _FromFactories(Space):
             return None
         if not isinstance(made, nn.Module):
             raise TenasError(f"The factory of the operator {name!r} of {self.name} gave a {type(made).__name__}, not a module.")
-        if made in self._made:
-            raise TenasError(
-                f"The factory of the operator {name!r} of {self.name} gave a module twice: make a new one each time."
-            )
-        self._made.add(made)
         if (name, inputs, outputs, stride) not in self._seen:
             self._check_shape(made, name, inputs, outputs, stride)
             self._seen.add((name, inputs, outputs, stride))
         return made
 
     def _check_shape(self, made: nn.Module, name: str, inputs: int, outputs: int, stride: int) -> None:
+        import torch
         from torch.nn.parameter import UninitializedParameter
 
         given, wanted = (2, inputs, SIDE, SIDE), (2, outputs, SIDE // stride, SIDE // stride)
         asked = f"The operator {name!r} of {self.name}, made for {inputs} to {outputs} channels with stride {stride},"
         if lazy := next((key for key, value in made.named_parameters() if isinstance(value, UninitializedParameter)), None):
             raise TenasError(f"{asked} has no values for {lazy} before it is used: give its module the number of channels.")
+        # Another one, to be tried on the meta device: not every module can be copied.
+        with torch.random.fork_rng(devices=[]):
+            other = self.factories[name](inputs, outputs, stride)
+        if not isinstance(other, torch.nn.Module):
+            raise TenasError(f"{asked} is a module at one time and none at another.")
+        if {id(module) for module in made.modules()} & {id(module) for module in other.modules()}:
+            raise TenasError(f"{asked} has a module that its factory gives twice: it must make a new one each time.")
         try:
-            found, is_written = _shape_of(made, given)
+            found, is_written = _shape_of(other, given)
         except Exception as error:
             raise TenasError(f"{asked} cannot read features of {given}: {' '.join(str(error).split())}.") from error
         if is_written:
@@ -95,9 +95,9 @@ class _FromFactories(Space):
 
 
 def _shape_of(module: nn.Module, given: tuple[int, ...]) -> tuple[object, bool]:
-    """Output shape of a module for features of a shape, and whether it writes into them.
+    """Output shape of a module for features of a shape, and whether it writes into them. The module is spent.
 
-    Computed on a copy; without arithmetic (meta device) where possible.
+    Without arithmetic (meta device) where possible.
     """
     import torch
 
@@ -105,16 +105,19 @@ def _shape_of(module: nn.Module, given: tuple[int, ...]) -> tuple[object, bool]:
         features = torch.zeros(given, device=device)
         before = features._version
         with torch.no_grad():
-            found = copy.deepcopy(module).to(device)(features)
+            found = module(features)
         return tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__, features._version != before
 
     own = next((parameter.device.type for parameter in module.parameters()), "cpu")
+    state = {name: value.clone() for name, value in module.state_dict().items()}
     try:
+        module.to("meta")
         return on("meta")
     except Exception:
         # Not every user-defined operator can run on the meta device.
         if own == "meta":
             raise
+        module.to_empty(device=own).load_state_dict(state)
         return on(own)
 
 

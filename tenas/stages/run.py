@@ -53,7 +53,8 @@ def run(
         command += ["--dry-run", "--quiet", "rules"]
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
-        command += ["--report", str(report), "--quiet", "all"]
+        command += ["--report", str(report), "--quiet", "rules", "host", "progress"]
     command += ["--", *map(str, targets)]
     # Snakemake replaces this process: it ends its jobs on Ctrl-C, and its exit status is that of the command.
-    os.execv(sys.executable, [sys.executable, "-m", *command])
+    # Not from this folder, whose files may have names of Python's modules.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", *command])

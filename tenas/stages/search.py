@@ -64,6 +64,17 @@ def search(
     return "\n".join(lines)
 
 
+def _are_equal(written: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether settings that were written, perhaps by an earlier version, are these, with the keys that were filled in since."""
+    from tenas.errors import TenasError
+    from tenas.settings.search import check_settings
+
+    try:
+        return written == settings or check_settings(written, "search") == check_settings(settings, "search")
+    except TenasError:
+        return False
+
+
 def _claim(settings: dict[str, Any], out: Path) -> None:
     """Write the settings of a search into its folder, locked by this process, or check those that exist.
 
@@ -74,7 +85,7 @@ def _claim(settings: dict[str, Any], out: Path) -> None:
     from tenas.files import read_json, write_json
 
     path = layout.path(layout.SEARCH, out)
-    others = path.exists() and read_json(path, "search settings") != settings
+    others = path.exists() and not _are_equal(read_json(path, "search settings"), settings)
     # Locks belong to a running search, or to a killed one.
     begun = (layout.SCORES, str(Path(layout.GENOTYPE).with_name(".lock")))
     if others and any(any(out.glob(pattern.format(seed="*", round="*", shard="*"))) for pattern in begun):
@@ -83,7 +94,10 @@ def _claim(settings: dict[str, Any], out: Path) -> None:
 
 
 class _Seed(NamedTuple):
-    """A search of one seed: what all of its rounds need. ``limits``: file of the run's limits, if it has any."""
+    """A search of one seed: what all of its rounds need.
+
+    ``limits``: file of the run's limits, if it has any. ``images``: hash of the images at its start.
+    """
 
     settings: dict[str, Any]
     settings_file: Path
@@ -95,6 +109,7 @@ class _Seed(NamedTuple):
     device: Device
     table: Path
     progress: Progress
+    images: str
 
     def file(self, pattern: str, round: int, **wildcards: int) -> Path:
         """A file of a round, by its pattern in tenas.layout."""
@@ -130,10 +145,13 @@ def search_seed(
     from tenas.stages.mask import mask
 
     settings = check_settings(settings, "search")
-    check_sizes(settings, read_card(data / layout.CARD)[0]["side"])
+    card, _ = read_card(data / layout.CARD)
+    check_sizes(settings, card["side"])
     limits_file = layout.path(layout.LIMITS, out) if settings["limits"] else None
     settings_file = layout.path(layout.SEARCH, out)
-    search = _Seed(settings, settings_file, limits_file, data, seed, out, workers or Workers(1), device, table, progress)
+    search = _Seed(
+        settings, settings_file, limits_file, data, seed, out, workers or Workers(1), device, table, progress, card["sha256"]
+    )
     found = layout.path(layout.GENOTYPE, out, seed=seed)
     with ExitStack() as locked:
         # Searches of other seeds share the folder.
@@ -153,11 +171,15 @@ def search_seed(
 
 def _score(search: _Seed, round: "Round", subjects: Path) -> Path:
     """Measure a round's subjects, unless their scores exist. Returns the file of the scores."""
+    from tenas.data.prepared import read_card
+    from tenas.errors import TenasError
     from tenas.scoring.shard import score_shard
     from tenas.scoring.subjects import read_subjects
     from tenas.search.made_by import measuring_code
     from tenas.spaces import get_space
 
+    if read_card(search.data / layout.CARD)[0]["sha256"] != search.images:
+        raise TenasError(f"The images in {search.data} were prepared anew during the search: run the same command again.")
     settings, number = search.settings, round.number
     entry, scores = settings["rounds"][number - 1], search.file(layout.SCORES, number, shard=1)
     score_shard(

@@ -370,7 +370,7 @@ PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "solve": lambda x: torch.linalg.solve(square_of(x), x),
     "determinant": lambda x: x * torch.linalg.det(square_of(x))[..., None, None],
     "slogdet": lambda x: x * torch.linalg.slogdet(square_of(x)).logabsdet[..., None, None],
-    "matrix_exp": lambda x: torch.matrix_exp(x.tanh() * 0.1),
+    "matrix_exp": lambda x: torch.matrix_exp((x.tanh() * 0.1).contiguous()),
     "cholesky": lambda x: torch.linalg.cholesky(square_of(x) @ square_of(x).mT),
     "eigvalsh": lambda x: x * torch.linalg.eigvalsh(x + x.mT)[..., None],
     "matrix_norm": lambda x: x / (torch.linalg.matrix_norm(x)[..., None, None] + 1),

@@ -13,6 +13,7 @@ from helpers.runs import call, snakemake, succeed
 from PIL import Image
 
 import tenas
+import tenas.stages.search as stages
 from tenas import layout
 from tenas.audit.stage import audit
 from tenas.cli import main
@@ -24,6 +25,7 @@ from tenas.report.summary import summarise
 from tenas.search.given import given_data
 from tenas.search.origins import check_same_origins
 from tenas.settings import search_settings
+from tenas.spaces import get_space
 
 ROUND = {
     "kind": "cells",
@@ -54,7 +56,13 @@ def preset(*rounds: dict) -> str:
     return "preset.yaml"
 
 
+def overwrite(path: Path) -> None:
+    """Other pixels of the same size."""
+    path.write_bytes(path.read_bytes()[:-3] + bytes([path.read_bytes()[-3] ^ 1]) + path.read_bytes()[-2:])
+
+
 CHANGES = {
+    "another of the same size": lambda photos: overwrite(photos / "a" / "0.png"),
     "one more": lambda photos: draw(photos / "a" / "new.png", 99),
     "one less": lambda photos: (photos / "a" / "0.png").unlink(),
     "another": lambda photos: draw(photos / "a" / "0.png", 99, side=9),
@@ -109,6 +117,71 @@ def audit_card(folder: Path) -> list[str]:
     card = read_json(folder / "card.json", "card")
     pairs = (("images.npy", "sha256"), ("labels.npy", "labels_sha256"))
     return [name for name, key in pairs if sha256(folder / name) != card[key]]
+
+
+def test_the_same_images_may_be_spelled_otherwise(photos, capsys):
+    assert search() == 0
+    shutil.copytree(photos, "copy")
+    before = {path: path.read_bytes() for path in Path("out/data").iterdir()}
+    for data in ("./photos/", str(photos), "copy"):
+        assert main(["search", "--data", data, "--preset", "preset.yaml", "--out", "out", "--seeds", "1"]) == 0
+    (Path("out/data/images.npy")).unlink()
+    assert search("--seeds", "2") == 0
+    assert Path("out/data/images.npy").read_bytes() == before[Path("out/data/images.npy")]
+    assert main(["summary", "out", "--seeds", "0", "1", "2", "--out", "s.csv", "--metrics", "m.json"]) == 0
+
+
+def test_preparing_again_changes_nothing(photos):
+    first = prepare({"source": "folder", "path": "photos"}, "data")
+    before = {path: path.read_bytes() for path in Path("data").iterdir()}
+    assert prepare({"source": "folder", "path": "photos"}, "data") == first
+    assert {path: path.read_bytes() for path in Path("data").iterdir()} == before
+    draw(photos / "a" / "new.png", 99)
+    assert prepare({"source": "folder", "path": "photos"}, "data") != first
+
+
+@pytest.mark.parametrize("change", ["code", "list"])
+def test_seeds_of_one_folder_are_of_the_same_code_and_cells(photos, capsys, change):
+    Path("mine.py").write_text("from tenas import Measure\nMEASURE = Measure('mine', lambda network, images: len(images))\n")
+    archs = [genotype.arch for _, genotype in zip(range(4), get_space("nas-bench-201").genotypes(), strict=False)]
+    Path("cells.csv").write_text("\n".join(["arch", *archs, ""]))
+    once = ROUND["measures"]["naswot"]
+    name = preset({**ROUND, "sample": "cells.csv", "keep": 1, "measures": {"mine.py:MEASURE": once}})
+    arguments = ["search", "--data", "digits", "--preset", name, "--out", "out"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--seeds", "1"]) == 0
+    if change == "list":
+        Path("cells.csv").write_text("\n".join(["arch", *reversed(archs), ""]))
+    else:
+        Path("mine.py").write_text(Path("mine.py").read_text() + "# another\n")
+    said = call("tenas", *arguments, "--seeds", "2", cwd=photos.parent)
+    assert said.returncode == 2
+    what = "code of round 1" if change == "code" else "cells in cells.csv"
+    assert f"The {what} are not those that seed 0 was searched with in out" in said.stdout.replace("code of round 1 is", what)
+
+
+def test_rounds_of_different_images_are_refused(photos):
+    for number in (1, 2):
+        record = layout.path(layout.SCORES_RECORD, "run", seed=0, round=number, shard=1)
+        write_json(record, {"inputs": {"data/images.npy": str(number) * 64}})
+    with pytest.raises(TenasError, match=r"Measurements of seed 0 are of different images .*: search it again"):
+        check_same_origins("run", [0])
+
+
+def test_images_that_are_prepared_anew_during_a_search_end_it(photos, capsys, monkeypatch):
+    prepare({"source": "folder", "path": "photos"}, "data")
+    monkeypatch.setitem(stages._ROUNDS, "cells", again := stages._cells)
+
+    def interrupted(state, round, before):
+        if round.number == 2:
+            draw(photos / "a" / "new.png", 99)
+            prepare({"source": "folder", "path": "photos"}, "data")
+        return again(state, round, before)
+
+    monkeypatch.setitem(stages._ROUNDS, "cells", interrupted)
+    name = preset(ROUND, {key: ROUND[key] for key in ("kind", "measures")} | {"keep": 1})
+    assert main(["search", "--data", "data", "--preset", name, "--out", "out"]) == 2
+    assert "The images in data were prepared anew during the search" in capsys.readouterr().err
 
 
 def search(*arguments: str) -> int:
@@ -273,12 +346,23 @@ def test_results_without_snakemakes_notes_are_those_of_the_configuration_or_refu
     Path(".snakemake").rename("notes")
     assert "Nothing to be done" in workflow()
     shutil.rmtree(".snakemake")
+    # Notes of others are none of this run.
+    Path(".snakemake/metadata").mkdir(parents=True)
+    Path(".snakemake/metadata/b3RoZXI=").touch()
     preset(ROUND | {"keep": 3})
-    assert "results/mine/search.json is not of this configuration and code" in workflow()
+    refused = workflow()
+    assert "results/mine/search.json is not of this configuration and code" in refused
+    assert "or remove results/mine." in refused
     preset(ROUND)
     Path("own.py").write_text(own + "# another version\n")
     assert "results/mine/seed0/round1/scores/1.json is not of this configuration and code" in workflow()
+    Path("own.py").write_text(own)
+    Path("data").rename("data elsewhere")
+    assert "or remove results/mine." in workflow()
+    Path("data elsewhere").rename("data")
+    assert "Nothing to be done" in workflow()
     shutil.rmtree(".snakemake")
     Path("notes").rename(".snakemake")
+    Path("own.py").write_text(own + "# another version\n")
     said = workflow()
     assert "(100%) done" in said, said

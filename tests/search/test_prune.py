@@ -417,6 +417,7 @@ def test_small_numbers_of_a_measure_are_not_rounded_to_nothing():
     np.testing.assert_allclose(found, changes[:, 0], rtol=1e-11)
     assert found[2] == found[3]
     assert mean_change(changes / 1e-12, np.ones((1, 1)), raw=True).tolist() == [[1.3, 1.4, 2.9, 2.9]]
+    assert mean_change(np.array([[1e297], [3e300]]), np.ones((1, 1)), raw=True).tolist() == [[1e297, 3e300]]
     signed, scores = get_measure("zico"), changes * -1e-200
     assert len(set(mean_score(signed, scores, np.ones((1, 1)))[0])) == 3
 

@@ -1,4 +1,5 @@
 # The checked configuration, and functions of it for the rules.
+import base64
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from tenas.errors import TenasError
 from tenas.machine import has_gpu, processors
 from tenas.report.beside import ranked_round
 from tenas.report.claims import configurations_of, read_claims, runs_of
-from tenas.search.made_by import measuring_code, ranking_code, space_modules, stage_code
+from tenas.search.made_by import measuring_code, ranking_code, space_modules, stage_code, training_code
 from tenas.settings.search import schedule
 from tenas.spaces import get_space
 
@@ -65,6 +66,8 @@ def dataset_of(run):
 def file_of(dataset):
     """File of a data set, as an input: its jobs run again when it changes. For folders see `images_of`; downloads do not change."""
     path = CONFIG["datasets"][dataset].get("path")
+    if path and CONFIG["datasets"][dataset]["source"] == "prepared":
+        path = f"{path}/{layout.CARD}"
     card = Path(layout.prepared(layout.CARD).format(dataset=dataset))
     # A file that is gone counts as unchanged, too.
     return [path] if path and (Path(path).is_file() or (card.is_file() and not Path(path).exists())) else []
@@ -77,7 +80,7 @@ def images_of(dataset):
     A folder that is gone counts as unchanged: results can be looked at without it.
     """
     entry = CONFIG["datasets"][dataset]
-    if entry["source"] != "folder":
+    if entry["source"] != "folder" and not (is_reference(entry["source"]) and os.path.isdir(entry["path"] or "")):
         return None
     card = Path(layout.prepared(layout.CARD).format(dataset=dataset))
     if card.is_file() and not Path(entry["path"]).exists():
@@ -402,30 +405,79 @@ def recorded(file, *keys):
         return None
 
 
+def is_noted(file):
+    """Whether Snakemake has notes of how a file was made."""
+    name = base64.b64encode(str(file).encode()).decode()
+    # It splits longer names, and may keep its notes in a database.
+    return len(name) > 200 or Path(".snakemake/metadata", name).exists() or any(Path().glob(".snakemake/*.db"))
+
+
+def expected_of(run):
+    """Records of a run as this configuration and code would make them: (file, what stands there, what should)."""
+    of, folder = RUNS[run], Path("results", run)
+    card = Path(layout.prepared(layout.CARD).format(dataset=of["dataset"]))
+    yield folder / layout.SEARCH, recorded(folder / layout.SEARCH), of["settings"]
+    yield folder / layout.LIMITS, recorded(folder / layout.LIMITS, "made_by", "settings"), of["settings"]
+    if of["retrain"]:
+        settings = {"preset": of["retrain"], "dataset": dataset_of(run), **of["retrain_settings"]}
+        yield folder / layout.RETRAIN, recorded(folder / layout.RETRAIN), settings
+    yield card, recorded(card, "provenance", "settings"), dataset_of(run)
+    if (images := images_of(of["dataset"])) is not None:
+        yield card, recorded(card, "parts_sha256"), images
+    space = get_space(of["settings"]["space"])
+    for pattern in (f"{layout.SEED}/retrain/metrics.json", layout.TRAINING_METRICS):
+        for file in sorted(folder.glob(pattern.format(seed="*", round="*", place="*"))):
+            yield file, recorded(file, "provenance", "code"), training_code(space)
+    for round in rounds(run):
+        files = folder.glob(layout.SCORES_RECORD.format(seed="*", round=round.number, shard="*"))
+        for file in sorted(files) if round.stage != "training" else []:
+            yield file, recorded(file, "code"), score_code(run, round.number)
+            # Without images nothing says that they are those of the configuration.
+            inputs = recorded(file, "inputs") or {}
+            yield file, next((inputs[name] for name in inputs if name.endswith("images.npy")), None), recorded(
+                card, "sha256"
+            ) or ""
+
+
+def expected_of_study(study):
+    """The same of a study."""
+    folder, card = Path("results", study), Path(layout.prepared(layout.CARD).format(dataset=STUDIES[study]["dataset"]))
+    yield folder / layout.STUDY, recorded(folder / layout.STUDY), STUDIES[study]
+    yield card, recorded(card, "provenance", "settings"), CONFIG["datasets"][STUDIES[study]["dataset"]]
+    for file in sorted(folder.glob(layout.STUDY_SCORES_RECORD.format(shard="*"))):
+        yield file, recorded(file, "code"), measuring_code("study_score", STUDIES[study], STUDIES[study])
+
+
 def check_copied():
     """Raise WorkflowError for results that are not of this configuration and code, where Snakemake cannot know that.
 
-    It compares settings and code with its notes in .snakemake/, without which (results that were copied) it takes what is there.
-    DVC compares by itself, and runs one rule after another.
+    It compares settings and code with its notes in .snakemake/, without which (results that were copied, or made by
+    `tenas search`) it takes what is there. DVC compares by itself, and runs one rule after another.
     """
-    if not workflow.is_main_process or "--allowed-rules" in sys.argv or any(Path().glob(".snakemake/metadata/*")):
+    plain = {
+        "--allowed-rules",
+        "--unlock",
+        "--touch",
+        "-t",
+        "--report",
+        "--summary",
+        "--list-rules",
+        "-l",
+        "--lint",
+        "--cleanup-metadata",
+    }
+    if not workflow.is_main_process or plain & set(sys.argv):
         return
-    for run, of in RUNS.items():
-        folder, card = Path(layout.results("").format(run=run)), Path(
-            layout.prepared(layout.CARD).format(dataset=of["dataset"])
-        )
-        compared = [
-            (folder / layout.SEARCH, recorded(folder / layout.SEARCH), of["settings"]),
-            (card, recorded(card, "provenance", "settings"), CONFIG["datasets"][of["dataset"]]),
-        ]
-        for round in rounds(run):
-            files = folder.glob(layout.SCORES_RECORD.format(seed="*", round=round.number, shard="*"))
-            compared += [(file, recorded(file, "code"), score_code(run, round.number)) for file in sorted(files)]
-        for file, found, expected in compared:
+    for name in (*RUNS, *STUDIES):
+        first = Path("results", name, layout.SEARCH if name in RUNS else layout.STUDY)
+        if not first.exists() or is_noted(first):
+            continue
+        for file, found, expected in expected_of(name) if name in RUNS else expected_of_study(name):
             if found not in (None, expected):
                 raise WorkflowError(
-                    f"{file} is not of this configuration and code, and Snakemake has no notes of how it was made: copy the folder "
-                    f".snakemake along with results, or remove {file.parent}."
+                    f"{file} is not of this configuration and code, and Snakemake has no notes of how {first.parent} was made: "
+                    f"copy the folder .snakemake along with results, or remove {first.parent}"
+                    f"{f' and {file.parent}' if first.parent not in file.parents else ''}."
                 )
 
 
