@@ -1,7 +1,8 @@
 """What the results of a run's seeds were made from: seeds of other images or another table cannot be compared. No torch."""
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ def images_of(run: str | os.PathLike[str], seed: int) -> tuple[Path, str] | None
 def _images_of_rounds(run: str | os.PathLike[str], seed: int) -> str | None:
     """The hash of the images of a seed's measurements. Raises TenasError for rounds of different ones."""
     found: dict[str, Path] = {}
-    pattern = layout.SCORES_RECORD.format(seed=seed, round="[0-9]*", shard="[0-9]*")
-    for path in sorted(Path(run).glob(pattern)):
+    for path in _records(run, seed):
         inputs = _read(path, "record of scores").get("inputs")
         for name, digest in inputs.items() if isinstance(inputs, dict) else ():
             if Path(str(name)).name == layout.IMAGES:
@@ -31,6 +31,16 @@ def _images_of_rounds(run: str | os.PathLike[str], seed: int) -> str | None:
         named = " and ".join(map(str, found.values()))
         raise TenasError(f"Measurements of seed {seed} are of different images ({named}): search it again.")
     return next(iter(found), None)
+
+
+def _records(run: str | os.PathLike[str], seed: int) -> Iterator[Path]:
+    """The records of a seed's scores. An earlier search may have left more rounds, and more shards of them."""
+    rounds = _read(layout.path(layout.SEARCH, run), "search settings").get("rounds")
+    for round in range(1, (len(rounds) if isinstance(rounds, list) else 0) + 1):
+        place = {"seed": seed, "round": round}
+        shards = str(_read(layout.path(layout.SCORES_RECORD, run, **place, shard=1), "record of scores").get("shard"))
+        last = int(found[1]) if (found := re.fullmatch("1/([1-9][0-9]{0,4})", shards)) else 1
+        yield from (layout.path(layout.SCORES_RECORD, run, **place, shard=shard) for shard in range(1, last + 1))
 
 
 def _read(path: Path, what: str) -> dict[str, Any]:

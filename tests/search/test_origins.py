@@ -161,9 +161,16 @@ def test_seeds_of_one_folder_are_of_the_same_code_and_cells(photos, capsys, chan
 
 
 def test_rounds_of_different_images_are_refused(photos):
-    for number in (1, 2):
-        record = layout.path(layout.SCORES_RECORD, "run", seed=0, round=number, shard=1)
-        write_json(record, {"inputs": {"data/images.npy": str(number) * 64}})
+    def write(round: int, shard: int, digest: str) -> None:
+        record = layout.path(layout.SCORES_RECORD, "run", seed=0, round=round, shard=shard)
+        write_json(record, {"shard": f"{shard}/1", "inputs": {"data/images.npy": digest * 64}})
+
+    write_json(Path("run/search.json"), {"rounds": [{}, {}]})
+    for round, shard, digest in ((1, 1, "1"), (2, 1, "1"), (2, 2, "2"), (3, 1, "2")):
+        write(round, shard, digest)
+    # Another shard of a round, and another round, are left from an earlier search.
+    check_same_origins("run", [0])
+    write(2, 1, "2")
     with pytest.raises(TenasError, match=r"Measurements of seed 0 are of different images .*: search it again"):
         check_same_origins("run", [0])
 
