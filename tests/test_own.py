@@ -425,21 +425,24 @@ MEASURE = Measure("noisy", noisy)
 """
 
 
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+CARD = {"mean": [0.5] * 3, "std": [0.25] * 3, "classes": 3}
+ONCE = {"repeats": 1, "batch": 4, "channels": 2, "cells": 1, "weights": "pytorch", "redraw": True, "inputs": "images"}
+
+
 @pytest.mark.slow
 def test_what_operators_and_measures_draw_follows_from_names(tmp_path, monkeypatch):
     """In any order, in worker processes too: parameters that torch draws when a module is made, noise of a measure."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path, {"draws.py": DRAWS})
     space = get_space("draws.py:SPACE")
-    settings = {"repeats": 2, "batch": 4, "channels": 3, "cells": 1, "weights": "pytorch", "redraw": True, "inputs": "images"}
-    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
-    card = {"mean": [0.5] * 3, "std": [0.25] * 3, "classes": 3}
+    settings = ONCE | {"repeats": 2, "channels": 3}
     cells = Cells(space, tuple(Cell(number, genotype.arch) for number, genotype in enumerate(space.genotypes())))
     for subjects, threads in ((cells, 2), (Trials(space.full_mask(), space.rounds()[0]), 1)):
         measurements = plan({"draws.py:MEASURE": settings}, subjects.ids)
         task = Task({"draws.py:MEASURE": settings}, subjects, (0, 1))
-        plain = score(task, images, card, measurements)
-        assert plain == score(task, images, card, measurements[::-1], threads=threads)
+        plain = score(task, PIXELS, CARD, measurements)
+        assert plain == score(task, PIXELS, CARD, measurements[::-1], threads=threads)
         assert len(set(plain.values())) > len(plain) // 2
 
 
@@ -464,13 +467,10 @@ def test_a_measure_may_do_to_network_and_images_what_it_likes(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     write(tmp_path, {"spoils.py": SPOILS})
     space = get_space("nas-bench-201")
-    settings = {"repeats": 1, "batch": 4, "channels": 2, "cells": 1, "weights": "pytorch", "redraw": True, "inputs": "images"}
-    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
-    card = {"mean": [0.5] * 3, "std": [0.25] * 3, "classes": 3}
     subjects = Trials(space.full_mask(), space.rounds()[0])
-    task = Task({"spoils.py:MEASURE": settings}, subjects, (0, 1))
+    task = Task({"spoils.py:MEASURE": ONCE}, subjects, (0, 1))
     measurements = plan(task.measures, subjects.ids)
-    values = score(task, images, card, measurements)
+    values = score(task, PIXELS, CARD, measurements)
     # Each trial has the weights and the images of the first.
     assert len(measurements) > 10
     assert len(set(values.values())) == 1

@@ -21,6 +21,7 @@ from tenas.audit.ledger import mapping
 from tenas.errors import TenasError
 from tenas.files import json_text, most_unpacked, read_json, scratch_folder, sha256, whole
 from tenas.provenance import commit_of_code, is_sealed, sealed
+from tenas.search.origins import images_in
 
 LIST = "archive.json"
 FORMAT = 1
@@ -44,12 +45,11 @@ class Archive(NamedTuple):
 def images_folder(run: Path) -> Path:
     """Folder of the prepared images of a run or a study, from its records. Raises TenasError if they are missing."""
     for record in sorted(run.glob("**/scores/*.json")):
-        for name in mapping(read_json(record, "record of scores").get("inputs")):
-            if Path(name).name == layout.IMAGES:
-                folder = Path(name).parent
-                if (folder / layout.CARD).is_file() and (folder / layout.IMAGES).is_file():
-                    return folder
-                raise TenasError(f"The images of {run} are not in {folder}, the folder in its records: pack it where it ran.")
+        if (images := images_in(read_json(record, "record of scores"))) is not None:
+            folder = images[0].parent
+            if (folder / layout.CARD).is_file() and (folder / layout.IMAGES).is_file():
+                return folder
+            raise TenasError(f"The images of {run} are not in {folder}, the folder in its records: pack it where it ran.")
     raise TenasError(f"There is nothing to pack in {run}: no record of scores there names any images.")
 
 

@@ -20,6 +20,7 @@ from tenas.data.sources import load
 from tenas.files import is_intact, json_text, sha256
 from tenas.provenance import has_seal, input_path
 from tenas.search.made_by import input_name, ranking_code
+from tenas.search.origins import images_in
 from tenas.spaces import Space
 
 # Sources that read files on demand.
@@ -196,7 +197,7 @@ class Case:
         self.trail.append(f"images {self.data}: {card.get('images')} of {card.get('source')}, SHA-256 {card.get('sha256')}")
 
     def _folder(self, path: Path, card: Mapping[str, Any]) -> None:
-        """Check that the images of a folder, which are too many for hashes, have the names and sizes that the card records."""
+        """Check that the images of a folder, which have no hash each, are those of the card's digests."""
         entry = mapping(mapping(card.get("provenance")).get("settings"))
         if entry.get("source") not in FOLDERS or "parts_sha256" not in card:
             return
@@ -222,7 +223,6 @@ class Case:
 
     def _recorded_data(self, records: Iterable[Path]) -> Path | None:
         for record in records:
-            for name in mapping(self.ledger.json(record, "record of scores").get("inputs")):
-                if Path(name).name == layout.IMAGES:
-                    return Path(name).parent
+            if (images := images_in(self.ledger.json(record, "record of scores"))) is not None:
+                return images[0].parent
         return None

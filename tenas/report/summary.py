@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from tenas.errors import TenasError
 from tenas.files import finite, read_json, read_table, sha256
 from tenas.provenance import read_record
 from tenas.report.warnings import warnings_of_round
-from tenas.search.origins import check_same_origins
+from tenas.search.origins import check_same_origins, shards_in
 from tenas.settings.search import read_settings
 
 COLUMNS = (
@@ -56,12 +55,12 @@ def records_of_scores(folder: Path) -> dict[Path, dict[str, Any]]:
     missing or damaged record.
     """
     first = folder / "1.json"
-    shard = str(read_json(first, "record of scores").get("shard"))
-    found = re.fullmatch("1/([1-9][0-9]{0,8})", shard)
-    if found is None:
-        raise TenasError(f"The record {first} is of shard {shard!r}: measure the round again.")
+    record = read_json(first, "record of scores")
+    last = shards_in(record)
+    if last is None:
+        raise TenasError(f"The record {first} is of shard {str(record.get('shard'))!r}: measure the round again.")
     # One by one: a damaged number of shards ends at the first record that is missing.
-    paths = (folder / f"{number}.json" for number in range(1, int(found[1]) + 1))
+    paths = (folder / f"{number}.json" for number in range(1, last + 1))
     return {path: read_json(path, "record of scores") for path in paths}
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,30 @@ from tenas.errors import TenasError
 from tenas.files import read_json
 
 
+def images_in(record: Mapping[str, Any]) -> tuple[Path, str] | None:
+    """Path and hash of the images that a record of scores names; None if it names none."""
+    inputs = record.get("inputs")
+    named = inputs.items() if isinstance(inputs, Mapping) else ()
+    return next(((Path(name), str(digest)) for name, digest in named if Path(name).name == layout.IMAGES), None)
+
+
 def images_of(run: str | os.PathLike[str], seed: int) -> tuple[Path, str] | None:
     """Path and hash of the images of a seed's first measurements; None if there is no record of them."""
-    inputs = _read(layout.path(layout.SCORES_RECORD, run, seed=seed, round=1, shard=1), "record of scores").get("inputs")
-    if not isinstance(inputs, dict):
-        return None
-    return next(((Path(name), digest) for name, digest in inputs.items() if Path(name).name == layout.IMAGES), None)
+    return images_in(_read(layout.path(layout.SCORES_RECORD, run, seed=seed, round=1, shard=1), "record of scores"))
+
+
+def shards_in(record: Mapping[str, Any]) -> int | None:
+    """The number of shards that the record of the first one names; None for another record."""
+    found = re.fullmatch("1/([1-9][0-9]{0,8})", str(record.get("shard")))
+    return None if found is None else int(found[1])
 
 
 def _images_of_rounds(run: str | os.PathLike[str], seed: int) -> str | None:
     """The hash of the images of a seed's measurements. Raises TenasError for rounds of different ones."""
     found: dict[str, Path] = {}
     for path in _records(run, seed):
-        inputs = _read(path, "record of scores").get("inputs")
-        for name, digest in inputs.items() if isinstance(inputs, dict) else ():
-            if Path(str(name)).name == layout.IMAGES:
-                found.setdefault(str(digest), path)
+        if (images := images_in(read_json(path, "record of scores"))) is not None:
+            found.setdefault(images[1], path)
     if len(found) > 1:
         named = " and ".join(map(str, found.values()))
         raise TenasError(f"Measurements of seed {seed} are of different images ({named}): search it again.")
@@ -34,13 +43,14 @@ def _images_of_rounds(run: str | os.PathLike[str], seed: int) -> str | None:
 
 
 def _records(run: str | os.PathLike[str], seed: int) -> Iterator[Path]:
-    """The records of a seed's scores. An earlier search may have left more rounds, and more shards of them."""
+    """The records of a seed's scores, as far as they are there. An earlier search may have left more rounds, or more shards."""
     rounds = _read(layout.path(layout.SEARCH, run), "search settings").get("rounds")
     for round in range(1, (len(rounds) if isinstance(rounds, list) else 0) + 1):
         place = {"seed": seed, "round": round}
-        shards = str(_read(layout.path(layout.SCORES_RECORD, run, **place, shard=1), "record of scores").get("shard"))
-        last = int(found[1]) if (found := re.fullmatch("1/([1-9][0-9]{0,4})", shards)) else 1
-        yield from (layout.path(layout.SCORES_RECORD, run, **place, shard=shard) for shard in range(1, last + 1))
+        last = shards_in(_read(layout.path(layout.SCORES_RECORD, run, **place, shard=1), "record of scores")) or 1
+        paths = (layout.path(layout.SCORES_RECORD, run, **place, shard=shard) for shard in range(1, last + 1))
+        # To the first one that is missing: a damaged number of shards may be any.
+        yield from takewhile(Path.exists, paths)
 
 
 def _read(path: Path, what: str) -> dict[str, Any]:

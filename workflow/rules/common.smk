@@ -20,6 +20,7 @@ from tenas.machine import has_gpu, processors
 from tenas.report.beside import ranked_round
 from tenas.report.claims import configurations_of, read_claims, runs_of
 from tenas.search.made_by import measuring_code, ranking_code, space_modules, stage_code, training_code
+from tenas.search.origins import images_in
 from tenas.settings.search import schedule
 from tenas.spaces import get_space
 
@@ -75,7 +76,7 @@ def file_of(dataset):
 
 @cache
 def images_of(dataset):
-    """Parameter: digests of the images of a folder, by their names and sizes, so that it is prepared again when they change.
+    """Parameter: digests of the images of a folder (`Files.digest`), so that it is prepared again when they change.
 
     A folder that is gone counts as unchanged: results can be looked at without it.
     """
@@ -433,10 +434,8 @@ def expected_of(run):
         for file in sorted(files) if round.stage != "training" else []:
             yield file, recorded(file, "code"), score_code(run, round.number)
             # Without images nothing says that they are those of the configuration.
-            inputs = recorded(file, "inputs") or {}
-            yield file, next((inputs[name] for name in inputs if name.endswith("images.npy")), None), recorded(
-                card, "sha256"
-            ) or ""
+            _, images = images_in({"inputs": recorded(file, "inputs")}) or (None, None)
+            yield file, images, recorded(card, "sha256") or ""
 
 
 def expected_of_study(study):
