@@ -115,6 +115,23 @@ def check_one_kind(machines: Mapping[str, object], what: str) -> None:
         )
 
 
+def check_alike(origins: Mapping[str, Mapping[str, object]], what: str) -> None:
+    """Raise TenasError for results that are to be compared and were not made with the same code, settings or files.
+
+    ``origins``: of each result by its path, what it was made with, by what that is; None where a record doesn't say. ``what``:
+    what is compared, in the plural.
+    """
+    first: dict[str, tuple[str, object]] = {}
+    for path, origin in origins.items():
+        for key, value in origin.items():
+            other, expected = first.setdefault(key, (path, value)) if value is not None else (path, value)
+            if value != expected:
+                raise TenasError(
+                    f"The {what} were made with different {key}: {other} and {path}. Remove the one that is not wanted, with its "
+                    "record, and make it again."
+                )
+
+
 def input_name(path: str | os.PathLike[str]) -> str:
     """Name of an input in a record: its path as given; for a file of the package, the path within it, the same everywhere."""
     path = Path(path)

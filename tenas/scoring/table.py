@@ -10,7 +10,7 @@ from tenas.errors import TenasError
 from tenas.files import read_csv, sha256
 from tenas.layout import record_of
 from tenas.measures.catalogue import Measure, get_measure
-from tenas.provenance import check_one_kind, read_record
+from tenas.provenance import check_alike, check_one_kind, read_record
 from tenas.scoring.subjects import Measurement, Subjects, plan
 
 VALUES = ("measure", "repeat", "value")
@@ -72,7 +72,7 @@ def read_scores(
                 raise TenasError(f"{where} repeats an earlier measurement: a shard is given twice.")
             values[measurement] = value
     check_one_kind({path: record.get("machine") for path, record in records.items()}, f"shards of {what}")
-    _check_alike(records, what)
+    check_alike({path: _origin(record) for path, record in records.items()}, f"shards of {what}")
     missing = sorted(expected - values.keys())
     if missing:
         raise TenasError(
@@ -82,24 +82,12 @@ def read_scores(
     return values
 
 
-def _check_alike(records: Mapping[str, Mapping[str, Any]], what: str) -> None:
-    """Raise TenasError for shards that were not measured by the same code, with the same settings, of the same files."""
-    first: dict[str, tuple[str, object]] = {}
-    for path, record in records.items():
-        inputs = record.get("inputs")
-        found = {
-            "code": record.get("code"),
-            "settings": record.get("settings"),
-            # Folders may have been moved between two shards.
-            "files": list(inputs.values()) if isinstance(inputs, Mapping) else None,
-        }
-        for key, value in found.items():
-            other, expected = first.setdefault(key, (path, value)) if value is not None else (path, value)
-            if value != expected:
-                raise TenasError(
-                    f"The shards {other} and {path} of {what} were measured with different {key}: remove the one that is not "
-                    "wanted, with its record, and measure it again."
-                )
+def _origin(record: Mapping[str, Any]) -> dict[str, object]:
+    """What all shards must have been measured with."""
+    inputs = record.get("inputs")
+    # Folders may have been moved between two shards.
+    files = list(inputs.values()) if isinstance(inputs, Mapping) else None
+    return {"code": record.get("code"), "settings": record.get("settings"), "files": files}
 
 
 def _checked_record(path: Path) -> dict[str, Any]:

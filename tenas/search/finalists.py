@@ -7,7 +7,7 @@ from typing import Any
 from tenas.benchmark.index import read_column
 from tenas.errors import TenasError
 from tenas.files import finite
-from tenas.provenance import check_one_kind, read_record
+from tenas.provenance import check_alike, check_one_kind, read_record
 from tenas.scoring.subjects import Cell
 from tenas.spaces.base import Space
 
@@ -42,12 +42,13 @@ def rank_finalists(
 def trained(metrics: Sequence[str | os.PathLike[str]], cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Read the results of real trainings from their metrics, in the shortlist's order.
 
-    Raises TenasError for a missing training, for one of another cell, and for trainings on different kinds of devices.
+    Raises TenasError for a missing training, for one of another cell, and for trainings on different kinds of devices, with
+    different code or images.
     """
     if len(metrics) < len(cells):
         raise TenasError(f"The shortlist has {len(cells)} cells, but there are {len(metrics)} trainings: one is missing.")
     results: list[dict[str, Any]] = []
-    machines: dict[str, object] = {}
+    made: dict[str, Mapping[str, Any]] = {}
     for cell, path in zip(cells, metrics, strict=False):
         value = read_record(path, "training's metrics file")
         if value.get("arch") != cell.arch:
@@ -56,9 +57,11 @@ def trained(metrics: Sequence[str | os.PathLike[str]], cells: Sequence[Cell]) ->
             results.append({key: finite(value.get(key)) for key in ("valid_accuracy", "best_epoch")})
         except ValueError as error:
             raise TenasError(f"The training's metrics {path} are damaged: {error}.") from error
-        made = value.get("provenance")
-        machines[str(path)] = made.get("machine") if isinstance(made, dict) else None
-    check_one_kind(machines, "trainings of the shortlist")
+        record = value.get("provenance")
+        made[str(path)] = record if isinstance(record, dict) else {}
+    check_one_kind({path: record.get("machine") for path, record in made.items()}, "trainings of the shortlist")
+    origins = {path: {"code": record.get("code"), "images": record.get("data_sha256")} for path, record in made.items()}
+    check_alike(origins, "trainings of the shortlist")
     return results
 
 

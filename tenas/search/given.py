@@ -15,7 +15,7 @@ from tenas.files import format_csv, read_json, sha256, sha256_of
 from tenas.progress import note
 from tenas.search.limits import read_limits
 from tenas.search.made_by import measuring_code
-from tenas.search.origins import origins, table_of_finalists
+from tenas.search.origins import origins, table_of_finalists, table_of_limits
 from tenas.search.sample import listed_cells
 from tenas.settings.search import assigned, is_list
 from tenas.spaces import get_space
@@ -76,7 +76,10 @@ def check_others(settings: Mapping[str, Any], images: str, table: Path, others: 
     """Raise TenasError for other seeds of a search with other images than those of the hash ``images``, code, cells or tables."""
     space = get_space(settings["space"])
     limits = layout.path(layout.LIMITS, out)
+    latency = settings["limits"].get("latency")
     for seed in others:
+        if latency and table_of_limits(out) not in (None, sha256(index_path(latency["table"], space))):
+            raise _of_others(f"The latencies in {latency['table']}", seed, out)
         found = origins(out, seed)
         if found.get("images", images) != images:
             raise _of_others("The images", seed, out)

@@ -88,6 +88,12 @@ def table_of_finalists(run: str | os.PathLike[str], seed: int, round: int) -> st
     return str(inputs[names[0]]) if names else None
 
 
+def table_of_limits(run: str | os.PathLike[str]) -> str | None:
+    """Hash of the table of latencies of a run's limits; None if they have none."""
+    inputs = _within(_read(layout.path(layout.LIMITS, run), "file of limits"), "made_by", "inputs")
+    return next(map(str, inputs.values()), None) if isinstance(inputs, Mapping) else None
+
+
 def check_same_origins(run: str | os.PathLike[str], seeds: Iterable[int]) -> None:
     """Raise TenasError for seeds that are of different images or tables: their means would be of nothing."""
     first: dict[str, tuple[int, str]] = {}

@@ -160,6 +160,25 @@ def test_seeds_of_one_folder_are_of_the_same_code_and_cells(photos, capsys, chan
     assert f"The {what} are not those that seed 0 was searched with in out" in said.stdout.replace("code of round 1 is", what)
 
 
+def test_seeds_of_one_folder_are_of_the_same_latencies(photos, capsys):
+    archs = [genotype.arch for _, genotype in zip(range(40), get_space("nas-bench-201").genotypes(), strict=False)]
+
+    def write(*values: float) -> None:
+        rows = [f"{arch},{values[i % len(values)]}" for i, arch in enumerate(archs)]
+        Path("latencies.csv").write_text("\n".join(["arch,ms", *rows, ""]))
+
+    limit = ["--limit", "latency=latencies.csv:ms:2"]
+    write(1, 3)
+    assert search(*limit) == 0
+    write(2, 3)
+    before = Path("out/limits.json").read_bytes()
+    assert search(*limit, "--seeds", "1") == 2
+    assert "The latencies in latencies.csv are not those that seed 0 was searched with in out" in capsys.readouterr().err
+    assert Path("out/limits.json").read_bytes() == before
+    assert search(*limit, "--seeds", "0", "1") == 0
+    assert audit("out").faults == {}
+
+
 def test_rounds_of_different_images_are_refused(photos):
     def write(round: int, shard: int, digest: str) -> None:
         record = layout.path(layout.SCORES_RECORD, "run", seed=0, round=round, shard=shard)

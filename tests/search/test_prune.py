@@ -312,7 +312,7 @@ def test_shards_that_were_measured_otherwise_are_refused(tmp_path, key, value, w
             write_json(path.with_suffix(".json"), record | {"scores_sha256": sha256(path)})
         if other[key] != value:
             assert read_scores(paths, measures, subjects) == values
-    with pytest.raises(TenasError, match=f"The shards .* and .* of round 1 were measured with different {what}: remove the one"):
+    with pytest.raises(TenasError, match=f"The shards of round 1 were made with different {what}: .*2-1.csv and .*2-2"):
         read_scores(paths, measures, subjects, "round 1")
 
 

@@ -294,6 +294,12 @@ def test_finalists_that_were_trained(tmp_path):
     paths[0].write_text(json.dumps(json.loads(paths[0].read_text()) | {"provenance": {"machine": {"device": "cpu"}}}))
     with pytest.raises(TenasError, match=r"The trainings of the shortlist are of different kinds of devices"):
         trained(paths, cells)
+    for key, what in (("code", "code"), ("data_sha256", "images")):
+        for number, path in enumerate(paths):
+            record = {"provenance": {key: {"train": number // 2}}}
+            path.write_text(json.dumps({"arch": cells[number].arch, **expected, **record}))
+        with pytest.raises(TenasError, match=rf"trainings of .* made with different {what}: .*1\.json and .*3\.json"):
+            trained(paths, cells)
     paths[1].unlink()
     with pytest.raises(TenasError, match=r"The training's metrics .*2\.json cannot be read"):
         trained(paths, cells)
