@@ -7,6 +7,7 @@ succeed later. 130: stopped by Ctrl-C. 141: the reader of a pipe has closed it. 
 import atexit
 import errno
 import os
+import re
 import select
 import signal
 import sys
@@ -77,6 +78,8 @@ def place_of(error: BaseException) -> Place:
     if isinstance(noted := getattr(error, "__place__", None), Place):
         return noted
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    # What sees each operator lies between torch and all that calls it.
+    frames = [frame for frame in frames if frame.name not in ("__torch_dispatch__", "__torch_function__")] or frames
     ours = [frame for frame in frames if PACKAGE in Path(frame.filename).parents]
     found = [frame for frame in frames if frame in ours or not _is_library(frame.filename)] or frames
     if not found:
@@ -84,6 +87,14 @@ def place_of(error: BaseException) -> Place:
     path = Path(found[-1].filename)
     shown = path.relative_to(PACKAGE.parent) if PACKAGE in path.parents else path
     return Place(f"{shown}, line {found[-1].lineno}", found[-1] in ours or not ours)
+
+
+def _imported(error: BaseException) -> str | None:
+    """The library whose import by this package raised an error; None for another error."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    ours = [frame for frame in frames if PACKAGE in Path(frame.filename).parents]
+    found = re.match(r"(?:import|from) (?!tenas\b)(\w+)", (ours[-1].line or "") if ours else "")
+    return found[1] if found and frames[-1] is not ours[-1] else None
 
 
 def note_place(error: BaseException, place: Place) -> None:
@@ -107,6 +118,10 @@ def described(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ImportError):
         return f"A required package cannot be imported: {_line(error)}. Install it, or reinstall this package.", REFUSED
     what, place = type(error).__name__, place_of(error)
+    if library := _imported(error):
+        return (
+            f"The library {library} cannot be imported ({what}: {_line(error)}); a variable of the environment may be the reason."
+        ), REFUSED
     if not place.ours:
         said = f"{what} in {place.text}: {_line(error)}. That file is not part of tenas; --debug prints the traceback."
         return said, REFUSED

@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
@@ -93,7 +94,13 @@ def _options(annotation: Any) -> tuple[dict[str, Any], str]:
         return {"choices": get_args(annotation)}, text
     if annotation is bool:
         return {"action": "store_true"}, text
-    return {"type": annotation}, text
+    return {"type": _path if annotation is Path else annotation}, text
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("a path is empty: an unset variable, perhaps")
+    return Path(text)
 
 
 class _Formatter(argparse.HelpFormatter):

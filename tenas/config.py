@@ -19,8 +19,7 @@ from tenas.files import read_json
 from tenas.report.claims import read_claims
 from tenas.settings.base import checked, project_file, read_yaml
 from tenas.settings.config import Config, check_input
-from tenas.settings.retrain import retrain_settings
-from tenas.settings.search import search_settings
+from tenas.settings.search import run_settings
 from tenas.settings.sizes import check_sizes
 from tenas.settings.study import study_settings
 from tenas.spaces import get_space
@@ -106,16 +105,7 @@ def _run(name: str, run: dict[str, Any], datasets: Mapping[str, Any], where: str
         raise TenasError(f"{where}: {one_of(f'data set of the run {name!r}', run['dataset'], datasets)}")
     dataset = datasets[run["dataset"]]
     with _part(f"{where}: run {name!r}"):
-        retraining = None if run["retrain"] is None else retrain_settings(run["retrain"], run["retraining"])
-        settings = search_settings(
-            run["space"],
-            run["preset"],
-            run["search"],
-            retraining=retraining,
-            limits=run["limits"],
-            trainings=run["trainings"],
-            datasets=(run["dataset"], dataset["source"]),
-        )
+        settings, retraining = run_settings(run, dataset["source"])
         _check_sides(settings, retraining, known_side(dataset))
         check_sizes(settings, images_of(run["dataset"], dataset)[1], retraining)
         check_limits(name, settings, run["dataset"], dataset)

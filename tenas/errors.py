@@ -33,7 +33,7 @@ ADVICE = {
     errno.EPERM: "Choose another place, or have its permissions changed.",
     errno.EISDIR: "A file is expected there, and it is a folder.",
     errno.ENOTDIR: "A part of that path is a file, not a folder.",
-    errno.EEXIST: "A part of that path is a file, not a folder.",
+    errno.EEXIST: "A part of that path is a file, or a link that leads nowhere.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.EMFILE: "Close other programs, or raise `ulimit -n`, and run the same command again.",
 }

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from math import ceil
 from typing import TextIO
 
 Advance = Callable[[int], object]
@@ -71,8 +70,8 @@ def one_line(message: Warning | str, category: type[Warning], filename: str, lin
 
 
 def duration(seconds: float) -> str:
-    """Format a duration: ``35 s``, ``4 min 10 s``, ``3 h 05 min``."""
-    whole = ceil(seconds)
+    """Format a duration, rounded to whole seconds, but of at least one: ``35 s``, ``4 min 10 s``, ``3 h 05 min``."""
+    whole = max(round(seconds), int(seconds > 0))
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

@@ -154,6 +154,8 @@ def load_module(name: str, what: str) -> ModuleType:
         _forget(noted)
         # SystemExit too: a script that exits on import must not end this process.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if "no known parent package" in reason:
+            reason += "; name a module of a package with dots, package.module:OBJECT, and start beside the package"
         raise TenasError(f"The {what} {name!r} cannot be imported ({reason}).") from error
 
 

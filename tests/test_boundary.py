@@ -48,7 +48,7 @@ PLACES = ["file/x.json", "file/x/y.json", "x" * 300, "/proc/x/y.json", "/dev/nul
 
 @pytest.mark.parametrize(
     ("command", "place"),
-    [*((QUERY, place) for place in (*PLACES, "/proc/x.json", ".", "", "folder")),
+    [*((QUERY, place) for place in (*PLACES, "/proc/x.json", ".", "folder")),
      *((("prepare", DIGITS), place) for place in (*PLACES, "file"))],
 )  # fmt: skip
 def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch, capsys, command, place):
@@ -302,3 +302,25 @@ def test_a_process_ends_as_python_ends_it():
     found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
     assert (found.stdout, found.returncode) == ("said\nthread\nregistered\n", 3)
     assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize(
+    ("variable", "sentence"),
+    [
+        ("NUMBA_DISABLE_JIT=1", "NUMBA_DISABLE_JIT is set in the environment, and the kernels are compiled by Numba: unset it."),
+        ("NUMBA_NUM_THREADS=0", "The library numba cannot be imported (ValueError: Number of threads specified must be > 0)"),
+        ("TORCH_LOGS=nothing", "The library torch cannot be imported (ValueError: Invalid log settings: nothing"),
+    ],
+)
+def test_a_library_that_the_environment_hinders_is_a_sentence(tmp_path, variable, sentence):
+    code = (
+        "from tenas.boundary import bounded; import sys; sys.exit(bounded(lambda: __import__('tenas.device', fromlist='x') and "
+    )
+    code += "__import__('tenas.measures.kernel.compiled.jit', fromlist='x') and 0))"
+    name, _, value = variable.partition("=")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, name: value}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "fault of tenas" not in done.stderr

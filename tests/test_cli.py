@@ -256,7 +256,8 @@ def test_an_unfinished_search_has_no_genotype(capsys, tmp_path, found):
     assert not (tmp_path / "g.json").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["score"], ["score", "--shard", "3/2"], ["search", "--threads", "0", "--out", "x"]])
+@pytest.mark.parametrize("arguments", [[], ["score"], ["score", "--shard", "3/2"], ["search", "--threads", "0", "--out", "x"],
+                                       ["search", "--out", ""]])  # fmt: skip
 def test_a_wrong_call_exits_with_2_and_says_how_it_goes(arguments):
     done = run(*arguments)
     assert done.returncode == 2
@@ -389,6 +390,12 @@ def test_a_configuration_for_ones_own_images(tmp_path, monkeypatch, capsys):
     for name in ("2024-02-30", "null"):
         assert main(["new", name, "--images", "my photos", "--out", f"x\n{name}: [.yaml"]) == 0
         assert load_config(yaml.safe_load(Path(f"x\n{name}: [.yaml").read_text()))["runs"].keys() == {name}
+    capsys.readouterr()
+    # The networks halve images twice.
+    save_folder(Path("odd"), side=30)
+    assert main(["new", "odd", "--images", "odd"]) == 0
+    config = load_config(yaml.safe_load(Path("odd.yaml").read_text()))
+    assert [dataset["side"] for dataset in config["datasets"].values()] == [28]
     capsys.readouterr()
     # What has no labels is searched on and not trained on.
     images = np.random.default_rng(0).integers(0, 256, (40, 24, 20, 3), dtype=np.uint8)

@@ -522,6 +522,36 @@ def test_an_error_in_a_file_of_ones_own_names_its_line(tmp_path, monkeypatch, ca
     assert re.search(f"tenas: .*{sentence}", capsys.readouterr().err)
 
 
+PATCHES = """
+from torch import nn
+from tenas.spaces import ChainSpace, Layer
+
+
+def patches(inputs, outputs, stride):
+    return nn.Conv2d(inputs, outputs, stride, stride)
+
+
+def more(inputs, outputs, stride):
+    return nn.Sequential(patches(inputs, outputs, stride), nn.Conv2d(outputs, outputs, 1))
+
+
+SPACE = ChainSpace("patches", {"patches": patches, "more": more}, [Layer(1, 2), Layer(1, 2)])
+"""
+
+
+def test_crops_that_a_space_cannot_process_are_found_before_the_first_round(tmp_path, monkeypatch, capsys):
+    """A patch of two pixels fits into 3 x 3 once."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(PATCHES)
+    call = ["search", "--space", "own.py:SPACE", "--data", "digits", "--trainings", "none", "--out", "out"]
+    assert main([*call, "--set", "rounds.1.sample=3", "rounds.1.keep=3", "rounds.2.keep=3", "rounds.3.keep=2"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "Round 3: linear_regions reads crops of 3 x 3 pixels, which a cell of patches cannot process: Calculated padded" in said
+    )
+    assert not list(Path("out").rglob("scores/*.csv"))
+
+
 # --- trained networks
 
 

@@ -183,6 +183,8 @@ class Case:
         if self.data is None:
             return
         card_file = self.data / layout.CARD
+        if not card_file.exists():
+            self.ledger.note(f"The images of the run are not in {self.data}: if they were moved, name their folder with --data.")
         card = self.ledger.json(card_file, "data card")
         self.ledger.recorded(self.data / layout.IMAGES, card.get("sha256"), card_file)
         if "labels_sha256" in card:
@@ -222,6 +224,9 @@ class Case:
                     self.ledger.equal(path, key, card.get(key), value)
 
     def _recorded_data(self, records: Iterable[Path]) -> Path | None:
+        """The folder of the images: the run's own, which moves with it, or that of a record."""
+        if (own := self.folder / "data").joinpath(layout.CARD).exists():
+            return own
         for record in records:
             if (images := images_in(self.ledger.json(record, "record of scores"))) is not None:
                 return images[0].parent

@@ -9,6 +9,7 @@ from tenas.errors import TenasError
 
 SMALLEST = 8
 CLASSES = 10  # default without labels; determines only the width of the classifier
+UNEVEN = 0.75  # share of the largest class from which an accuracy says little
 MOST_CLASSES = 100_000  # ImageNet-21k has 21,841 classes; a larger number is more likely a faulty label
 
 
@@ -66,7 +67,7 @@ def check_labels(labels: np.ndarray, count: int, classes: int | None, what: str,
 
 def label_warnings(labels: np.ndarray, classes: int) -> list[str]:
     """Warnings about labels with which results mean little. ``labels``: of all images, including UNLABELLED ones."""
-    found = np.unique(labels[labels != UNLABELLED])
+    found, counts = np.unique(labels[labels != UNLABELLED], return_counts=True)
     if classes == 1 or len(found) == 1:
         return ["All images are of one class: losses, accuracies and trainings on them mean little."]
     if 0 < len(found) < classes:
@@ -75,6 +76,8 @@ def label_warnings(labels: np.ndarray, classes: int) -> list[str]:
         return [
             f"Of the {classes} classes only {len(found)} have images; without any: {named}. The classifier is wider for them."
         ]
+    if len(found) and (share := counts.max() / counts.sum()) >= UNEVEN:
+        return [f"{share:.0%} of the images are of one class: an accuracy of {100 * share:.2f} % is that of guessing it."]
     return []
 
 

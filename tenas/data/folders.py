@@ -22,7 +22,9 @@ ROLES = {
     "test": "test", "testing": "test", "tst": "test", "testset": "test",
 }  # fmt: skip
 # Leftovers of systems and programs in folders, besides names that begin with a dot.
-CLUTTER = frozenset({"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"})
+CLUTTER = frozenset({"__macosx", "__pycache__", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information",
+                     "lost+found"})  # fmt: skip
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 NAMED = 5  # skipped items listed in a warning
 
 
@@ -77,8 +79,17 @@ class Walk:
         return [_printable(text) for text in found]
 
     def folders(self, folder: Path) -> list[str]:
-        """The folders in a folder, sorted by name. Images next to them belong to no class."""
+        """The folders in a folder, sorted by name. Images next to them belong to no class.
+
+        Raises TenasError for a link that leads nowhere, which may have been a class.
+        """
         entries = self._entries(folder)
+        for entry in entries:
+            if entry.is_symlink() and not Path(entry.name).suffix and not os.path.exists(entry.path):
+                raise TenasError(f"The folder {entry.path} cannot be read: it is a link that leads nowhere.")
+        packed = [entry.name for entry in entries if Path(entry.name).suffix.lower() in ARCHIVES and not _is_folder(entry)]
+        if packed:
+            self.remarks.append(f"Archives in {folder} are not read: {_listed(packed)}.")
         loose = sum(is_image(entry.name) and not _is_folder(entry) for entry in entries)
         if loose:
             self.remarks.append(f"Images in {folder} that lie in no class folder are not read: {loose}.")
@@ -170,6 +181,11 @@ def _role(name: str) -> str | None:
     """The part of a data set that a name such as ``seg_train`` or ``train2017`` holds; None for none, and for several."""
     roles = {ROLES[word] for word in re.split(r"[^a-z]+", name.casefold()) if word in ROLES}
     return roles.pop() if len(roles) == 1 else None
+
+
+def _words(name: str) -> set[str]:
+    """The words of names such as ``train_cat``, ``trainA`` and ``cat-test``, in small letters."""
+    return {word.casefold() for word in re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", name)}
 
 
 def find_parts(path: Path, folders: Sequence[str], walk: Walk) -> Mapping[str, Path]:
@@ -269,6 +285,13 @@ def _load(path: Path, order: Sequence[str]) -> Loaded:
     names = [_printable(name) for name in classes]
     train = _list_images(top, classes, walk)
     walk.remarks += _within(top, classes)
+    roles = {name: {ROLES[word] for word in _words(name) if word in ROLES} for name in classes}
+    if len(set().union(*roles.values())) > 1:
+        named = [name for name in classes if roles[name]]
+        walk.remarks.append(
+            f"The folders {_listed(named)} in {top} count as classes, though they are named like parts of a data set: if they "
+            "are, give them the form train/CLASS and test/CLASS."
+        )
     test = _test_part(parts, order, walk) if parts else None
     if test is None:
         return Loaded(*hold_out(train), len(classes), (), names, walk.warnings)

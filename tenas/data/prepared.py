@@ -22,6 +22,8 @@ from tenas.provenance import Stopwatch, has_seal, is_edited, provenance, sealed
 
 MOST_IMAGES = 10_000
 GRID = 8
+# Of 255: images that are all darker than a quarter are rather on another scale.
+DARK = 64
 
 
 class DataWarning(UserWarning):
@@ -184,6 +186,12 @@ def _write(
     if len(images) < 2:
         raise TenasError(f"The data set has {len(images)} different image(s) to train on; a search needs at least two.")
     mean, std = channel_statistics(images)
+    if images.max() < DARK:
+        said = [
+            *said,
+            f"The brightest pixel of the {len(images)} images has {images.max()} of 255: if that is white (12 bits in 16, "
+            "or pixels from 0 to 1), scale them.",
+        ]
     if 0 in std:
         said = [*said, "A channel of the images is constant: measures of images cannot be taken."]
     for text in said:

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from tenas.errors import TenasError
-from tenas.measures.common import LAYERS, by_channel, check_batch, check_eager, hooked, measuring, undisturbed
+from tenas.measures.common import by_channel, check_batch, check_eager, layers_called, measuring, undisturbed
 from tenas.measures.regions import count_distinct_rows, relu_signs
 from tenas.networks.observer import Observer, plain_name
 
@@ -77,7 +77,7 @@ def near(network: nn.Module, images: Tensor) -> float:
         functions.after, functions.shape = module, output.shape
         ranks.append(_effective_rank(output if output.ndim == 1 else by_channel(output, module)))
 
-    with undisturbed(network), torch.no_grad(), hooked(network, LAYERS, note), functions:
+    with undisturbed(network), torch.no_grad(), layers_called(network, note), functions:
         network(images)
     if not ranks:
         raise TenasError("NEAR needs a network with a convolution, a linear layer or an activation function.")

@@ -23,18 +23,20 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import batch_norm
 from torch.utils._pytree import tree_leaves
 
 from tenas.errors import TenasError
 from tenas.measures.common import (
-    BATCH_NORMS,
     LAYERS,
+    BatchNorms,
     batch_loss,
     by_channel,
     check_batch,
     check_eager,
     gradients_of,
     hooked,
+    layers_called,
     measuring,
     output_of,
     undisturbed,
@@ -125,7 +127,7 @@ def fisher(network: nn.Module, images: Tensor, labels: Tensor) -> float:
         return output.clone()  # a ReLU in place changes the copy
 
     with undisturbed(network), torch.enable_grad():
-        with hooked(network, LAYERS, note):
+        with layers_called(network, note):
             loss = batch_loss(network, images, labels, reduction="sum")
         weights_of(network)
         if not seen:
@@ -299,24 +301,17 @@ def zen(network: nn.Module, images: Tensor) -> float:
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu").to(images)
     scales: list[Tensor] = []
 
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        variances = inputs[0].double().transpose(0, 1).flatten(1).var(1, unbiased=False)
+    def normalised(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        variances = input.double().transpose(0, 1).flatten(1).var(1, unbiased=False)
         if variances.any():
             scales.append(variances.mean().log() / 2)
+        return batch_norm(input, None, None, weight, bias, training=True, eps=eps)
 
-    modes = [(module, module.training) for module in network.modules() if isinstance(module, BATCH_NORMS)]
-    try:
-        for module, _ in modes:
-            module.train()
-        with undisturbed(network), torch.no_grad():
-            with hooked(network, BATCH_NORMS, note):
-                features = _features(network, images)
-            moved = _features(network, images + ALPHA * noise)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with undisturbed(network), torch.no_grad(), BatchNorms(normalised):
+        features = _features(network, images)
+        scale = sum(s.item() for s in scales)
+        moved = _features(network, images + ALPHA * noise)
     change = (features - moved).flatten(1).norm(dim=1).mean().item()
-    scale = sum(s.item() for s in scales)
     return math.log(change) + scale if change > 0 else -math.inf
 
 

@@ -94,6 +94,9 @@ class Measure:
             dtype = next((parameter.dtype for parameter in network.parameters()), "its numbers")
             raise TenasError(f"The measure {self.name} of this network is not a number: its values overflow in {dtype}.")
         if value < 0 and not self.signed:
+            if isinstance(self.function, str):
+                instead = ", which log_synflow takes" if self.name == "synflow" else ""
+                raise TenasError(f"{self.name} is not defined for this network, for which it is negative ({value:g}){instead}.")
             raise TenasError(
                 f"The measure {self.name} gave {value:g}; one that can be negative says so in its record (signed=True)."
             )

@@ -7,37 +7,42 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch._ops import OpOverload
+from torch.nn.functional import batch_norm, cross_entropy
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tenas.errors import TenasError
 from tenas.measures.threads import full_precision, one_thread
+from tenas.networks.observer import Observer, storage_key
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
-BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 # Locks by network, and the lock of that table.
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, AbstractContextManager[object]]" = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
-def measuring(function: Callable[Concatenate[nn.Module, P], R], *, drawn: bool = False) -> Callable[Concatenate[nn.Module, P], R]:
+def measuring(
+    function: Callable[Concatenate[nn.Module, P], R], *, drawn: bool = False, values: bool = True
+) -> Callable[Concatenate[nn.Module, P], R]:
     """Decorate a function of (network, images, ...) so that its value does not depend on what surrounds the call.
 
     It runs on one thread, on a GPU in whole float32 (``full_precision``), outside of ``torch.inference_mode`` and ``no_grad``,
     with an empty cache of autocast: weights that an earlier pass of the same block has cast are cast again. Measures of one
     network wait for each other, in whatever threads they are called. Raises TenasError for a network that no measure supports,
-    and for images that are NaN or infinite; with ``drawn`` they are not looked at, as those of a search are pixels.
+    and for images that are NaN or infinite; with ``drawn`` they are not looked at, as those of a search are pixels. ``values``:
+    whether the measure needs the values of weights. An error within a measure, of a network that runs by itself, is a TenasError.
     """
 
     @functools.wraps(function)
@@ -52,12 +57,16 @@ def measuring(function: Callable[Concatenate[nn.Module, P], R], *, drawn: bool =
                     raise TenasError("The images have values that are NaN or infinite: no measure of them means anything.")
                 if is_ours(network):
                     return function(network, *args, **kwargs)
-                check_values(network)
-                with _kept(network, inputs) as again:
-                    value = function(network, *args, **kwargs)
-                if again():
-                    with _kept(network, inputs, copying=True):
+                if values:
+                    check_values(network)
+                # A user's measure has its own errors.
+                explained = function.__module__.startswith("tenas.")
+                with _explained(function.__name__, network, inputs) if explained else nullcontext():
+                    with _kept(network, inputs) as again:
                         value = function(network, *args, **kwargs)
+                    if again():
+                        with _kept(network, inputs, copying=True):
+                            value = function(network, *args, **kwargs)
                 return value
             finally:
                 torch.clear_autocast_cache()
@@ -111,6 +120,23 @@ def _kept(network: nn.Module, inputs: Sequence[Tensor], *, copying: bool = False
                 tensor.data.copy_(values)
 
 
+@contextmanager
+def _explained(measure: str, network: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
+    """Raise TenasError for what torch or Python cannot do for a measure. Errors of a network's own pass are left as they are."""
+    try:
+        yield
+    except (TenasError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        try:
+            with undisturbed(network), torch.no_grad():
+                network(inputs[0])
+        except Exception:
+            raise error from None
+        said = (str(error).strip().splitlines() or [""])[0].rstrip(".") or type(error).__name__
+        raise TenasError(f"{measure} cannot be measured of this network, which runs by itself: {said}.") from error
+
+
 def _with_copies(network: nn.Module, args: Any, kwargs: Any) -> Any:
     return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, kwargs))
 
@@ -128,10 +154,19 @@ def check_network(network: nn.Module) -> None:
 
 
 def check_values(network: nn.Module) -> None:
-    """Raise TenasError for parameters, or running statistics, that are NaN or infinite. Other buffers may be masks of -inf."""
+    """Raise TenasError for parameters, or running statistics, that are NaN or infinite. Other buffers may be masks of -inf.
+
+    So for parameters on the meta device, and for sparse ones, whose gradients are of another shape.
+    """
     statistics = ((name, buffer) for name, buffer in network.named_buffers() if name.rpartition(".")[2].startswith("running_"))
     for name, tensor in (*network.named_parameters(), *statistics):
-        if tensor.is_floating_point() and tensor.device.type != "meta" and not _is_finite(tensor.detach()):
+        if tensor.is_meta:
+            raise TenasError(f"The network's {name} has no values, as it is on the meta device: only costs can be counted of it.")
+        if tensor.layout is not torch.strided:
+            raise TenasError(f"The network's {name} is sparse, which no measure takes: make it dense, by to_dense().")
+        # Floats of one byte cannot be summed.
+        numbers = tensor.detach().float() if tensor.dtype.itemsize == 1 else tensor.detach()
+        if tensor.is_floating_point() and not _is_finite(numbers):
             raise TenasError(f"The network's {name} has values that are NaN or infinite: no measure of it means anything.")
 
 
@@ -173,28 +208,62 @@ def check_eager(network: nn.Module) -> None:
 def undisturbed(network: nn.Module) -> Iterator[None]:
     """Restore the network's buffers (running statistics, counters) after the block: the tensors, their sizes and values.
 
-    So are the weights of embeddings that renormalise them.
+    So are the weights of embeddings that renormalise them; and where there are modules of other packages, all weights, and what
+    those modules have added to themselves. Raises TenasError for parameters that a pass made: the block will have missed them.
     """
-    modules = list(network.modules())
+    modules = list(modules_of(network))
     places = [(module._buffers, key, buffer) for module in modules for key, buffer in module._buffers.items()]
     # Nothing can write into a tensor with several elements in one place of memory, such as one made by expand.
-    buffers = [buffer for _, _, buffer in places if buffer is not None and not _overlaps(buffer)]
-    buffers += [module.weight for module in modules if isinstance(module, EMBEDDINGS) and module.max_norm is not None]
-    saved = [buffer.detach().clone() for buffer in buffers]
+    kept = [buffer for _, _, buffer in places if buffer is not None and not _overlaps(buffer)]
+    foreign = [(module, dict(vars(module)), [dict(held) for held in _held(module)]) for module in modules if not is_plain(module)]
+    if foreign:
+        kept += [parameter for parameter in network.parameters() if not _overlaps(parameter)]
+    else:
+        kept += [module.weight for module in modules if isinstance(module, EMBEDDINGS) and module.max_norm is not None]
+    known = {id(tensor) for tensor in kept} if foreign else set()
+    # The data, as a module may exchange them.
+    before = [(tensor, tensor.data, tensor.detach().clone()) for tensor in kept]
+    new: str | None = None
     try:
         yield
+        if foreign:
+            new = next((name for name, p in network.named_parameters() if id(p) not in known and not _overlaps(p)), None)
     finally:
+        for module, attributes, parts in foreign:
+            _restore_parts(module, attributes, parts)
         for owner, key, buffer in places:
             if isinstance(owner, dict) and owner.get(key) is not buffer:
                 owner[key] = buffer
         with torch.no_grad():
-            for buffer, values in zip(buffers, saved, strict=True):
-                if buffer.shape != values.shape:
-                    buffer.resize_(values.shape)
-            if buffers:
+            for tensor, data, _ in before:
+                if tensor.layout is torch.strided and (tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape):
+                    tensor.data = data
+            if before:
                 # Into their data: where the caller has taken a pass before, autograd refuses to go back through tensors that
                 # were written to since.
-                torch._foreach_copy_([buffer.data for buffer in buffers], saved)
+                torch._foreach_copy_([tensor.data for tensor, _, _ in before], [values for _, _, values in before])
+    if new is not None:
+        raise TenasError(
+            f"The network makes its parameter {new} in its first pass: run a batch through it before it is measured."
+        )
+
+
+def _held(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return module._parameters, module._buffers, module._modules
+
+
+def _restore_parts(module: nn.Module, attributes: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
+    """Restore a module that has other parameters, buffers or modules than before, with its other attributes (such as flags)."""
+    if all(
+        held.keys() == had.keys() and all(held[key] is had[key] for key in had)
+        for held, had in zip(_held(module), parts, strict=True)
+    ):
+        return
+    vars(module).clear()
+    vars(module).update(attributes)
+    for held, had in zip(_held(module), parts, strict=True):
+        held.clear()
+        held.update(had)
 
 
 def _overlaps(tensor: Tensor) -> bool:
@@ -260,8 +329,46 @@ def warn_of_left_out(network: nn.Module, counted: Iterable[Tensor], rule: str) -
     # Names only if there are any: many networks are measured in milliseconds.
     if found - known:
         left = [name for name, p in network.named_parameters() if id(p) in found - known]
-        listed = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-        warnings.warn(f"The measure is over {rule}: it leaves out {listed}.", LeftOutWarning, stacklevel=2)
+        warnings.warn(f"The measure is over {rule}: it leaves out {_first(left)}.", LeftOutWarning, stacklevel=2)
+
+
+class ParametersRead(Observer):
+    """Collects the parameters that operators read, by their ids in ``found``: of modules, or those given to functions."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.owner = {storage_key(parameter): id(parameter) for parameter in network.parameters()}
+        self.found: set[int] = set()
+
+    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
+        keys = (storage_key(tensor) for tensor in tree_leaves(read) if isinstance(tensor, Tensor))
+        self.found.update(self.owner[key] for key in keys if key in self.owner)
+
+
+@contextmanager
+def layers_called(network: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...], Any], Any]) -> Iterator[None]:
+    """``hooked`` for convolutions and linear layers; warns of those whose weights a network of one's own gives to functions."""
+    called: set[int] = set()
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        called.add(id(module.weight))
+        return hook(module, inputs, output)
+
+    read = None if is_ours(network) else ParametersRead(network)
+    with hooked(network, LAYERS, note), read or nullcontext():
+        yield
+    if read is not None:
+        layers = ((name, module) for name, module in network.named_modules() if isinstance(module, LAYERS))
+        if left := [name for name, module in layers if id(module.weight) in read.found - called]:
+            warnings.warn(
+                f"The measure is over layers that are called as modules: it leaves out {_first(left)}, read by functions.",
+                LeftOutWarning,
+                stacklevel=3,
+            )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def weights_of(network: nn.Module) -> list[Tensor]:
@@ -331,10 +438,42 @@ def hooked(
     kinds: type[nn.Module] | tuple[type[nn.Module], ...],
     hook: Callable[[nn.Module, tuple[Any, ...], Any], Any],
 ) -> Iterator[None]:
-    """Call ``hook(module, inputs, output)`` after each call of a layer of these kinds, within the block."""
-    handles = [module.register_forward_hook(hook) for module in network.modules() if isinstance(module, kinds)]
+    """Call ``hook(module, inputs, output)`` after each call of a layer of these kinds, within the block.
+
+    ``inputs``: all of the call, those by name last.
+    """
+
+    def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return hook(module, (*args, *kwargs.values()), output)
+
+    layers = [module for module in network.modules() if isinstance(module, kinds)]
+    handles = [module.register_forward_hook(called, with_kwargs=True) for module in layers]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+class BatchNorms(TorchFunctionMode):
+    """Calls ``instead(input, weight, bias, eps)`` in place of each batch normalisation, of a module or not, within the block."""
+
+    def __init__(self, instead: Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor]) -> None:
+        super().__init__()
+        self.instead = instead
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._instead(*args, **(kwargs or {})) if func is batch_norm else func(*args, **(kwargs or {}))
+
+    def _instead(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        return self.instead(input, weight, bias, eps)

@@ -4,6 +4,7 @@ Masked operators do not count. Nothing is computed: a copy runs on the meta devi
 and images do not matter. Every other measure should be compared with these.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from tenas.measures.common import check_batch, check_eager, hooked, measuring
+from tenas.measures.common import ParametersRead, check_batch, check_eager, hooked, measuring
 from tenas.networks import count_flops, on_meta, without_values
-from tenas.networks.observer import Observer, name_of
+from tenas.networks.observer import Observer, name_of, storage_key
 
 
-@measuring
+@functools.partial(measuring, values=False)
 def parameters(network: nn.Module, images: Tensor) -> int:
     """Trainable parameters that a pass uses: in a masked supernet, those of the active operators.
 
@@ -25,7 +26,7 @@ def parameters(network: nn.Module, images: Tensor) -> int:
     """
     check_batch(images)
     network, image = _on_meta(network, images)
-    read = _Read(network)
+    read = ParametersRead(network)
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         read.found.update(map(id, module.parameters(recurse=False)))
@@ -35,26 +36,7 @@ def parameters(network: nn.Module, images: Tensor) -> int:
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad and id(parameter) in read.found)
 
 
-class _Read(Observer):
-    """Collects the parameters that operators read, such as those which a module gives to functions."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.owner = {_key(parameter): id(parameter) for parameter in network.parameters()}
-        self.found: set[int] = set()
-
-    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
-        keys = (_key(tensor) for tensor in tree_leaves(read) if isinstance(tensor, Tensor))
-        self.found.update(self.owner[key] for key in keys if key in self.owner)
-
-
-def _key(tensor: Tensor) -> int:
-    """What tensors with one storage have in common."""
-    key: int = tensor.untyped_storage()._cdata
-    return key
-
-
-@measuring
+@functools.partial(measuring, values=False)
 def flops(network: nn.Module, images: Tensor) -> int:
     """Multiply-accumulates for one image of the batch's shape, counted as NAS-Bench-201 does (``tenas.networks.count_flops``)."""
     check_batch(images)
@@ -62,7 +44,7 @@ def flops(network: nn.Module, images: Tensor) -> int:
     return count_flops(network, images.shape[1:], images.dtype)
 
 
-@measuring
+@functools.partial(measuring, values=False)
 def layers(network: nn.Module, images: Tensor) -> int:
     """Depth: the number of convolutions and linear layers on the longest path from the images to the output.
 
@@ -90,30 +72,31 @@ class _Depths(Observer):
     image has none.
     """
 
-    PRODUCTS = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "_trilinear"})
+    PRODUCTS = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "_trilinear",
+                          "conv_tbc", "torchvision::deform_conv2d"})  # fmt: skip
 
     def __init__(self, network: nn.Module, image: Tensor) -> None:
         super().__init__()
-        self.weights = {_key(parameter) for parameter in network.parameters()}
-        self.depths = {_key(image): 0}
+        self.weights = {storage_key(parameter) for parameter in network.parameters()}
+        self.depths = {storage_key(image): 0}
         self.kept = [image]  # the key of a freed storage could be reused
 
     def of(self, tensor: Tensor) -> int | None:
-        return self.depths.get(_key(tensor))
+        return self.depths.get(storage_key(tensor))
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
         name = name_of(operator)
         tensors = [tensor for tensor in tree_leaves(read) if isinstance(tensor, Tensor)]
         depths = [depth for tensor in tensors if (depth := self.of(tensor)) is not None]
         # What is computed from weights alone is one: weight and spectral norm, standardised weights.
-        if not depths and any(_key(tensor) in self.weights for tensor in tensors):
+        if not depths and any(storage_key(tensor) in self.weights for tensor in tensors):
             made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
-            self.weights.update(map(_key, made))
+            self.weights.update(map(storage_key, made))
             self.kept += made
         # zeros_like and the like read shapes, not values.
         if depths and not name.endswith("_like") and not name.startswith("new_"):
-            layer = name in self.PRODUCTS and any(_key(tensor) in self.weights for tensor in tensors)
+            layer = name in self.PRODUCTS and any(storage_key(tensor) in self.weights for tensor in tensors)
             for tensor in tree_leaves(out):
                 if isinstance(tensor, Tensor):
-                    self.depths[_key(tensor)] = max(max(depths) + layer, self.of(tensor) or 0)
+                    self.depths[storage_key(tensor)] = max(max(depths) + layer, self.of(tensor) or 0)
                     self.kept.append(tensor)

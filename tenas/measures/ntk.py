@@ -121,6 +121,8 @@ def _gram(
     if implementation == "loop":
         return ntk_gram_by_loop(network, images)
     forward = implementation != "batched"
+    # The plain loop draws what the pass before it has drawn: dropout, stochastic depth.
+    drawn = torch.get_rng_state(), torch.cuda.get_rng_state(images.device) if images.is_cuda else None
     try:
         check_traceable(network)
         with (
@@ -152,6 +154,9 @@ def _gram(
                 PlainLoopWarning,
                 stacklevel=4,  # of the caller of ntk_gram: measuring lies between
             )
+            torch.set_rng_state(drawn[0])
+            if drawn[1] is not None:
+                torch.cuda.set_rng_state(drawn[1], images.device)
             return ntk_gram_by_loop(network, images)
         raise TenasError(f"The pass cannot be replayed, which only 'auto' and 'loop' can do without: {error}.") from error
 

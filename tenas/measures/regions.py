@@ -1,7 +1,7 @@
 """The number of linear regions that contain a set of inputs: expressivity (TE-NAS, section 3.1.2)."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from tenas.errors import TenasError
 from tenas.measures.common import check_eager, is_ours, is_plain, measuring, modules_of, undisturbed
 from tenas.measures.pooling import FasterPooling
-from tenas.networks.observer import Observer, plain_name
+from tenas.networks.observer import Marks, Observer, is_torchs, plain_name
 
 SATURATED = 0.95
 # For inputs of fewer pixels, such as crops, intercepting poolings costs more than it saves.
@@ -84,7 +84,8 @@ _KINKS: dict[str, Callable[[Sequence[Any], Tensor], tuple[Tensor, ...]]] = {
 }  # fmt: skip
 _SMOOTH = frozenset({"elu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardswish", "log_sigmoid_forward"})
 # They bend too, but whether they are activation functions is not to be seen.
-_OTHERS = frozenset({"abs", "maximum", "minimum", "where", "glu", "sin", "cos"})
+_OTHERS = frozenset({"abs", "maximum", "minimum", "fmax", "fmin", "where", "glu", "sin", "cos", "gt", "ge", "lt", "le",
+                     "heaviside", "sign", "sgn", "hypot", "atan", "erf", "exp", "square", "topk", "sort"})  # fmt: skip
 # Not always activation functions: calls on tensors without the samples' dimension are skipped.
 _BOUNDS = frozenset({"clamp", "clamp_min", "clamp_max"})
 
@@ -93,28 +94,41 @@ class _Signs(Observer):
     """Records for each activation function that runs, module or function, in which of its linear pieces each unit is.
 
     ``first_only``: end the pass with _EnoughError after the first one. ``poolings``: whose operators are not the network's.
+    ``weights``: tensors of the network, if it may bend those too: what follows from them alone is no activation.
     """
 
-    def __init__(self, samples: int, first_only: bool, poolings: FasterPooling) -> None:
+    def __init__(self, samples: int, first_only: bool, poolings: FasterPooling, weights: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.poolings = poolings
         self.samples, self.first_only = samples, first_only
+        self.weights, self.norms = Marks(), Marks()
+        self.weights.add(list(weights))
         self.bits: list[np.ndarray] = []
         self.smooth: set[str] = set()
         self.others: set[str] = set()
 
     def saw(self, operator: OpOverload, read: Any, out: Any) -> None:
         name = plain_name(operator)
+        if self.weights:
+            if self.weights.has(read):
+                self.weights.add(out)
+                return
+            self.weights.discard(out)
+        if name == "linalg_vector_norm" or (name == "clone" and self.norms.has(read)):
+            self.norms.add(out)
         kinks = _KINKS.get(name)
         if kinks is None:
             if name in _SMOOTH:
                 self.smooth.add(name)
-            elif name in _OTHERS and not self.poolings.running and out.ndim and len(out) == self.samples:
-                self.others.add(name)
+            elif (name in _OTHERS or not is_torchs(operator)) and not self.poolings.running:
+                made = out[0] if isinstance(out, tuple) else out
+                if isinstance(made, Tensor) and made.ndim and len(made) == self.samples:
+                    self.others.add(name)
+            return
+        # The bound of a norm keeps a division from being one by zero.
+        if name in _BOUNDS and (out.ndim == 0 or len(out) != self.samples or self.norms.has(read[0][:1])):
             return
         if out.ndim == 0 or len(out) != self.samples:
-            if name in _BOUNDS:
-                return
             raise TenasError(
                 f"A ReLU gave {tuple(out.shape)} for {self.samples} inputs: its first dimension must be the samples."
             )
@@ -139,7 +153,8 @@ def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) 
     check_eager(network)
     poolings = FasterPooling()
     intercepted = poolings if inputs.ndim == 4 and inputs.shape[2] * inputs.shape[3] >= PIXELS else nullcontext()
-    with torch.no_grad(), intercepted, suppress(_EnoughError), _Signs(len(inputs), first_only, poolings) as signs:
+    weights = () if is_ours(network) and all(map(is_plain, modules_of(network))) else (*network.parameters(), *network.buffers())
+    with torch.no_grad(), intercepted, suppress(_EnoughError), _Signs(len(inputs), first_only, poolings, weights) as signs:
         network(inputs)
     if signs.smooth:
         named = ", ".join(sorted(signs.smooth))

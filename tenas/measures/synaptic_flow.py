@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tenas.errors import TenasError
 from tenas.measures.common import (
-    BATCH_NORMS,
+    BatchNorms,
     check_batch,
     gradients_of,
     is_plain,
@@ -31,7 +31,7 @@ def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tens
     Raises TenasError for an empty batch, a network without weights, and a flow that overflows float64.
     """
     check_batch(images)
-    with undisturbed(network), _absolute(network):
+    with undisturbed(network), _absolute(network), BatchNorms(lambda input, *_: input):
         weights = weights_of(network)
         ones = torch.ones_like(images[:1], dtype=torch.float64)
         with torch.enable_grad():
@@ -51,7 +51,7 @@ def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tens
 
 @contextmanager
 def _absolute(network: nn.Module) -> Iterator[None]:
-    """Within the block: absolute parameters in float64, floating-point buffers in float64, batch normalisations as identities.
+    """Within the block: absolute parameters in float64, floating-point buffers in float64.
 
     Not a copy of the network, which takes as long as the pass: the data of its tensors is exchanged and restored.
     """
@@ -59,21 +59,12 @@ def _absolute(network: nn.Module) -> Iterator[None]:
     held = [tensor.data for tensor in tensors]
     # What modules keep of a pass, such as a table of positions, would stay in float64.
     kept = [(vars(module), dict(vars(module))) for module in network.modules() if not is_plain(module)]
-    norms = [vars(module) for module in network.modules() if isinstance(module, BATCH_NORMS)]
-    forwards = [norm.get("forward") for norm in norms]  # usually none: forward is an attribute of the class
     try:
         for tensor in tensors:
             double = tensor.data.to(torch.float64, copy=True)
             tensor.data = double.abs_() if isinstance(tensor, nn.Parameter) else double
-        for norm in norms:
-            norm["forward"] = _identity
         yield
     finally:
-        for norm, forward in zip(norms, forwards, strict=True):
-            if forward is None:
-                norm.pop("forward", None)
-            else:
-                norm["forward"] = forward
         for tensor, data in zip(tensors, held, strict=True):
             tensor.data = data
         for attributes, before in kept:
@@ -83,10 +74,6 @@ def _absolute(network: nn.Module) -> Iterator[None]:
                     attributes[name] = before[name]
                 else:
                     del attributes[name]
-
-
-def _identity(input: Tensor) -> Tensor:  # the name of a batch normalisation's argument
-    return input
 
 
 @measuring

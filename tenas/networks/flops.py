@@ -1,6 +1,7 @@
 """The costs of a network: parameters, and multiply-accumulates per image."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from tenas.errors import TenasError
-from tenas.networks.observer import Observer, name_of
+from tenas.networks.observer import Observer, is_torchs, name_of
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -28,11 +29,14 @@ class Products(Observer):
     def __init__(self, counted: Callable[[int], None]) -> None:
         super().__init__()
         self.counted = counted
+        self.unknown: set[str] = set()
 
     def saw(self, operator: OpOverload, read: Any, out: Any) -> None:
         if count := _FLOPS.get(name_of(operator)):
             made = out[0] if isinstance(out, tuple) else out
             self.counted(count(read[0], made))
+        elif not is_torchs(operator):
+            self.unknown.add(name_of(operator))
 
 
 def _of_convolution(args: Sequence[Any], out: Tensor) -> int:
@@ -60,6 +64,9 @@ _FLOPS: dict[str, Callable[[Sequence[Any], Tensor], int]] = {
     # Of a bilinear layer: each weight multiplies once for an output.
     "_trilinear": lambda args, out: out.numel() * args[1][0].numel(),
     "addbmm": lambda args, out: args[1].numel() * args[2].shape[-1] + out.numel(),
+    # Each image's window is read once for an output.
+    "conv_tbc": lambda args, out: out.numel() * (args[1][..., 0].numel() + 1),
+    "torchvision::deform_conv2d": lambda args, out: out.numel() * (args[1][0].numel() + (args[4].numel() > 0)),
     "_cdist_forward": lambda args, out: out.numel() * args[0].shape[-1],
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), lambda args, out: out.numel() * (args[1].shape[-1] + 1)),
     **dict.fromkeys(
@@ -88,6 +95,9 @@ def on_meta(network: nn.Module) -> nn.Module:
             if parameter is not None:
                 shared.setdefault(id(parameter), []).append((module, name))
     network = network.to("meta").eval()
+    for module in network.modules():
+        # Tables that are no buffers.
+        vars(module).update({name: value.to("meta") for name, value in vars(module).items() if isinstance(value, Tensor)})
     for (first, its_name), *others in shared.values():
         for module, name in others:
             module._parameters[name] = first._parameters[its_name]
@@ -120,6 +130,9 @@ def count_flops(network: nn.Module, image_shape: Sequence[int], dtype: torch.dty
     """
     counts: list[int] = []
     network = on_meta(network)
-    with without_values(), Products(counts.append):
+    with without_values(), Products(counts.append) as products:
         network(torch.empty(1, *image_shape, dtype=dtype, device="meta"))
+    if products.unknown:
+        named = ", ".join(sorted(products.unknown))
+        warnings.warn(f"Multiply-adds of operators of other libraries do not count: {named}.", stacklevel=2)
     return sum(counts)

@@ -4,8 +4,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class Observer(TorchDispatchMode):
@@ -31,10 +34,52 @@ class Observer(TorchDispatchMode):
         raise NotImplementedError
 
 
+class Marks:
+    """A set of tensors by their storages, so that views of a member are members. It keeps none of them in memory."""
+
+    def __init__(self) -> None:
+        # The key of a storage is not given to another one as long as there is a weak reference to it.
+        self._kept: dict[int, StorageWeakRef] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._kept)
+
+    def add(self, values: object) -> None:
+        """Add all tensors among nested values."""
+        for tensor in _tensors(values):
+            storage = StorageWeakRef(tensor.untyped_storage())
+            self._kept[storage.cdata] = storage
+
+    def discard(self, values: object) -> None:
+        """Take all tensors among nested values out."""
+        for tensor in _tensors(values):
+            self._kept.pop(storage_key(tensor), None)
+
+    def has(self, values: object) -> bool:
+        """Whether there are tensors among nested values, and all of them are members."""
+        found = [storage_key(tensor) in self._kept for tensor in _tensors(values)]
+        return bool(found) and all(found)
+
+
+def storage_key(tensor: Tensor) -> int:
+    """What tensors with one storage have in common, as long as one of them lives."""
+    key: int = tensor.untyped_storage()._cdata
+    return key
+
+
+def _tensors(values: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
 @functools.cache
 def name_of(operator: OpOverload) -> str:
     """The operator's name in torch, e.g. ``convolution``, the same for all of its overloads."""
     return str(operator._schema.name).removeprefix("aten::")
+
+
+def is_torchs(operator: OpOverload) -> bool:
+    """Whether an operator is one of torch or torchvision, and not of another library, of which nothing is known."""
+    return operator.namespace in ("aten", "prim", "prims", "torchvision", "quantized", "profiler")
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from tenas.benchmark.index import accuracies_of, read_index
 from tenas.errors import TenasError, in_short
 from tenas.files import read_json
 from tenas.report.baselines import Standing, baselines, standing_of
-from tenas.report.summary import StaleWarning
+from tenas.report.summary import StaleWarning, check_same_settings, of_other_settings
 from tenas.search.limits import read_limits
 from tenas.search.origins import check_same_origins, images_of
 from tenas.search.shortlist import read_shortlist
@@ -43,35 +43,22 @@ def seeds_of(run_dir: Path) -> list[int]:
     return sorted(int(seed) for seed in found if layout.path(layout.GENOTYPE, run_dir, seed=seed).exists())
 
 
-def _of_these_settings(run_dir: Path, seeds: Iterable[int]) -> list[int]:
-    """Those of ``seeds`` that were searched with the settings that the run has now; a warning names the others."""
-    path = layout.path(layout.SEARCH, run_dir)
-    # As written, and with the keys that a later version fills in.
-    settings = (read_settings(path), read_json(path, "search settings"))
-    found: list[int] = []
-    others: list[int] = []
-    for seed in seeds:
-        made_by = read_json(layout.path(layout.GENOTYPE, run_dir, seed=seed), "genotype").get("made_by")
-        of = made_by.get("settings") if isinstance(made_by, dict) else None
-        (found if of in (None, *settings) else others).append(seed)
-    if others:
-        said = ", ".join(map(str, others))
-        warnings.warn(f"Seeds of {run_dir} that were searched with other settings are left out: {said}.", StaleWarning, 3)
-    return found
-
-
 def read_found(run_dir: Path, seeds: Iterable[int] = ()) -> Found:
-    """The result of a run, for these seeds, or for all that have a genotype.
+    """The result of a run, for these seeds, or for all that have a genotype and were searched with the settings that it has now.
 
-    Raises TenasError if there is none, and for seeds of different images or tables.
+    Raises TenasError if there is none, for given seeds of other settings, and for seeds of different images or tables.
     """
     wanted = sorted(seeds) or seeds_of(run_dir)
     if not wanted:
         raise TenasError(f"There is no result in {run_dir}: no seed there has a genotype yet.")
-    if not seeds:
-        wanted = _of_these_settings(run_dir, wanted)
+    if seeds:
+        check_same_settings(run_dir, wanted)
+    elif others := of_other_settings(run_dir, wanted):
+        wanted = [seed for seed in wanted if seed not in others]
         if not wanted:
             raise TenasError(f"There is no result in {run_dir} of a search with the settings that it has now: search again.")
+        said = ", ".join(map(str, others))
+        warnings.warn(f"Seeds of {run_dir} that were searched with other settings are left out: {said}.", StaleWarning, 2)
     check_same_origins(run_dir, wanted)
     archs = {seed: read_json(layout.path(layout.GENOTYPE, run_dir, seed=seed), "genotype")["arch"] for seed in wanted}
     return Found(run_dir, read_settings(layout.path(layout.SEARCH, run_dir)), archs)

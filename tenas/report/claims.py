@@ -11,14 +11,15 @@ from typing import Any
 
 from tenas import layout
 from tenas.errors import TenasError, in_short, reason
-from tenas.files import finite, read_table
+from tenas.files import finite, read_json, read_table
 from tenas.provenance import Stopwatch, provenance
 from tenas.report.baselines import Standing
 from tenas.report.beside import Found, baselines_of_run, ranked_first, standings_of_run, table_of
+from tenas.report.summary import of_other_settings
 from tenas.settings.base import checked, project_file, read_yaml
 from tenas.settings.claims import Claims
 from tenas.settings.config import Config
-from tenas.settings.search import read_settings, search_settings
+from tenas.settings.search import read_settings, run_settings
 from tenas.settings.study import read_study, study_settings
 
 CONFIDENCE = 0.95
@@ -42,20 +43,29 @@ def configurations_of(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def settings_meant(configurations: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Expected settings of the claims' runs and studies, by name: those that determine their results."""
+    """Expected settings of the claims' runs and studies, by name: those that determine their results.
+
+    Beside those of the search or study, a run that is retrained has ``retraining``. The images of a search may be others, such as
+    a sample of the data set.
+    """
     found: dict[str, dict[str, Any]] = {}
     for path in configurations:
-        config = checked(Config, read_yaml(path, "configuration"), str(path))
-        for name, run in config.runs.items():
-            source = config.datasets[run.dataset].source
-            settings = search_settings(
-                run.space, run.preset, run.search, limits=run.limits, trainings=run.trainings, datasets=(run.dataset, source)
-            )
+        config = checked(Config, read_yaml(path, "configuration"), str(path)).model_dump()
+        for name, run in config["runs"].items():
+            dataset = config["datasets"][run["dataset"]]
+            settings, retraining = run_settings(run, dataset["source"])
             found[name] = {key: settings[key] for key in ("space", "exclude", "rounds", "limits")}
-        for name, study in config.studies.items():
-            settings = study_settings(study.model_dump(), f"{path}: study {name!r}")
-            found[name] = {key: settings[key] for key in ("space", "exclude", "measures")}
+            found[name] |= {} if retraining is None else {"retraining": _of_retraining({**retraining, "dataset": dataset})}
+        for name, study in config["studies"].items():
+            settings = study_settings(study, f"{path}: study {name!r}")
+            found[name] = {key: settings[key] for key in ("space", "exclude", "measures", "cells", "seed")}
     return found
+
+
+def _of_retraining(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of a retraining, as in its file, that determine results."""
+    dataset = {key: settings["dataset"].get(key) for key in ("source", "side")}
+    return {key: value for key, value in settings.items() if key not in ("preset", "workers", "dataset")} | {"dataset": dataset}
 
 
 def difference(found: object, meant: object, at: str = "") -> str | None:
@@ -70,13 +80,30 @@ def difference(found: object, meant: object, at: str = "") -> str | None:
     return next((text for text in differences if text is not None), None)
 
 
-def _other_settings(folder: Path, meant: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """First difference of a run's or study's settings from the expected ones; None if there is none, or nothing is expected."""
-    if folder.name not in meant:
-        return None
-    path = layout.path(layout.SEARCH, folder)
-    found = read_settings(path) if path.exists() else read_study(layout.path(layout.STUDY, folder))
-    return difference({key: found[key] for key in meant[folder.name]}, meant[folder.name])
+def _other_settings(folder: Path, meant: Mapping[str, Mapping[str, Any]], *, retrained: bool) -> str | None:
+    """First difference of a run's or study's settings from the expected ones, or those of its results from those it has now.
+
+    None if there is none. ``retrained``: whether the settings of its retraining count, too.
+    """
+    expected = dict(meant.get(folder.name, {}))
+    if layout.path(layout.SEARCH, folder).exists():
+        if others := of_other_settings(folder, _summary(folder)):
+            return f"seed {others[0]} was searched with others than {layout.SEARCH} has now"
+        found = read_settings(layout.path(layout.SEARCH, folder))
+        file = layout.path(layout.RETRAIN, folder)
+        if retrained and file.exists():
+            found["retraining"] = _of_retraining(read_json(file, "retraining settings"))
+        else:
+            expected.pop("retraining", None)
+    elif not expected and not layout.path(layout.STUDY, folder).exists():
+        return None  # results alone
+    else:
+        found = read_study(layout.path(layout.STUDY, folder))
+        record = layout.path(layout.CORRELATIONS_RECORD, folder)
+        made = read_json(record, "record of correlations").get("settings") if record.exists() else None
+        if made not in (None, found, read_json(layout.path(layout.STUDY, folder), "settings of a study")):
+            return f"its correlations are of others than {layout.STUDY} has now"
+    return difference({key: found.get(key) for key in expected}, expected)
 
 
 def runs_of(claims: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -295,6 +322,7 @@ def judge(path: str | os.PathLike[str], results: str | os.PathLike[str], tested:
     runs = _Runs(results, [run for run in known if run in tested])
     configurations = configurations_of(path)
     meant = settings_meant(configurations)
+    others = cache(lambda run, *, retrained: _other_settings(results / run, meant, retrained=retrained))
     inputs, judged = [path, *configurations], []
     for name, claim in claims.items():
         found: list[dict[str, Any]] = []
@@ -305,7 +333,8 @@ def judge(path: str | os.PathLike[str], results: str | os.PathLike[str], tested:
                 found.append(entry | {"verdict": "not tested"})
                 continue
             folders = [results / one for one in names]
-            other = [f"{one.name}: {text}" for one in folders if (text := _other_settings(one, meant))]
+            retrained = claim.get("accuracy") == "test_accuracy"
+            other = [f"{one}: {text}" for one in names if (text := others(one, retrained=retrained))]
             if other:
                 found.append(entry | {"verdict": "other settings", "differs": other})
                 continue
@@ -321,7 +350,7 @@ def judge(path: str | os.PathLike[str], results: str | os.PathLike[str], tested:
         judged.append({"claim": name, **claim, "threshold": threshold(claim), "results": found})
     settings = {"confidence": CONFIDENCE, "tested": sorted(tested)}
     inputs = list(dict.fromkeys(map(str, inputs)))
-    beside = _beside(claims, results, tested, runs)
+    beside = _beside(claims, results, {run for run in tested if others(run, retrained=False) is None}, runs)
     made_by = provenance(settings=settings, inputs=inputs, stopwatch=stopwatch)
     return {"claims": judged, "beside": beside, "provenance": made_by}
 

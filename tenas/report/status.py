@@ -10,7 +10,7 @@ from tenas import layout
 from tenas.errors import TenasError, damaged, in_short
 from tenas.files import read_json, read_table
 from tenas.progress import duration
-from tenas.report.summary import results_of_seed, summarise_round
+from tenas.report.summary import of_other_settings, results_of_seed, summarise_round
 from tenas.scoring.subjects import plan, read_cells, trials_of
 from tenas.settings.search import read_settings, schedule
 from tenas.settings.study import read_study
@@ -178,6 +178,8 @@ def _of_seed(run: Path, seed: int, settings: Mapping[str, Any], now: float) -> t
         best = _best(run, seed, finished, settings)
         work = _round(run, seed, rounds[len(finished)], settings, now)
         return [f"  seed {seed}  {work}", *([] if best is None else [f"    {best}"])], False
+    if of_other_settings(run, [seed]):
+        return [f"  seed {seed}  was searched with other settings than {layout.SEARCH} has now"], False
     lines = [f"  seed {seed}  {_found(run, seed)}"]
     retraining = layout.path(layout.RETRAIN, run)
     folder = layout.path(layout.RETRAIN_METRICS, run, seed=seed).parent

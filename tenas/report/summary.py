@@ -14,7 +14,7 @@ from tenas.files import finite, read_json, read_table, sha256
 from tenas.provenance import read_record
 from tenas.report.warnings import warnings_of_round
 from tenas.search.origins import check_same_origins, shards_in
-from tenas.settings.search import read_settings
+from tenas.settings.search import are_equal, read_settings
 
 COLUMNS = (
     "seed", "arch", "search_seconds", "pruned_share", "parameters", "flops", "best_epoch", "valid_accuracy", "test_accuracy"
@@ -179,6 +179,27 @@ def results_of_seed(run_dir: Path, seed: int) -> tuple[dict[str, Any], dict[str,
     return genotype, look_up, metrics
 
 
+def of_other_settings(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> list[int]:
+    """Those of ``seeds`` whose genotype was searched with other settings than the run has now, as after a changed preset."""
+    settings = read_settings(layout.path(layout.SEARCH, run_dir))
+    found = []
+    for seed in seeds:
+        genotype = layout.path(layout.GENOTYPE, run_dir, seed=seed)
+        made_by = read_json(genotype, "genotype").get("made_by") if genotype.exists() else None
+        of = made_by.get("settings") if isinstance(made_by, dict) else None
+        found += [] if of is None or are_equal(of, settings) else [seed]
+    return found
+
+
+def check_same_settings(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> None:
+    """Raise TenasError for seeds that were searched with other settings than the run has now."""
+    if others := of_other_settings(run_dir, seeds):
+        raise TenasError(
+            f"Seed {others[0]} of {run_dir} was searched with other settings than {layout.SEARCH} has now: search again, or undo "
+            "the change of the configuration."
+        )
+
+
 def summarise(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> tuple[list[str], list[dict[str, Any]]]:
     """Columns and rows of summary.csv, one row per seed. Accuracies are in %; fields without a result are empty.
 
@@ -190,9 +211,10 @@ def summarise(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> tuple[li
     ``_rank`` (1 is best), ``_regret`` (points below the best); then the parameters and FLOPs that the table has. The last is
     ``warnings``: of which measures in which rounds were constant, saturated, infinite or taken once.
     Raises TenasError for a seed without a genotype or with results of another one, for a missing table or record of a round, and
-    for seeds of different images or tables.
+    for seeds of other settings, or of different images or tables.
     """
     run_dir, seeds = Path(run_dir), list(seeds)
+    check_same_settings(run_dir, seeds)
     check_same_origins(run_dir, seeds)
     settings = read_settings(layout.path(layout.SEARCH, run_dir))
     kinds = {entry["kind"] for entry in settings["rounds"]}

@@ -99,7 +99,7 @@ def _line(row: Mapping[str, Any], epochs: int) -> str:
 
 def train(
     network: Network, data: Data, settings: Mapping[str, Any], mean: Tensor, std: Tensor,
-    *, seed: int, digest: str, checkpoint: Path, processes: Processes,
+    *, seed: int, digest: str, checkpoint: Path, processes: Processes, quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Train to the last epoch, from ``checkpoint`` if it has the same ``digest``. Returns its state.
 
@@ -121,7 +121,7 @@ def train(
     valid_feed = None if data.valid is None else make_feed(data.valid, data.side, mean.device, workers=workers)
     epochs, done, steps = settings["epochs"], len(state["history"]), steps_of_epoch(len(data.train.labels), settings["batch"])
     # A bar on a terminal; in a log only the lines, as tqdm is silent.
-    hidden = None if processes.first else True
+    hidden = None if processes.first and not quiet else True
     begun = None
     if "begun" in state:
         step, sums, *each = state.pop("begun")
@@ -160,7 +160,7 @@ def train(
                 state["best"] = {"row": row, "network": {k: v.clone() for k, v in network.state_dict().items()}}
             state["history"].append(row)
             keep()
-            if processes.first:
+            if processes.first and not quiet:
                 tqdm.write(_line(row, epochs), file=sys.stderr)
             if epoch + 1 < epochs and processes.any_says(stop(), mean.device):
                 raise _stopped(f"after epoch {epoch + 1}", checkpoint)

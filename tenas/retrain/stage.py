@@ -68,7 +68,8 @@ def check_compiler() -> None:
 class Request(NamedTuple):
     """A training to be done: ``settings`` as they are recorded, ``inputs`` to name in the provenance, ``out``: its folder.
 
-    ``card``: file of the card of the images that were searched on, which are checked to be those of the training.
+    ``card``: file of the card of the images that were searched on, which are checked to be those of the training. ``quiet``:
+    whether nothing is shown of the epochs.
     """
 
     settings: Mapping[str, Any]
@@ -78,6 +79,7 @@ class Request(NamedTuple):
     inputs: Iterable[str | os.PathLike[str]]
     out: Path
     card: str | os.PathLike[str] | None = None
+    quiet: bool = False
 
 
 class Trained(NamedTuple):
@@ -166,7 +168,7 @@ def run_training(
     mean, std = (torch.tensor(constant, device=device) for constant in constants)
     state = train(
         network, data, keys, mean, std, seed=seed, digest=_digest(request, keys, data.side, digests),
-        checkpoint=request.out / CHECKPOINT, processes=processes,
+        checkpoint=request.out / CHECKPOINT, processes=processes, quiet=request.quiet,
     )  # fmt: skip
     network.load_state_dict(state["best"]["network"])
     return Trained(network, state, data, keys, shape, constants, digests, parameters, flops)
@@ -280,6 +282,7 @@ def train_finalist(
     inputs: Iterable[str | os.PathLike[str]],
     facts: Mapping[str, int],
     card: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Train a finalist of a search for a few epochs: as ``retrain``, without the test images and without a network to keep.
 
@@ -289,7 +292,7 @@ def train_finalist(
     stopwatch = Stopwatch()
     if genotype is None:
         return _write(Path(out), {"arch": None, **facts, "reason": "The shortlist has no cell at this place."}, [])
-    request = Request(settings, genotype, seed, threads, inputs, Path(out), card)
+    request = Request(settings, genotype, seed, threads, inputs, Path(out), card, quiet)
     with (
         joined(device) as (processes, torch_device),
         _as_writer(request.out, processes),

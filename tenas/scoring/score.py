@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
+from torch import nn, no_grad, zeros
 
 from tenas.errors import TenasError
 from tenas.measures.catalogue import BUILT_IN, get_measure
@@ -17,10 +17,12 @@ from tenas.networks import Network, Supernet, SupernetCells, initialise, redrawn
 from tenas.networks.costs import operator_costs
 from tenas.references import folder_kept
 from tenas.scoring.checkpoint import Result
-from tenas.scoring.inputs import draw_inputs
+from tenas.scoring.inputs import CROP, draw_inputs
 from tenas.scoring.subjects import Cells, Measurement, Subjects
 from tenas.scoring.workers import Workers
 from tenas.seeds import derive_seed
+from tenas.spaces import BUILT_IN as SPACES
+from tenas.spaces import Space
 from tenas.spaces.sums import Sums
 
 
@@ -168,6 +170,23 @@ class Scorer:
                     else Supernet(space, channels=settings["channels"], cells=settings["cells"], classes=self.card["classes"])
                 ).to(self.device)
         return self.supernets[name]
+
+
+def check_crops(space: Space, rounds: Iterable[Mapping[str, Any]]) -> None:
+    """Raise TenasError for a user's space whose cells cannot process the crops of a round, before the first round."""
+    if space.reference in SPACES:
+        return
+    for number, entry in enumerate(rounds, start=1):
+        for name, settings in entry.get("measures", {}).items():
+            if settings["inputs"] == "crops":
+                try:
+                    with seeded(0), no_grad():
+                        SupernetCells(space, channels=settings["channels"])(zeros(2, settings["channels"], CROP, CROP))
+                except Exception as error:
+                    raise TenasError(
+                        f"Round {number}: {name} reads crops of {CROP} x {CROP} pixels, which a cell of {space.name} cannot "
+                        f"process: {' '.join(str(error).split()).rstrip('.')}. Leave the measure out, or change the operator."
+                    ) from error
 
 
 def in_groups(task: Task, measurements: Sequence[Measurement], most: int) -> list[list[Measurement]]:

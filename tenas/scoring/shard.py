@@ -60,7 +60,7 @@ def score_shard(
     are. ``planned_code``: raises TenasError if ``code`` is another digest.
     """
     from tenas.device import own_device, score_device
-    from tenas.scoring.score import Task, score
+    from tenas.scoring.score import Task, check_crops, score
 
     stopwatch = Stopwatch()
     if planned_code not in (None, code):
@@ -70,6 +70,8 @@ def score_shard(
     pixels, card, hashes = read_inputs(measures, images)
     if any(entry["inputs"] != "crops" for entry in measures.values()):
         subjects.space.check_side(card["side"])
+    if facts.get("round") == 1:
+        check_crops(subjects.space, settings["rounds"])
     measurements = plan(measures, subjects.ids, shard)
     read = _hashes(hashes, inputs)
     # Everything on which a value depends, so that another machine of the same kind may resume.

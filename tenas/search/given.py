@@ -38,8 +38,10 @@ def given_limits(texts: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def given_data(data: str | os.PathLike[str], out: Path, others: Sequence[int] = ()) -> Path:
+def given_data(data: str | os.PathLike[str], out: Path, others: Sequence[int] = ()) -> tuple[Path, dict[str, Any] | None]:
     """Find or make the folder of a prepared data set: ``data`` itself if it is one; otherwise prepare images below ``out``.
+
+    Returns it, and the entry that ``data`` means unless it is prepared: the same images may have moved since they were prepared.
 
     ``data`` may be an .npz file, a folder of class folders, the name of a source that needs no path or a reference to one, or a
     data set's entry as in a configuration, as JSON: ``{"source": "photos.py:SOURCE", "path": "photos", "side": 64}``.
@@ -47,21 +49,21 @@ def given_data(data: str | os.PathLike[str], out: Path, others: Sequence[int] = 
     of the others.
     """
     if os.path.exists(os.path.join(data, "card.json")):  # not Path's, which raises an error for what is too long for a path
-        return Path(data)
+        return Path(data), None
     entry = filled(entry_of(str(data)))
     folder = out / "data"
     state = _state(folder, entry)
     if state == "others" and others:
-        raise _of_others(f"The images in {data}", others[0], out)
+        raise _of_others(f"images than those in {data}", others[0], out)
     if state != "same":
         note(f"prepared from {data}: {in_words(prepare(entry, folder), folder)}")
-    return folder
+    return folder, entry
 
 
 def _of_others(what: str, seed: int, out: Path) -> TenasError:
     return TenasError(
-        f"{what} are not those that seed {seed} was searched with in {out}: choose another folder for this search, or search all "
-        "seeds again in one command."
+        f"Seed {seed} in {out} was searched with other {what}: choose another folder for this search, or search all seeds again "
+        "in one command."
     )
 
 
@@ -79,25 +81,25 @@ def check_others(settings: Mapping[str, Any], images: str, table: Path, others: 
     latency = settings["limits"].get("latency")
     for seed in others:
         if latency and table_of_limits(out) not in (None, sha256(index_path(latency["table"], space))):
-            raise _of_others(f"The latencies in {latency['table']}", seed, out)
+            raise _of_others(f"latencies than those in {latency['table']}", seed, out)
         found = origins(out, seed)
         if found.get("images", images) != images:
-            raise _of_others("The images", seed, out)
+            raise _of_others("images", seed, out)
         for number, entry in enumerate(settings["rounds"], start=1):
             record = layout.path(layout.SCORES_RECORD, out, seed=seed, round=number, shard=1)
             if "measures" in entry and record.exists():
                 code = read_json(record, "record of scores").get("code")
                 if code not in (None, measuring_code("score", settings, entry)):
-                    raise _of_others(f"The code of round {number}", seed, out)
+                    raise _of_others(f"code of round {number}", seed, out)
             sample = layout.path(layout.SAMPLE, out, seed=seed, round=number)
             if is_list(entry.get("sample")) and sample.exists():
                 cells = listed_cells(entry["sample"], space, read_limits(limits if limits.exists() else None)).cells
                 rows = [dict(zip(("cell", "arch"), cell, strict=True)) for cell in cells]
                 if sha256(sample) != sha256_of(format_csv(("cell", "arch"), rows)):
-                    raise _of_others(f"The cells in {entry['sample']}", seed, out)
+                    raise _of_others(f"cells than those in {entry['sample']}", seed, out)
             looked_up = table_of_finalists(out, seed, number) if entry.get("column") else None
             if looked_up not in (None, sha256(index_path(table, space)) if looked_up else None):
-                raise _of_others(f"The accuracies in {table}", seed, out)
+                raise _of_others(f"accuracies than those in {table}", seed, out)
 
 
 def _state(folder: Path, entry: Mapping[str, Any]) -> Literal["same", "others", "none"]:

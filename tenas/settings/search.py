@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tenas.errors import TenasError, in_short
+from tenas.errors import TenasError, in_short, one_of
 from tenas.files import read_json, read_table
 from tenas.measures.catalogue import Measure, get_measure
 from tenas.settings.base import checked, merged, number_of, parse_yaml, read_preset
-from tenas.settings.retrain import Retraining
+from tenas.settings.retrain import Retraining, retrain_settings
 from tenas.settings.rounds import (
     KINDS,
     MEASURE_SETTINGS,
@@ -272,6 +272,37 @@ def search_settings(
     return settings
 
 
+def run_settings(run: Mapping[str, Any], source: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Resolve the settings of a run's search, and of its retraining if it has one.
+
+    ``run``: its entry in a configuration. ``source``: of its data set.
+    """
+    retraining = None if run["retrain"] is None else retrain_settings(run["retrain"], run["retraining"])
+    settings = search_settings(
+        run["space"],
+        run["preset"],
+        run["search"],
+        retraining=retraining,
+        limits=run["limits"],
+        trainings=run["trainings"],
+        datasets=(run["dataset"], source),
+    )
+    if retraining is not None:
+        check_network(get_space(settings["space"]), retraining, "retraining")
+    return settings, retraining
+
+
+def check_network(space: Space, training: Mapping[str, Any], where: str) -> None:
+    """Raise TenasError for settings of a training that the networks of a space do not have."""
+    if training["auxiliary"] and not space.auxiliary:
+        raise TenasError(f"{where}: The networks of {space.name} have no auxiliary head: 'auxiliary' must be 0.")
+    if training["stem"] not in space.stems:
+        raise one_of(f"{where}: stem of a network of {space.name}", training["stem"], space.stems)
+    # Those of a user's own builder may have it.
+    if training["drop_path"] and space.networks in ("tenas.networks.single", "tenas.networks.chain"):
+        raise TenasError(f"{where}: The networks of {space.name} have no drop-path: 'drop_path' must be 0.")
+
+
 def _check_used(changed: object, rounds: Sequence[Mapping[str, Any]], where: str) -> None:
     """Raise TenasError for a measure that the run changes but no round takes: the change would be ignored silently."""
     taken = {name for entry in rounds for name in entry.get("measures", ())}
@@ -282,6 +313,18 @@ def _check_used(changed: object, rounds: Sequence[Mapping[str, Any]], where: str
             except TenasError as error:
                 raise TenasError(f"{where}: 'measures': {error}") from error
             raise TenasError(f"{where}: no round measures {name!r}, which 'measures' has: name it in the 'measures' of a round.")
+
+
+def are_equal(written: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether settings that were written, perhaps by an earlier version, are these, with the keys that were filled in since.
+
+    Their preset may be named otherwise: what it says is in the settings.
+    """
+    written = {**written, "preset": settings["preset"]}
+    try:
+        return written == settings or check_settings(written, "search") == check_settings(settings, "search")
+    except TenasError:
+        return False
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -353,6 +396,8 @@ def check_search(settings: Mapping[str, Any]) -> None:
                 )
             if first and entry["sample"] != "all" and entry["keep"] > round.trials:
                 raise TenasError(f"Round {round.number} draws {round.trials} cells and cannot keep {entry['keep']}.")
+        elif entry.get("training"):
+            check_network(space, entry["training"], f"Round {round.number}")
     # A search that ends with a mask must leave no choice.
     if kinds[-1] in ("operators", "edges") and (max(left.values()) > 1 or ("edges" not in kinds and space.edges_rounds(1))):
         raise TenasError("The rounds leave a choice: they must prune to one operator per edge, or end with cells or trainings.")

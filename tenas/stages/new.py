@@ -32,6 +32,8 @@ def new(
     loaded, side = load(entry)
     height, width = size_of(loaded.train)
     test = 0 if loaded.test is None else len(loaded.test.labels)
-    found = Images(entry, loaded.classes, len(loaded.train.labels), test, height, width, min(side, max(8, min(height, width))))
+    # The networks of the space halve images twice.
+    side = max(8, min(side, height, width) // 4 * 4)
+    found = Images(entry, loaded.classes, len(loaded.train.labels), test, height, width, side)
     write_text(out, configuration(name, str(out), found))
     return f"{out}: {found.train} images of {found.classes} classes\nnow: tenas run {out}"

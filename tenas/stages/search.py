@@ -51,58 +51,56 @@ def search(
     settings = search_settings(space, preset, assigned(set), limits=given_limits(limit), trainings=trainings)
     # Before images are prepared into it: it may have those of another search.
     with alone(out):
-        _claim(settings, out)
+        settings = _claim(settings, out)
     others = searched_before(out, seeds)
-    folder = given_data(data, out, others)
+    folder, dataset = given_data(data, out, others)
     check_others(settings, read_card(folder / layout.CARD)[0]["sha256"], table, others, out)
     with Workers(threads) as workers:
         genotypes = [
-            search_seed(settings, folder, seed, out, workers=workers, device=device, table=table, progress=progress)
+            search_seed(
+                settings, folder, seed, out, dataset=dataset, workers=workers, device=device, table=table, progress=progress
+            )
             for seed in seeds
         ]
     lines = [f"seed {seed}: {read_json(found, 'genotype')['arch']}" for seed, found in zip(seeds, genotypes, strict=True)]
     return "\n".join(lines)
 
 
-def _are_equal(written: dict[str, Any], settings: dict[str, Any]) -> bool:
-    """Whether settings that were written, perhaps by an earlier version, are these, with the keys that were filled in since."""
-    from tenas.errors import TenasError
-    from tenas.settings.search import check_settings
+def _claim(settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Write the settings of a search into its folder, locked by this process, or check those that exist. Returns them.
 
-    try:
-        return written == settings or check_settings(written, "search") == check_settings(settings, "search")
-    except TenasError:
-        return False
-
-
-def _claim(settings: dict[str, Any], out: Path) -> None:
-    """Write the settings of a search into its folder, locked by this process, or check those that exist.
-
-    Settings of a search without measurements, such as a refused one, may be replaced. Raises TenasError if the folder has a
-    search with other settings.
+    A preset keeps the name by which it was called first. Settings of a search without measurements, such as a refused one, may be
+    replaced. Raises TenasError if the folder has a search with other settings.
     """
     from tenas.errors import TenasError
     from tenas.files import read_json, write_json
+    from tenas.settings.search import are_equal
 
     path = layout.path(layout.SEARCH, out)
-    others = path.exists() and not _are_equal(read_json(path, "search settings"), settings)
+    written = read_json(path, "search settings") if path.exists() else {}
+    others = bool(written) and not are_equal(written, settings)
     # Locks belong to a running search, or to a killed one.
     begun = (layout.SCORES, str(Path(layout.GENOTYPE).with_name(".lock")))
     if others and any(any(out.glob(pattern.format(seed="*", round="*", shard="*"))) for pattern in begun):
         raise TenasError(f"The folder {out} has a search of other settings: remove it, or choose another folder for this one.")
+    if written and not others:
+        settings = settings | {"preset": written["preset"]}
     write_json(path, settings)
+    return settings
 
 
 class _Seed(NamedTuple):
     """A search of one seed: what all of its rounds need.
 
-    ``limits``: file of the run's limits, if it has any. ``images``: hash of the images at its start.
+    ``limits``: file of the run's limits, if it has any. ``data``: folder of the images, which were drawn from ``dataset``.
+    ``images``: hash of the images at its start.
     """
 
     settings: dict[str, Any]
     settings_file: Path
     limits: Path | None
     data: Path
+    dataset: dict[str, Any]
     seed: int
     out: Path
     workers: "Workers"
@@ -122,6 +120,7 @@ def search_seed(
     seed: int,
     out: Path,
     *,
+    dataset: dict[str, Any] | None = None,
     workers: "Workers | None" = None,
     device: Device = "auto",
     table: Path = Path("builtin"),
@@ -129,14 +128,15 @@ def search_seed(
 ) -> Path:
     """Search with one seed in the run's folder ``out``: the files of the workflow, with one shard per round.
 
-    ``data``: folder of a prepared data set. ``workers``: for all rounds, as many as threads may be used; by default one thread.
-    Returns the path of the genotype. Finished rounds are kept if they follow from the same settings, images and code. Waits
-    for another process that searches with the same seed in the same folder. Raises TenasError if ``out`` has a search with other
-    settings.
+    ``data``: folder of a prepared data set. ``dataset``: entry of what it was drawn from, by default as its card says.
+    ``workers``: for all rounds, as many as threads may be used; by default one thread. Returns the path of the genotype. Finished
+    rounds are kept if they follow from the same settings, images and code. Waits for another process that searches with the same
+    seed in the same folder. Raises TenasError if ``out`` has a search with other settings.
     """
     from tenas.data.prepared import read_card
     from tenas.locks import alone
     from tenas.scoring.workers import Workers
+    from tenas.search.given import training_dataset
     from tenas.settings.search import check_settings, schedule
     from tenas.settings.sizes import check_sizes
     from tenas.stages.draw import draw
@@ -149,17 +149,28 @@ def search_seed(
     check_sizes(settings, card["side"])
     limits_file = layout.path(layout.LIMITS, out) if settings["limits"] else None
     settings_file = layout.path(layout.SEARCH, out)
-    search = _Seed(
-        settings, settings_file, limits_file, data, seed, out, workers or Workers(1), device, table, progress, card["sha256"]
-    )
     found = layout.path(layout.GENOTYPE, out, seed=seed)
     with ExitStack() as locked:
         # Searches of other seeds share the folder.
         with alone(out):
-            _claim(settings, out)
+            settings = _claim(settings, out)
             if limits_file is not None:
                 limits(settings=settings_file, card=data / layout.CARD, out=limits_file)
             locked.enter_context(alone(found.parent))
+        search = _Seed(
+            settings,
+            settings_file,
+            limits_file,
+            data,
+            training_dataset(data) if dataset is None else dataset,
+            seed,
+            out,
+            workers or Workers(1),
+            device,
+            table,
+            progress,
+            card["sha256"],
+        )
         state = search.file(layout.MASK, 0)
         mask(settings=settings_file, out=state)
         for round in schedule(settings):
@@ -227,20 +238,26 @@ def _cells(search: _Seed, round: "Round", before: Path) -> Path:
 
 def _train(search: _Seed, round: "Round", before: Path) -> Path:
     """Train the finalists, or look them up, and keep the best."""
-    from tenas.search.given import training_dataset
     from tenas.stages.finalists import finalists
     from tenas.stages.training import training
 
     number, metrics = round.number, []
     if search.settings["rounds"][number - 1]["column"] is None:
-        dataset = training_dataset(search.data)
         with search.progress(round.trials, f"round {number}", "trainings") as advance:
             for place in range(1, round.trials + 1):
                 training(
-                    settings=search.settings_file, dataset=dataset, shortlist=before, round=number, place=place, seed=search.seed,
+                    settings=search.settings_file,
+                    dataset=search.dataset,
+                    shortlist=before,
+                    round=number,
+                    place=place,
+                    seed=search.seed,
                     card=search.data / layout.CARD,
-                    threads=search.workers.count, device=search.device, out=search.file(layout.TRAINING, number, place=place),
-                )  # fmt: skip
+                    threads=search.workers.count,
+                    device=search.device,
+                    out=search.file(layout.TRAINING, number, place=place),
+                    progress=search.progress,
+                )
                 metrics.append(search.file(layout.TRAINING_METRICS, number, place=place))
                 advance(1)
     ranking, kept = search.file(layout.TRAININGS, number), search.file(layout.FINALISTS, number)

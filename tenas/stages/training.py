@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+from tenas.progress import Progress, silent
 from tenas.stages.types import Count, Device, Json, Seed
 
 
@@ -18,6 +19,7 @@ def training(
     threads: Annotated[Count, "processor threads to use"] = 1,
     device: Annotated[Device, "auto is a GPU if there is one"] = "auto",
     out: Annotated[Path, "folder for history.csv, metrics.json and the checkpoint"],
+    progress: Progress = silent,
 ) -> None:
     """Train a finalist for a few epochs, with a part of the training images held out.
 
@@ -43,4 +45,5 @@ def training(
         inputs=[settings, shortlist],
         facts={"round": round, "place": place},
         card=card,
+        quiet=progress is silent,
     )

@@ -141,11 +141,16 @@ READ = {
     "trn and tst": (lambda f: parts(f, "trn", "tst"), 2, 10, 10, None),
     "folds": (lambda f: parts(f, "fold1", "fold2"), 2, 16, 4, r"fold1, fold2\) all have the same folders in them \(ant, bee\)"),
     "classes below a class": (each((classes, "ant", "bee"), (lambda f: classes(f / "2023"),)), 3, 16, 4, "2023 has folders"),
+    "the bin of a NAS": (lambda f: classes(f, "ant", "bee", "#recycle", "@Recycle"), 2, 8, 2, "#recycle, @Recycle"),
+    "a packed class": (lambda f: with_file(f, "cat.zip"), 2, 8, 2, r"Archives in .* are not read: cat\.zip"),
+    "parts and classes in one name": (lambda f: classes(f, "trainA", "testA"), 2, 8, 2, "testA, trainA .* parts of a data set"),
+    "classes and parts in one name": (lambda f: classes(f, "cat-train", "cat-test"), 2, 8, 2, "like parts of a data set"),
     "parts of a class": (lambda f: (parts(f, "ant", "bee"), os.rename(f / "ant/ant", f / "ant/train")), 2, 16, 4, "together"),
 }  # fmt: skip
 
 REFUSED = {
     "a dead link": (lambda f: linked(f, "ant/x.png", "/nowhere.png"), "x.png cannot be read: it is a link that leads nowhere"),
+    "a class that is gone": (lambda f: linked(f, "cat", "/nowhere"), "cat cannot be read: it is a link that leads nowhere"),
     "a link to itself": (lambda f: linked(f, "ant/x.png", "x.png"), "x.png cannot be read: "),
     "a folder in itself": (lambda f: linked(f, "ant/more", "../ant"), "more is a link to a folder that contains it"),
     "an empty file": (empty, "4.png cannot be read: it is empty"),

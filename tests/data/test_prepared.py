@@ -14,7 +14,7 @@ from PIL import Image
 import tenas
 from tenas.cli import main
 from tenas.config import load_config
-from tenas.data import prepare, prepare_arrays, read_images
+from tenas.data import DataWarning, prepare, prepare_arrays, read_images
 from tenas.data.arrays import as_pixels
 from tenas.data.prepared import channel_statistics, read_card, read_prepared
 from tenas.errors import TenasError
@@ -302,3 +302,11 @@ def test_a_constant_channel_is_said_and_refused_by_regions_alone(tmp_path, capsy
 def test_arrays_that_are_no_images_get_a_sentence(images, sentence):
     with pytest.raises(TenasError, match=sentence):
         as_pixels(images)
+
+
+def test_images_on_another_scale_are_said(tmp_path):
+    """Twelve bits in sixteen, or a mask of zeros and ones."""
+    images = np.random.default_rng(0).integers(0, 17, (6, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "dark.npz", images=images, labels=np.arange(6) % 2)
+    with pytest.warns(DataWarning, match="brightest pixel of the 4 images has 16 of 255"):
+        prepare({"source": "npz", "path": str(tmp_path / "dark.npz")}, tmp_path / "out")

@@ -12,6 +12,7 @@ from scipy import stats
 from tenas.benchmark import look_up
 from tenas.benchmark.index import read_index
 from tenas.cli import main
+from tenas.config import load_config, read_config
 from tenas.errors import TenasError
 from tenas.files import write_csv, write_json
 from tenas.measures.catalogue import get_measure
@@ -30,12 +31,15 @@ from tenas.report.claims import (
 )
 from tenas.scoring.subjects import Cell
 from tenas.search.shortlist import shortlist_json
-from tenas.settings import search_settings
+from tenas.settings import search_settings, study_settings
 from tenas.spaces import get_space
 from tenas.study.correlate import Scores, correlations
 
 ARCHS = [genotype.arch for _, genotype in zip(range(12), get_space("nas-bench-201").genotypes(), strict=False)]
 PUBLISHED = {"says": "It is so", "source": "Somewhere", "value": 90.0, "spread": 0.5, "seeds": 4}
+
+
+COSTS = {"repeats": 1, "batch": 2, "channels": 4, "cells": 1, "weights": "pytorch", "redraw": True}
 
 
 def save_run(results: Path, name: str, accuracies: list[float]) -> None:
@@ -155,6 +159,68 @@ def test_the_settings_that_this_projects_claims_mean(monkeypatch):
     monkeypatch.chdir(ROOT)
     path = ROOT / "config/claims.yaml"
     assert set(runs_of(read_claims(path))) <= settings_meant(configurations_of(path)).keys()
+
+
+@pytest.mark.parametrize("name", ["config/config.yaml", "config/darts.yaml", "config/nas-bench-201.yaml"])
+def test_what_a_configuration_means_is_what_its_runs_have(monkeypatch, name):
+    """With a retraining too, to which short trainings and sizes of networks refer."""
+    monkeypatch.chdir(ROOT)
+    runs = load_config(read_config(name))["runs"]
+    meant = settings_meant([ROOT / name])
+    for run, value in runs.items():
+        settings = {key: value["settings"][key] for key in ("space", "exclude", "rounds", "limits")}
+        assert {key: meant[run][key] for key in settings} == settings
+
+
+def retrained(folder: Path, settings: dict, retraining: dict, source: str = "digits") -> None:
+    rows = [{"seed": seed, "arch": ARCHS[0], "test_accuracy": value} for seed, value in enumerate((90.1, 90.2, 90.0, 90.3))]
+    write_csv(folder / "summary.csv", ["seed", "arch", "test_accuracy"], rows)
+    for seed in range(4):
+        write_json(folder / f"seed{seed}" / "benchmark.json", look_up(ARCHS[0], None))
+    write_json(folder / "search.json", settings)
+    write_json(folder / "retrain.json", {"preset": "any", "dataset": {"source": source, "path": "x", "side": None}, **retraining})
+
+
+@pytest.mark.parametrize(
+    ("change", "source", "differs"),
+    [({}, "digits", None), ({"workers": 0}, "digits", None), ({"epochs": 2}, "digits", "run: retraining.epochs is 2, not 16"),
+     ({}, "npz", "run: retraining.dataset.source is 'npz', not 'digits'")],
+)  # fmt: skip
+def test_a_retrained_accuracy_is_of_the_retraining_that_a_claim_means(tmp_path, change, source, differs):
+    run = {"space": "nas-bench-201", "dataset": "digits", "preset": "default", "seeds": [0], "retrain": "digits"}
+    config = {"datasets": {"digits": {"source": "digits"}}, "runs": {"run": run}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (found,) = load_config(config)["runs"].values()
+    retrained(tmp_path / "run", found["settings"], found["retrain_settings"] | change, source)
+    claim = {"says": "It is so", "source": "Somewhere", "value": 89.0, "accuracy": "test_accuracy", "runs": ["run"]}
+    claims = tmp_path / "claims.yaml"
+    claims.write_text(yaml.safe_dump({"configurations": [str(tmp_path / "config.yaml")], "claims": {"one": claim}}))
+    (result,) = judge(claims, tmp_path, ["run"])["claims"][0]["results"]
+    assert result["verdict"] == ("holds" if differs is None else "other settings")
+    assert result.get("differs") == (None if differs is None else [differs])
+
+
+def test_results_of_earlier_settings_test_no_claim(tmp_path):
+    """After a change of the preset, the settings are written first."""
+    save_run(tmp_path, "run", [90.1, 90.2, 90.0])
+    settings = search_settings("nas-bench-201", "released")
+    write_json(tmp_path / "run" / "search.json", settings)
+    for seed in range(3):
+        made_by = {"settings": settings | {"exclude": ["avg_pool_3x3"]} if seed == 2 else settings}
+        write_json(tmp_path / "run" / f"seed{seed}" / "genotype.json", {"arch": ARCHS[seed], "made_by": made_by})
+    study = study_settings({"space": "nas-bench-201", "dataset": "digits", "cells": 12, "measures": {"flops": COSTS}}, "study")
+    write_json(tmp_path / "study" / "study.json", study)
+    write_json(tmp_path / "study" / "correlations.json", {"settings": study | {"cells": 10}})
+    claims = save_claims(
+        tmp_path / "claims.yaml",
+        mean=PUBLISHED | {"accuracy": "cifar10_test", "runs": ["run"]},
+        tau={"says": "It ranks", "source": "Here", "value": 0.5, "runs": ["study"],
+             "correlation": {"measure": "flops", "accuracy": "a"}},
+    )  # fmt: skip
+    of_run, of_study = (claim["results"][0] for claim in judge(claims, tmp_path, ["run", "study"])["claims"])
+    assert of_run["differs"] == ["run: seed 2 was searched with others than search.json has now"]
+    assert of_study["differs"] == ["study: its correlations are of others than study.json has now"]
+    assert {of_run["verdict"], of_study["verdict"]} == {"other settings"}
 
 
 def test_what_a_mean_must_reach():

@@ -18,9 +18,10 @@ from tenas.figures import save_picture, save_svg, style
 from tenas.files import format_csv, sha256, write_csv, write_json
 from tenas.provenance import sealed
 from tenas.report import accuracies, draw_rounds, show, summarise
-from tenas.report.beside import Found
+from tenas.report.beside import Found, read_found
 from tenas.report.cloud import cloud_of, draw_cloud, landmarks, steps
 from tenas.report.pictures import Accuracy, draw_seeds
+from tenas.report.status import status
 from tenas.report.summary import StaleWarning
 from tenas.report.warnings import warnings_of_round
 from tenas.scoring.subjects import Cell, Cells, plan
@@ -225,9 +226,17 @@ def test_seeds_of_other_settings_are_left_out(tmp_path):
     settings = json.loads((tmp_path / "search.json").read_text())
     write_json(folder / "genotype.json", written | {"made_by": {"settings": settings}})
     assert "seed 1" in show(tmp_path)
-    write_json(folder / "genotype.json", written | {"made_by": {"settings": settings | {"preset": "other"}}})
+    # A preset may be called by another path.
+    write_json(folder / "genotype.json", written | {"made_by": {"settings": settings | {"preset": "./other.yaml"}}})
+    assert "seed 1" in show(tmp_path)
+    write_json(folder / "genotype.json", written | {"made_by": {"settings": settings | {"exclude": ["none"]}}})
     with pytest.warns(StaleWarning, match="searched with other settings are left out: 1"):
         assert "seed 1" not in show(tmp_path)
+    for read in (lambda: summarise(tmp_path, [0, 1]), lambda: read_found(tmp_path, [0, 1])):
+        with pytest.raises(TenasError, match=r"Seed 1 of .* was searched with other settings than search\.json has now"):
+            read()
+    assert "seed 1  was searched with other settings than search.json has now" in status([tmp_path])
+    assert "1 of 2 seeds" in status([tmp_path])
 
 
 @pytest.mark.parametrize("name", ["benchmark.json", "retrain/metrics.json"])

@@ -73,7 +73,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_folder_that_has_changed_is_prepared_again(photos, change, capsys):
-    folder = given_data("photos", Path("out"))
+    folder, _ = given_data("photos", Path("out"))
     before = read_json(folder / "card.json", "card")
     capsys.readouterr()
     given_data("photos", Path("out"))
@@ -104,10 +104,10 @@ def test_so_is_a_source_of_ones_own_that_names_no_files(tmp_path, monkeypatch, c
 
 
 def test_a_prepared_file_that_is_gone_or_damaged_is_made_again(photos):
-    folder = given_data("photos", Path("out"))
+    folder, _ = given_data("photos", Path("out"))
     before = (folder / "images.npy").read_bytes()
     (folder / "images.npy").unlink()
-    assert (given_data("photos", Path("out")) / "images.npy").read_bytes() == before
+    assert (given_data("photos", Path("out"))[0] / "images.npy").read_bytes() == before
     (folder / "labels.npy").write_bytes(b"x")
     given_data("photos", Path("out"))
     assert audit_card(folder) == []
@@ -129,6 +129,40 @@ def test_the_same_images_may_be_spelled_otherwise(photos, capsys):
     assert search("--seeds", "2") == 0
     assert Path("out/data/images.npy").read_bytes() == before[Path("out/data/images.npy")]
     assert main(["summary", "out", "--seeds", "0", "1", "2", "--out", "s.csv", "--metrics", "m.json"]) == 0
+
+
+def test_a_search_goes_on_where_its_images_and_its_preset_were_moved(photos, capsys):
+    rounds = [ROUND, TRAINING]
+    name = preset(*rounds)
+    assert main(["search", "--data", "photos", "--preset", name, "--trainings", "real", "--out", "out"]) == 0
+    before = Path("out/search.json").read_bytes()
+    photos.rename("moved")
+    Path(name).rename("renamed.yaml")
+    again = [
+        "search",
+        "--data",
+        "moved",
+        "--preset",
+        "./renamed.yaml",
+        "--trainings",
+        "real",
+        "--out",
+        "out",
+        "--seeds",
+        "0",
+        "1",
+    ]
+    assert main(again) == 0, capsys.readouterr().err
+    assert Path("out/search.json").read_bytes() == before
+    assert audit("out").faults == {}
+    assert "seed 1\n" in show("out")
+    # The results too: their images move with them.
+    Path("out").rename("elsewhere")
+    found = audit("elsewhere")
+    assert found.faults == {}
+    card = read_json(Path("elsewhere/data/card.json"), "card")
+    write_json(Path("elsewhere/data/card.json"), card | {"classes": 3})
+    assert Path("elsewhere/data/card.json") in audit("elsewhere").faults
 
 
 def test_preparing_again_changes_nothing(photos):
@@ -156,8 +190,8 @@ def test_seeds_of_one_folder_are_of_the_same_code_and_cells(photos, capsys, chan
         Path("mine.py").write_text(Path("mine.py").read_text() + "# another\n")
     said = call("tenas", *arguments, "--seeds", "2", cwd=photos.parent)
     assert said.returncode == 2
-    what = "code of round 1" if change == "code" else "cells in cells.csv"
-    assert f"The {what} are not those that seed 0 was searched with in out" in said.stdout.replace("code of round 1 is", what)
+    what = "code of round 1" if change == "code" else "cells than those in cells.csv"
+    assert f"Seed 0 in out was searched with other {what}: choose another folder" in said.stdout
 
 
 def test_seeds_of_one_folder_are_of_the_same_latencies(photos, capsys):
@@ -173,7 +207,7 @@ def test_seeds_of_one_folder_are_of_the_same_latencies(photos, capsys):
     write(2, 3)
     before = Path("out/limits.json").read_bytes()
     assert search(*limit, "--seeds", "1") == 2
-    assert "The latencies in latencies.csv are not those that seed 0 was searched with in out" in capsys.readouterr().err
+    assert "Seed 0 in out was searched with other latencies than those in latencies.csv" in capsys.readouterr().err
     assert Path("out/limits.json").read_bytes() == before
     assert search(*limit, "--seeds", "0", "1") == 0
     assert audit("out").faults == {}
@@ -219,7 +253,7 @@ def test_seeds_of_one_folder_are_of_the_same_images(photos, capsys):
     draw(photos / "a" / "new.png", 99)
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     assert search("--seeds", "1") == 2
-    assert "are not those that seed 0 was searched with in out" in capsys.readouterr().err
+    assert "Seed 0 in out was searched with other images" in capsys.readouterr().err
     # Images prepared elsewhere are others, too.
     prepare({"source": "folder", "path": "photos"}, "data")
     assert main(["search", "--data", "data", "--preset", "preset.yaml", "--out", "out", "--seeds", "1"]) == 2
@@ -253,7 +287,7 @@ def test_seeds_of_one_folder_are_looked_up_in_the_same_table(photos, capsys):
     Path("other.csv").write_text("\n".join(rows) + "\n")
     capsys.readouterr()
     assert main([*call_, "--seeds", "1", "--table", "other.csv"]) == 2
-    assert "accuracies in other.csv are not those that seed 0 was searched with" in capsys.readouterr().err
+    assert "Seed 0 in out was searched with other accuracies than those in other.csv" in capsys.readouterr().err
 
 
 def test_finalists_are_trained_on_the_images_that_were_searched_on(photos, capsys):

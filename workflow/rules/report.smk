@@ -93,7 +93,7 @@ rule claims:
     conda:
         "../envs/tenas.yaml"
     params:
-        tested=lambda wildcards: tested(),
+        tested=lambda wildcards: ["--tested", *tested()] if tested() else [],
         code=claims_code(),
     shell:
-        "tenas claims {input.claims:q} --tested {params.tested:q} --out {output.judged:q} --page {output.page:q} > {log:q} 2>&1"
+        "tenas claims {input.claims:q} {params.tested:q} --out {output.judged:q} --page {output.page:q} > {log:q} 2>&1"

@@ -24,6 +24,8 @@ from tenas.locks import lock_folder
 
 # Its names are made when it is imported.
 CONFIG: Any = numba.config
+if CONFIG.DISABLE_JIT:
+    raise TenasError("NUMBA_DISABLE_JIT is set in the environment, and the kernels are compiled by Numba: unset it.")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -1,0 +1,359 @@
+"""Passes that do more than compute: write weights, make layers, call layers as functions, bend weights."""
+
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torchvision.ops import DeformConv2d
+
+from tenas.errors import TenasError
+from tenas.measures import (
+    MEASURES,
+    fisher,
+    flops,
+    jacobian_covariance,
+    layers,
+    linear_regions,
+    log_synflow,
+    naswot,
+    near,
+    ntk_gram,
+    parameters,
+    snip,
+    swap,
+    synflow,
+    zen,
+)
+from tenas.measures.common import LeftOutWarning
+from tenas.measures.regions import SmoothActivationWarning
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::tenas.measures.regions.SaturatedWarning"),
+    pytest.mark.filterwarnings("ignore::tenas.measures.ntk.PlainLoopWarning"),
+]
+LABELS = torch.tensor([0, 1, 2, 0])
+# Those of blocks take networks that name them.
+TAKEN = {name: measure for name, measure in MEASURES.items() if not name.startswith("az_")}
+
+
+def batch(*shape: int) -> Tensor:
+    return torch.randn(*(shape or (4, 3, 8, 8)), generator=torch.Generator().manual_seed(1))
+
+
+def conv(inputs: int = 3, outputs: int = 4) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def head() -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+def measured(name: str, network: nn.Module, images: Tensor) -> float:
+    arguments = [LABELS] if name in ("gradient_norm", "snip", "grasp", "fisher", "zico") else []
+    return float(TAKEN[name](network, images, *arguments))
+
+
+class Pass(nn.Module):
+    """A network whose pass is a function of itself and its input."""
+
+    def __init__(self, function, **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+# --- passes that write their own weights
+
+
+def decayed(self: Pass, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        self.conv.weight.mul_(0.9)
+    return self.head(F.relu(self.conv(x)))
+
+
+def renormalised(self: Pass, x: Tensor) -> Tensor:
+    self.conv.weight.data = torch.renorm(self.conv.weight.data, 2, 0, 0.3)
+    return self.head(F.relu(self.conv(x)))
+
+
+class Scaled(nn.Module):
+    """ActNorm: the first pass sets the scales by its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 4, 1, 1))
+        self.register_buffer("is_set", torch.tensor(False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.is_set:
+            self.scale.data.copy_(1 / x.detach().std((0, 2, 3), keepdim=True))
+            self.is_set.fill_(True)
+        return x * self.scale
+
+
+WRITERS = {
+    "in place": lambda: Pass(decayed, conv=conv(), head=head()),
+    "other data": lambda: Pass(renormalised, conv=conv(), head=head()),
+    "by the first batch": lambda: nn.Sequential(conv(), Scaled(), nn.ReLU(), head()),
+}
+
+
+@pytest.mark.parametrize("measure", TAKEN)
+@pytest.mark.parametrize("way", WRITERS)
+def test_weights_that_a_pass_writes_are_restored(way, measure):
+    torch.manual_seed(0)
+    network = WRITERS[way]()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    places = {name: value.data_ptr() for name, value in network.named_parameters()}
+    if way == "by the first batch" and measure in ("parameters", "flops", "layers"):
+        with pytest.raises(TenasError, match="Costs are counted without values"):
+            measured(measure, network, batch())
+        return
+    assert measured(measure, network, batch()) == measured(measure, network, batch())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert {name: value.data_ptr() for name, value in network.named_parameters()} == places
+
+
+# --- passes that make parts
+
+
+def making(self: Pass, x: Tensor) -> Tensor:
+    if not hasattr(self, "made"):
+        self.made, self.is_built = conv(4, 4), True
+    return self.head(F.relu(self.made(F.relu(self.conv(x)))))
+
+
+@pytest.mark.parametrize("measure", ["ntk_condition_number", "snip", "near", "linear_regions", "zen"])
+def test_a_layer_made_in_the_first_pass_is_a_sentence(measure):
+    torch.manual_seed(0)
+    network = Pass(making, conv=conv(), head=head())
+    for _ in range(2):
+        with pytest.raises(TenasError, match=r"makes its parameter made\.weight in its first pass: run a batch through it"):
+            measured(measure, network, batch())
+        assert not hasattr(network, "made")
+        assert not hasattr(network, "is_built")
+    network(batch())
+    assert measured(measure, network, batch()) == measured(measure, network, batch())
+
+
+def tabled(self: Pass, x: Tensor) -> Tensor:
+    if not hasattr(self, "table"):
+        self.register_buffer("table", torch.linspace(0, 1, 64).to(x).reshape(8, 8))
+    return self.head(F.relu(self.conv(x) + self.table))
+
+
+def test_a_buffer_made_in_the_first_pass_does_not_stay():
+    """SynFlow's would be in float64."""
+    torch.manual_seed(0)
+    network = Pass(tabled, conv=conv(), head=head())
+    value = synflow(network, batch())
+    assert "table" not in network.state_dict()
+    network(batch())
+    assert network.table.dtype == torch.float32
+    assert synflow(network, batch()) == pytest.approx(value, rel=1e-6)
+
+
+# --- layers that are not called as modules
+
+
+def by_function(self: Pass, x: Tensor) -> Tensor:
+    return self.head(F.relu(F.conv2d(F.relu(self.conv(x)), self.more.weight, self.more.bias, padding=1)))
+
+
+@pytest.mark.parametrize("measure", [near, lambda network, images: fisher(network, images, LABELS)], ids=["near", "fisher"])
+def test_layers_whose_weights_functions_read_are_named(measure):
+    torch.manual_seed(0)
+    network = Pass(by_function, conv=conv(), more=conv(4, 4), head=head())
+    with pytest.warns(LeftOutWarning, match="layers that are called as modules: it leaves out more, read by functions"):
+        measure(network, batch())
+    unread = Pass(lambda self, x: self.head(F.relu(self.conv(x))), conv=conv(), more=conv(4, 4), head=head())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure(unread, batch())
+
+
+# --- batch normalisation, however it is called
+
+
+def normalised(self: Pass, x: Tensor) -> Tensor:
+    made = F.batch_norm(self.conv(x), None, None, self.norm.weight, self.norm.bias, training=True)
+    return self.head(F.relu(made))
+
+
+class Activating(nn.BatchNorm2d):
+    """With the activation function, and another argument."""
+
+    def forward(self, x: Tensor, domain: int = 0) -> Tensor:
+        return F.relu(super().forward(x)) + domain
+
+
+NORMALISED = {
+    "function": normalised,
+    "by name": lambda self, x: self.head(F.relu(self.norm(input=self.conv(x)))),
+    "with more": lambda self, x: self.head(Activating.forward(self.norm, self.conv(x), 0)),
+    "a class of its own": lambda self, x: self.head(self.activating(self.conv(x), 0)),
+}
+
+
+@pytest.mark.parametrize("measure", [synflow, log_synflow, zen], ids=lambda measure: measure.__name__)
+@pytest.mark.parametrize("way", NORMALISED)
+def test_batch_normalisation_counts_however_it_is_called(way, measure):
+    torch.manual_seed(0)
+    plain = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), head())
+    torch.manual_seed(0)
+    network = Pass(NORMALISED[way], conv=conv(), norm=nn.BatchNorm2d(4), activating=Activating(4), head=head())
+    if way == "with more":
+        network.norm.__class__ = Activating
+    assert measure(network, batch()) == pytest.approx(measure(plain, batch()), rel=1e-12)
+
+
+# --- what bends
+
+
+@pytest.mark.parametrize("bent", [F.relu, F.hardtanh, lambda w: w.clamp(-0.1, 0.1)], ids=["relu", "hard tanh", "clamp"])
+@pytest.mark.parametrize("count", [7, 8])
+def test_what_weights_bend_to_is_no_activation(bent, count):
+    """8 outputs for 8 images: their rows are those of the images in number alone."""
+    torch.manual_seed(0)
+    network = Pass(lambda self, x: self.out(F.relu(F.linear(x.flatten(1), bent(self.first.weight)))),
+                   first=nn.Linear(12, 8), out=nn.Linear(8, 3))  # fmt: skip
+    equal = batch(1, 3, 2, 2).repeat(count, 1, 1, 1)
+    assert linear_regions(network, equal) == 1
+    assert naswot(network, equal) == -torch.inf
+    images = batch(count, 3, 2, 2)
+    units = (F.linear(images.flatten(1), bent(network.first.weight)) > 0).T
+    assert swap(network, images) == len(units.unique(dim=0))
+
+
+def test_a_bound_of_a_norm_is_no_activation():
+    torch.manual_seed(0)
+    parts = {"first": nn.Linear(12, 8), "out": nn.Linear(8, 3)}
+    plain = Pass(lambda self, x: self.out((y := F.relu(self.first(x.flatten(1)))) / y.norm(dim=1, keepdim=True)), **parts)
+    bounded = Pass(lambda self, x: self.out(F.normalize(F.relu(self.first(x.flatten(1))), dim=1)), **parts)
+    images = batch(6, 3, 2, 2)
+    assert naswot(bounded, images) == naswot(plain, images)
+    assert swap(bounded, images) == swap(plain, images)
+    cosines = Pass(lambda self, x: F.cosine_similarity(F.relu(self.first(x.flatten(1)))[:, None], self.out.weight, 2), **parts)
+    assert swap(cosines, images) == swap(plain, images)
+
+
+BENDING = {
+    "gt": lambda x: x * (x > 0),
+    "lt": lambda x: x.masked_fill(x < 0, 0),
+    "fmax": lambda x: torch.fmax(x, torch.zeros(())),
+    "heaviside": lambda x: x * torch.heaviside(x.detach(), torch.zeros(())),
+    "hypot": lambda x: (x + torch.hypot(x, torch.zeros(()))) / 2,
+}
+
+
+@pytest.mark.parametrize("name", BENDING)
+def test_what_bends_and_does_not_count_is_named(name):
+    torch.manual_seed(0)
+    parts = {"first": nn.Linear(192, 8), "out": nn.Linear(8, 3)}
+    network = Pass(lambda self, x: self.out(F.relu(BENDING[name](self.first(x.flatten(1))))), **parts)
+    with pytest.warns(SmoothActivationWarning, match=rf"do not count as activation functions: .*\b{name}\b"):
+        linear_regions(network, batch())
+
+
+# --- operators and networks that no measure knows
+
+
+def test_products_of_other_operators_count_or_are_named():
+    torch.manual_seed(0)
+    deformed = Pass(lambda self, x: self.head(F.relu(self.deformed(x, self.offsets(x)))),
+                    offsets=conv(3, 18), deformed=DeformConv2d(3, 4, 3, padding=1), head=head())  # fmt: skip
+    assert flops(deformed, batch()) == 64 * 27 * (18 + 4) + 64 * (18 + 4) + 4 * 3 + 3
+    assert layers(deformed, batch()) == 3
+    over_time = Pass(lambda self, x: F.conv_tbc(x.flatten(2).permute(2, 0, 1), self.weight, torch.zeros(4)).mean(0))
+    over_time.weight = nn.Parameter(torch.randn(3, 3, 4))
+    assert flops(over_time, batch()) == 62 * 4 * (3 * 3 + 1)
+    assert layers(over_time, batch()) == 1
+
+    @torch.library.custom_op("tenas_tests::product", mutates_args=())
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight.T
+
+    product.register_fake(lambda x, weight: x.new_empty(len(x), len(weight)))
+    custom = Pass(lambda self, x: product(x.flatten(1), self.out.weight), out=nn.Linear(192, 3))
+    with pytest.warns(UserWarning, match="operators of other libraries do not count: tenas_tests::product"):
+        assert flops(custom, batch()) == 0
+
+
+class Locked(Pass):
+    """An attribute that cannot be copied."""
+
+    def __init__(self, function, **modules: nn.Module) -> None:
+        super().__init__(function, **modules)
+        self.lock = threading.Lock()
+
+
+def plain_pass(self: Pass, x: Tensor) -> Tensor:
+    return self.head(F.relu(self.conv(x)))
+
+
+def through_numpy(self: Pass, x: Tensor) -> Tensor:
+    return self.head((made := self.conv(x)) * float(made.detach().numpy().mean()))
+
+
+@pytest.mark.parametrize(
+    ("make", "measure", "sentence"),
+    [
+        (lambda **parts: Locked(plain_pass, **parts), parameters, "parameters cannot be measured of this network, .*lock"),
+        (lambda **parts: Pass(through_numpy, **parts), flops, "flops cannot be measured of this network, .*numpy"),
+        (lambda **parts: Pass(plain_pass, **parts).to("meta"), ntk_gram, "conv.weight has no values, as it is on the meta"),
+    ],
+    ids=["a lock", "values", "meta"],
+)
+def test_what_a_measure_cannot_do_is_a_sentence(make, measure, sentence):
+    with pytest.raises(TenasError, match=sentence):
+        measure(make(conv=conv(), head=head()), batch())
+
+
+def test_a_sparse_weight_is_a_sentence():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    network[1].weight = nn.Parameter(network[1].weight.detach().to_sparse())
+    with pytest.raises(TenasError, match=r"1\.weight is sparse, which no measure takes"):
+        ntk_gram(network, batch(4, 3, 2, 2))
+
+
+def test_a_networks_own_error_is_its_own():
+    def failing(self: Pass, x: Tensor) -> Tensor:
+        raise ValueError("not this time")
+
+    with pytest.raises(ValueError, match="not this time"):
+        snip(Pass(failing, conv=conv(), head=head()), batch(), LABELS)
+
+
+def test_costs_take_tables_that_are_no_buffers():
+    network = Pass(lambda self, x: self.head(F.relu(self.conv(x) + self.table)), conv=conv(), head=head())
+    network.table = torch.ones(8, 8)
+    assert parameters(network, batch()) == 27 * 4 + 4 + 12 + 3
+    assert network.table.device.type == "cpu"
+
+
+def test_the_plain_loop_draws_what_the_pass_before_it_drew():
+    torch.manual_seed(0)
+    # A custom function, which the tape does not follow.
+    network = Pass(lambda self, x: self.head(F.dropout(Doubled.apply(self.conv(x)), 0.5)), conv=conv(), head=head())
+    torch.manual_seed(1)
+    automatic = ntk_gram(network, batch())
+    torch.manual_seed(1)
+    assert torch.equal(automatic, ntk_gram(network, batch(), implementation="loop"))
+    assert jacobian_covariance(network, batch()) < 0
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return 2 * gradient
