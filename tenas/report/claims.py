@@ -10,16 +10,16 @@ from statistics import mean, stdev
 from typing import Any
 
 from tenas import layout
-from tenas.errors import TenasError, in_short, reason
+from tenas.errors import TenasError, reason
 from tenas.files import finite, read_json, read_table
 from tenas.provenance import Stopwatch, provenance
 from tenas.report.baselines import Standing
 from tenas.report.beside import Found, baselines_of_run, ranked_first, standings_of_run, table_of
-from tenas.report.summary import of_other_settings
+from tenas.report.summary import is_stale_study, of_other_settings
 from tenas.settings.base import checked, project_file, read_yaml
 from tenas.settings.claims import Claims
 from tenas.settings.config import Config
-from tenas.settings.search import read_settings, run_settings
+from tenas.settings.search import difference, read_settings, run_settings
 from tenas.settings.study import read_study, study_settings
 
 CONFIDENCE = 0.95
@@ -68,18 +68,6 @@ def _of_retraining(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in ("preset", "workers", "dataset")} | {"dataset": dataset}
 
 
-def difference(found: object, meant: object, at: str = "") -> str | None:
-    """First difference of two settings: the key, and both values; None if they are equal."""
-    if isinstance(found, Mapping) and isinstance(meant, Mapping):
-        pairs = [(str(key), found.get(key), meant.get(key)) for key in dict.fromkeys((*meant, *found))]
-    elif isinstance(found, list) and isinstance(meant, list) and len(found) == len(meant):
-        pairs = [(str(place), one, other) for place, (one, other) in enumerate(zip(found, meant, strict=True), start=1)]
-    else:
-        return None if found == meant else f"{at} is {in_short(found)}, not {in_short(meant)}"
-    differences = (difference(one, other, f"{at}.{key}" if at else key) for key, one, other in pairs)
-    return next((text for text in differences if text is not None), None)
-
-
 def _other_settings(folder: Path, meant: Mapping[str, Mapping[str, Any]], *, retrained: bool) -> str | None:
     """First difference of a run's or study's settings from the expected ones, or those of its results from those it has now.
 
@@ -99,9 +87,7 @@ def _other_settings(folder: Path, meant: Mapping[str, Mapping[str, Any]], *, ret
         return None  # results alone
     else:
         found = read_study(layout.path(layout.STUDY, folder))
-        record = layout.path(layout.CORRELATIONS_RECORD, folder)
-        made = read_json(record, "record of correlations").get("settings") if record.exists() else None
-        if made not in (None, found, read_json(layout.path(layout.STUDY, folder), "settings of a study")):
+        if is_stale_study(folder):
             return f"its correlations are of others than {layout.STUDY} has now"
     return difference({key: found.get(key) for key in expected}, expected)
 

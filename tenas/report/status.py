@@ -10,7 +10,7 @@ from tenas import layout
 from tenas.errors import TenasError, damaged, in_short
 from tenas.files import read_json, read_table
 from tenas.progress import duration
-from tenas.report.summary import of_other_settings, results_of_seed, summarise_round
+from tenas.report.summary import is_stale_study, of_other_settings, results_of_seed, summarise_round
 from tenas.scoring.subjects import plan, read_cells, trials_of
 from tenas.settings.search import read_settings, schedule
 from tenas.settings.study import read_study
@@ -222,6 +222,8 @@ def _of_run(run: Path, now: float) -> list[str]:
 
 def _of_study(study: Path, now: float) -> list[str]:
     settings = read_study(layout.path(layout.STUDY, study))
+    if is_stale_study(study):
+        return [f"{study}: its correlations are of other settings than {layout.STUDY} has now"]
     if layout.path(layout.CORRELATIONS, study).exists():
         return [f"{study}: done"]
     cells = layout.path(layout.STUDY_CELLS, study)

@@ -15,6 +15,7 @@ from tenas.provenance import read_record
 from tenas.report.warnings import warnings_of_round
 from tenas.search.origins import check_same_origins, shards_in
 from tenas.settings.search import are_equal, read_settings
+from tenas.settings.study import read_study
 
 COLUMNS = (
     "seed", "arch", "search_seconds", "pruned_share", "parameters", "flops", "best_epoch", "valid_accuracy", "test_accuracy"
@@ -189,6 +190,13 @@ def of_other_settings(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> 
         of = made_by.get("settings") if isinstance(made_by, dict) else None
         found += [] if of is None or are_equal(of, settings) else [seed]
     return found
+
+
+def is_stale_study(folder: str | os.PathLike[str]) -> bool:
+    """Whether the correlations of a study were found with other settings than it has now."""
+    path, record = (layout.path(name, folder) for name in (layout.STUDY, layout.CORRELATIONS_RECORD))
+    made = read_json(record, "record of correlations").get("settings") if record.exists() else None
+    return made not in (None, read_study(path), read_json(path, "study settings"))
 
 
 def check_same_settings(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tenas.errors import TenasError, in_short, one_of
@@ -315,16 +316,49 @@ def _check_used(changed: object, rounds: Sequence[Mapping[str, Any]], where: str
             raise TenasError(f"{where}: no round measures {name!r}, which 'measures' has: name it in the 'measures' of a round.")
 
 
+def difference(found: object, meant: object, at: str = "") -> str | None:
+    """First difference of two settings: the key, and both values; None if they are equal."""
+    if isinstance(found, Mapping) and isinstance(meant, Mapping):
+        pairs = [(str(key), found.get(key), meant.get(key)) for key in dict.fromkeys((*meant, *found))]
+    elif isinstance(found, list) and isinstance(meant, list) and len(found) == len(meant):
+        pairs = [(str(place), one, other) for place, (one, other) in enumerate(zip(found, meant, strict=True), start=1)]
+    else:
+        return None if found == meant else f"{at} is {in_short(found)}, not {in_short(meant)}"
+    differences = (difference(one, other, f"{at}.{key}" if at else key) for key, one, other in pairs)
+    return next((text for text in differences if text is not None), None)
+
+
 def are_equal(written: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Whether settings that were written, perhaps by an earlier version, are these, with the keys that were filled in since.
 
-    Their preset may be named otherwise: what it says is in the settings.
+    Their preset, and the file of their space, may be named otherwise: what a preset says is in the settings.
     """
-    written = {**written, "preset": settings["preset"]}
+    return first_difference(written, settings) is None
+
+
+def first_difference(written: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+    """The first setting of ``settings`` that was another one when they were ``written``; None as for ``are_equal``."""
+    written = renamed(written, settings)
+    if written == settings:
+        return None
     try:
-        return written == settings or check_settings(written, "search") == check_settings(settings, "search")
-    except TenasError:
-        return False
+        return difference(check_settings(settings, "search"), check_settings(written, "search"))
+    except TenasError as error:
+        return str(error).rstrip(".")
+
+
+def renamed(settings: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the name of the preset of others, and the name of their space if both are of one file."""
+    named = {"preset": like.get("preset", settings.get("preset"))}
+    if _file_of(settings.get("space")) == _file_of(like.get("space")) is not None:
+        named["space"] = like["space"]
+    return {**settings, **named}
+
+
+def _file_of(space: object) -> tuple[Path, str] | None:
+    """The file and the object of a reference to a space; None for another name."""
+    file, _, name = str(space).rpartition(":")
+    return (Path(file).resolve(), name) if file.endswith(".py") else None
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -69,22 +69,24 @@ def search(
 def _claim(settings: dict[str, Any], out: Path) -> dict[str, Any]:
     """Write the settings of a search into its folder, locked by this process, or check those that exist. Returns them.
 
-    A preset keeps the name by which it was called first. Settings of a search without measurements, such as a refused one, may be
-    replaced. Raises TenasError if the folder has a search with other settings.
+    A preset and a file of a space keep the names by which they were called first. Settings of a search without measurements, such
+    as a refused one, may be replaced. Raises TenasError if the folder has a search with other settings.
     """
     from tenas.errors import TenasError
     from tenas.files import read_json, write_json
-    from tenas.settings.search import are_equal
+    from tenas.settings.search import first_difference, renamed
 
     path = layout.path(layout.SEARCH, out)
     written = read_json(path, "search settings") if path.exists() else {}
-    others = bool(written) and not are_equal(written, settings)
+    differs = first_difference(written, settings) if written else None
     # Locks belong to a running search, or to a killed one.
     begun = (layout.SCORES, str(Path(layout.GENOTYPE).with_name(".lock")))
-    if others and any(any(out.glob(pattern.format(seed="*", round="*", shard="*"))) for pattern in begun):
-        raise TenasError(f"The folder {out} has a search of other settings: remove it, or choose another folder for this one.")
-    if written and not others:
-        settings = settings | {"preset": written["preset"]}
+    if differs and any(any(out.glob(pattern.format(seed="*", round="*", shard="*"))) for pattern in begun):
+        raise TenasError(
+            f"The folder {out} has a search of other settings ({differs}): choose another folder for this one, or remove it."
+        )
+    if written and not differs:
+        settings = renamed(settings, written)
     write_json(path, settings)
     return settings
 

@@ -165,6 +165,25 @@ def test_a_search_goes_on_where_its_images_and_its_preset_were_moved(photos, cap
     assert Path("elsewhere/data/card.json") in audit("elsewhere").faults
 
 
+def test_a_space_and_a_preset_may_be_spelled_otherwise(photos, capsys):
+    """A search of other settings says which one is another."""
+    lines = ["from torch import nn", "from tenas.spaces import ChainSpace, Layer"]
+    lines += ["def conv(i, o, s):", "    return nn.Conv2d(i, o, 3, s, 1)", "def skip(i, o, s):", "    return nn.Identity()"]
+    Path("own.py").write_text("\n".join([*lines, "SPACE = ChainSpace('own', {'conv': conv, 'skip': skip}, [Layer()] * 3)", ""]))
+    name = preset({**ROUND, "sample": 3})
+    for seed, (space, file) in enumerate(
+        [("own.py", name), ("./own.py", f"./{name}"), (Path("own.py").resolve(), Path(name).resolve())]
+    ):
+        call_ = ["search", "--space", f"{space}:SPACE", "--data", "digits", "--preset", str(file), "--out", "out"]
+        assert main([*call_, "--seeds", str(seed)]) == 0
+    assert audit("out").faults == {}
+    assert "seed 2" in show("out")
+    capsys.readouterr()
+    preset({**ROUND, "sample": 3, "keep": 1})
+    assert main([*call_, "--seeds", "3"]) == 2
+    assert "The folder out has a search of other settings (rounds.1.keep is 1, not 2): choose another" in capsys.readouterr().err
+
+
 def test_preparing_again_changes_nothing(photos):
     first = prepare({"source": "folder", "path": "photos"}, "data")
     before = {path: path.read_bytes() for path in Path("data").iterdir()}
