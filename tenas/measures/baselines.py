@@ -301,17 +301,22 @@ def zen(network: nn.Module, images: Tensor) -> float:
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu").to(images)
     scales: list[Tensor] = []
 
-    def normalised(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    def normalise(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        return batch_norm(input, None, None, weight, bias, training=True, eps=eps)
+
+    def note(input: Tensor, *others: Any) -> Tensor:
         variances = input.double().transpose(0, 1).flatten(1).var(1, unbiased=False)
         if variances.any():
             scales.append(variances.mean().log() / 2)
-        return batch_norm(input, None, None, weight, bias, training=True, eps=eps)
+        return normalise(input, *others)
 
-    with undisturbed(network), torch.no_grad(), BatchNorms(normalised):
-        features = _features(network, images)
-        scale = sum(s.item() for s in scales)
-        moved = _features(network, images + ALPHA * noise)
+    with undisturbed(network), torch.no_grad():
+        with BatchNorms(note):
+            features = _features(network, images)
+        with BatchNorms(normalise):
+            moved = _features(network, images + ALPHA * noise)
     change = (features - moved).flatten(1).norm(dim=1).mean().item()
+    scale = sum(s.item() for s in scales)
     return math.log(change) + scale if change > 0 else -math.inf
 
 
