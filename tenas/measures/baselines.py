@@ -311,9 +311,9 @@ def zen(network: nn.Module, images: Tensor) -> float:
         return normalise(input, *others)
 
     with undisturbed(network), torch.no_grad():
-        with BatchNorms(note):
+        with BatchNorms(network, note):
             features = _features(network, images)
-        with BatchNorms(normalise):
+        with BatchNorms(network, normalise):
             moved = _features(network, images + ALPHA * noise)
     change = (features - moved).flatten(1).norm(dim=1).mean().item()
     scale = sum(s.item() for s in scales)

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import inspect
 import math
 import os
 import threading
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tenas.errors import TenasError
 from tenas.measures.threads import full_precision, one_thread
-from tenas.networks.observer import Observer, storage_key
+from tenas.networks.observer import Observer, storage_key, tensors_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,6 +62,7 @@ def measuring(
                     check_values(network)
                 # A user's measure has its own errors.
                 explained = function.__module__.startswith("tenas.")
+                inspect.signature(function).bind(network, *args, **kwargs)
                 with _explained(function.__name__, network, inputs) if explained else nullcontext():
                     with _kept(network, inputs) as again:
                         value = function(network, *args, **kwargs)
@@ -125,7 +127,7 @@ def _explained(measure: str, network: nn.Module, inputs: Sequence[Tensor]) -> It
     """Raise TenasError for what torch or Python cannot do for a measure. Errors of a network's own pass are left as they are."""
     try:
         yield
-    except (TenasError, MemoryError, torch.OutOfMemoryError):
+    except (TenasError, MemoryError, torch.OutOfMemoryError, Warning):
         raise
     except Exception as error:
         try:
@@ -208,19 +210,20 @@ def check_eager(network: nn.Module) -> None:
 def undisturbed(network: nn.Module) -> Iterator[None]:
     """Restore the network's buffers (running statistics, counters) after the block: the tensors, their sizes and values.
 
-    So are the weights of embeddings that renormalise them; and where there are modules of other packages, all weights, and what
-    those modules have added to themselves. Raises TenasError for parameters that a pass made: the block will have missed them.
+    So are the weights of embeddings that renormalise them; and where there are modules of other packages, all weights and all
+    attributes. Raises TenasError for parameters that a pass made: the block will have missed them.
     """
     modules = list(modules_of(network))
     places = [(module._buffers, key, buffer) for module in modules for key, buffer in module._buffers.items()]
     # Nothing can write into a tensor with several elements in one place of memory, such as one made by expand.
     kept = [buffer for _, _, buffer in places if buffer is not None and not _overlaps(buffer)]
-    foreign = [(module, dict(vars(module)), [dict(held) for held in _held(module)]) for module in modules if not is_plain(module)]
+    foreign = not all(map(is_plain, modules))
+    parts = [(module, dict(vars(module)), [dict(held) for held in _held(module)]) for module in modules] if foreign else []
     if foreign:
         kept += [parameter for parameter in network.parameters() if not _overlaps(parameter)]
     else:
         kept += [module.weight for module in modules if isinstance(module, EMBEDDINGS) and module.max_norm is not None]
-    known = {id(tensor) for tensor in kept} if foreign else set()
+    known = {id(tensor) for tensor in kept}
     # The data, as a module may exchange them.
     before = [(tensor, tensor.data, tensor.detach().clone()) for tensor in kept]
     new: str | None = None
@@ -229,8 +232,8 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
         if foreign:
             new = next((name for name, p in network.named_parameters() if id(p) not in known and not _overlaps(p)), None)
     finally:
-        for module, attributes, parts in foreign:
-            _restore_parts(module, attributes, parts)
+        for module, attributes, held in parts:
+            _restore_parts(module, attributes, held)
         for owner, key, buffer in places:
             if isinstance(owner, dict) and owner.get(key) is not buffer:
                 owner[key] = buffer
@@ -244,7 +247,8 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
                 torch._foreach_copy_([tensor.data for tensor, _, _ in before], [values for _, _, values in before])
     if new is not None:
         raise TenasError(
-            f"The network makes its parameter {new} in its first pass: run a batch through it before it is measured."
+            f"The network makes its parameter {new} in a pass, unseen by the measure: run a batch through it before, or write "
+            "into the parameter that is there."
         )
 
 
@@ -253,17 +257,11 @@ def _held(module: nn.Module) -> tuple[dict[str, Any], ...]:
 
 
 def _restore_parts(module: nn.Module, attributes: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
-    """Restore a module that has other parameters, buffers or modules than before, with its other attributes (such as flags)."""
-    if all(
-        held.keys() == had.keys() and all(held[key] is had[key] for key in had)
-        for held, had in zip(_held(module), parts, strict=True)
-    ):
-        return
-    vars(module).clear()
-    vars(module).update(attributes)
-    for held, had in zip(_held(module), parts, strict=True):
-        held.clear()
-        held.update(had)
+    """Restore which attributes, parameters, buffers and modules a module has; not what lists and mappings of its own hold."""
+    for held, had in zip((vars(module), *_held(module)), (attributes, *parts), strict=True):
+        if held.keys() != had.keys() or any(held[key] is not value for key, value in had.items()):
+            held.clear()
+            held.update(had)
 
 
 def _overlaps(tensor: Tensor) -> bool:
@@ -341,25 +339,27 @@ class ParametersRead(Observer):
         self.found: set[int] = set()
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
-        keys = (storage_key(tensor) for tensor in tree_leaves(read) if isinstance(tensor, Tensor))
+        keys = map(storage_key, tensors_in(read))
         self.found.update(self.owner[key] for key in keys if key in self.owner)
 
 
 @contextmanager
 def layers_called(network: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...], Any], Any]) -> Iterator[None]:
     """``hooked`` for convolutions and linear layers; warns of those whose weights a network of one's own gives to functions."""
-    called: set[int] = set()
+    called: set[nn.Module] = set()
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        called.add(id(module.weight))
+        called.add(module)
         return hook(module, inputs, output)
 
     read = None if is_ours(network) else ParametersRead(network)
     with hooked(network, LAYERS, note), read or nullcontext():
         yield
     if read is not None:
-        layers = ((name, module) for name, module in network.named_modules() if isinstance(module, LAYERS))
-        if left := [name for name, module in layers if id(module.weight) in read.found - called]:
+        # Not module.weight, which a parametrization would compute again.
+        layers = [(name, m, id(m._parameters.get("weight"))) for name, m in network.named_modules() if isinstance(m, LAYERS)]
+        known = {weight for _, layer, weight in layers if layer in called}
+        if left := [name for name, layer, weight in layers if weight in read.found - known and layer not in called]:
             warnings.warn(
                 f"The measure is over layers that are called as modules: it leaves out {_first(left)}, read by functions.",
                 LeftOutWarning,
@@ -456,11 +456,39 @@ def hooked(
 
 
 class BatchNorms(TorchFunctionMode):
-    """Calls ``instead(input, weight, bias, eps)`` in place of each batch normalisation, of a module or not, within the block."""
+    """Calls ``instead(input, weight, bias, eps)`` in place of each batch normalisation within the block, of a module or not.
 
-    def __init__(self, instead: Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor]) -> None:
+    A module of a class that normalises by hand has its output replaced.
+    """
+
+    def __init__(self, network: nn.Module, instead: Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor]) -> None:
         super().__init__()
-        self.instead = instead
+        self.instead, self.network = instead, network
+        self.count = 0
+        self.begun: list[int] = []
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> "BatchNorms":
+        for module in self.network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                self.handles.append(module.register_forward_pre_hook(self._before))
+                self.handles.append(module.register_forward_hook(self._after, with_kwargs=True))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for handle in self.handles:
+            handle.remove()
+
+    def _before(self, module: nn.Module, inputs: Any) -> None:
+        self.begun.append(self.count)
+
+    def _after(self, module: Any, inputs: Any, named: Any, output: Any) -> Any:
+        if self.begun.pop() != self.count:
+            return None
+        with torch._C.DisableTorchFunction():  # else this mode would see the normalisation in place of it
+            return self.instead((*inputs, *named.values())[0], module.weight, module.bias, module.eps)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._instead(*args, **(kwargs or {})) if func is batch_norm else func(*args, **(kwargs or {}))
@@ -476,4 +504,5 @@ class BatchNorms(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
+        self.count += 1
         return self.instead(input, weight, bias, eps)

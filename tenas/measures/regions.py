@@ -16,6 +16,8 @@ from tenas.measures.pooling import FasterPooling
 from tenas.networks.observer import Marks, Observer, is_torchs, plain_name
 
 SATURATED = 0.95
+# Largest number that counts as a guard against a division by zero.
+GUARD = 1e-3
 # For inputs of fewer pixels, such as crops, intercepting poolings costs more than it saves.
 PIXELS = 64
 
@@ -113,7 +115,7 @@ class _Signs(Observer):
             if self.weights.has(read):
                 self.weights.add(out)
                 return
-            self.weights.discard(out)
+            self.weights.discard((out, read[0][:1] if operator._schema.is_mutable else ()))
         if name == "linalg_vector_norm" or (name == "clone" and self.norms.has(read)):
             self.norms.add(out)
         kinks = _KINKS.get(name)
@@ -125,8 +127,7 @@ class _Signs(Observer):
                 if isinstance(made, Tensor) and made.ndim and len(made) == self.samples:
                     self.others.add(name)
             return
-        # The bound of a norm keeps a division from being one by zero.
-        if name in _BOUNDS and (out.ndim == 0 or len(out) != self.samples or self.norms.has(read[0][:1])):
+        if name in _BOUNDS and (out.ndim == 0 or len(out) != self.samples or self._is_guard(name, read[0])):
             return
         if out.ndim == 0 or len(out) != self.samples:
             raise TenasError(
@@ -136,6 +137,10 @@ class _Signs(Observer):
             self.bits.append(side.reshape(self.samples, -1).cpu().numpy())
         if self.first_only:
             raise _EnoughError
+
+    def _is_guard(self, name: str, args: Sequence[Any]) -> bool:
+        """Whether a bound keeps a division by a norm from being one by zero."""
+        return name == "clamp_min" and self.norms.has(args[:1]) and float(args[1]) <= GUARD
 
 
 def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) -> np.ndarray:
@@ -154,7 +159,10 @@ def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) 
     poolings = FasterPooling()
     intercepted = poolings if inputs.ndim == 4 and inputs.shape[2] * inputs.shape[3] >= PIXELS else nullcontext()
     weights = () if is_ours(network) and all(map(is_plain, modules_of(network))) else (*network.parameters(), *network.buffers())
-    with torch.no_grad(), intercepted, suppress(_EnoughError), _Signs(len(inputs), first_only, poolings, weights) as signs:
+    signs = _Signs(len(inputs), first_only, poolings, weights)
+    # Images may be those of a buffer.
+    signs.weights.discard(inputs)
+    with torch.no_grad(), intercepted, suppress(_EnoughError), signs:
         network(inputs)
     if signs.smooth:
         named = ", ".join(sorted(signs.smooth))

@@ -15,7 +15,6 @@ from tenas.measures.common import (
     BatchNorms,
     check_batch,
     gradients_of,
-    is_plain,
     measuring,
     output_of,
     undisturbed,
@@ -31,7 +30,7 @@ def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tens
     Raises TenasError for an empty batch, a network without weights, and a flow that overflows float64.
     """
     check_batch(images)
-    with undisturbed(network), _absolute(network), BatchNorms(lambda input, *_: input):
+    with undisturbed(network), _absolute(network), BatchNorms(network, _identity):
         weights = weights_of(network)
         ones = torch.ones_like(images[:1], dtype=torch.float64)
         with torch.enable_grad():
@@ -57,8 +56,6 @@ def _absolute(network: nn.Module) -> Iterator[None]:
     """
     tensors = [*network.parameters(), *(buffer for buffer in network.buffers() if buffer.is_floating_point())]
     held = [tensor.data for tensor in tensors]
-    # What modules keep of a pass, such as a table of positions, would stay in float64.
-    kept = [(vars(module), dict(vars(module))) for module in network.modules() if not is_plain(module)]
     try:
         for tensor in tensors:
             double = tensor.data.to(torch.float64, copy=True)
@@ -67,13 +64,11 @@ def _absolute(network: nn.Module) -> Iterator[None]:
     finally:
         for tensor, data in zip(tensors, held, strict=True):
             tensor.data = data
-        for attributes, before in kept:
-            new = [name for name, value in attributes.items() if isinstance(value, Tensor) and before.get(name) is not value]
-            for name in new:
-                if name in before:
-                    attributes[name] = before[name]
-                else:
-                    del attributes[name]
+
+
+def _identity(input: Tensor, *others: object) -> Tensor:
+    """A batch normalisation without effect. A copy: an activation function may work in place, and others may read the input."""
+    return input.clone()
 
 
 @measuring

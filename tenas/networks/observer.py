@@ -8,7 +8,6 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class Observer(TorchDispatchMode):
@@ -46,19 +45,18 @@ class Marks:
 
     def add(self, values: object) -> None:
         """Add all tensors among nested values."""
-        for tensor in _tensors(values):
+        for tensor in tensors_in(values):
             storage = StorageWeakRef(tensor.untyped_storage())
             self._kept[storage.cdata] = storage
 
     def discard(self, values: object) -> None:
         """Take all tensors among nested values out."""
-        for tensor in _tensors(values):
+        for tensor in tensors_in(values):
             self._kept.pop(storage_key(tensor), None)
 
     def has(self, values: object) -> bool:
-        """Whether there are tensors among nested values, and all of them are members."""
-        found = [storage_key(tensor) in self._kept for tensor in _tensors(values)]
-        return bool(found) and all(found)
+        """Whether all tensors among nested values are members."""
+        return all(storage_key(tensor) in self._kept for tensor in tensors_in(values))
 
 
 def storage_key(tensor: Tensor) -> int:
@@ -67,8 +65,13 @@ def storage_key(tensor: Tensor) -> int:
     return key
 
 
-def _tensors(values: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+def tensors_in(values: object) -> list[Tensor]:
+    """The tensors among nested arguments; several times as fast as torch's own way, for each operator of a pass."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = tuple(values.values())
+    return [tensor for value in values for tensor in tensors_in(value)] if isinstance(values, tuple | list) else []
 
 
 @functools.cache

@@ -135,7 +135,7 @@ def test_a_layer_made_in_the_first_pass_is_a_sentence(measure):
     torch.manual_seed(0)
     network = Pass(making, conv=conv(), head=head())
     for _ in range(2):
-        with pytest.raises(TenasError, match=r"makes its parameter made\.weight in its first pass: run a batch through it"):
+        with pytest.raises(TenasError, match=r"makes its parameter made\.weight in a pass, unseen by the measure: run a batch"):
             measured(measure, network, batch())
         assert not hasattr(network, "made")
         assert not hasattr(network, "is_built")
@@ -160,6 +160,32 @@ def test_a_buffer_made_in_the_first_pass_does_not_stay():
     assert synflow(network, batch()) == pytest.approx(value, rel=1e-6)
 
 
+def replacing(self: Pass, x: Tensor) -> Tensor:
+    self.conv.weight = nn.Parameter(self.conv.weight.detach() * 0.9)
+    return self.head(F.relu(self.conv(x)))
+
+
+def test_a_parameter_that_each_pass_makes_anew_is_a_sentence():
+    network = Pass(replacing, conv=conv(), head=head())
+    before = network.conv.weight
+    with pytest.raises(TenasError, match=r"makes its parameter conv\.weight in a pass, .* or write into the parameter"):
+        snip(network, batch(), LABELS)
+    assert network.conv.weight is before
+
+
+def counting(self: Pass, x: Tensor) -> Tensor:
+    self.calls = getattr(self, "calls", 0) + 1
+    return self.head(F.relu(self.conv(x) * self.calls))
+
+
+def test_attributes_that_a_pass_sets_are_restored():
+    torch.manual_seed(0)
+    network = Pass(counting, conv=conv(), head=head())
+    for measure in (near, lambda network, images: snip(network, images, LABELS)):
+        assert measure(network, batch()) == measure(network, batch())
+    assert not hasattr(network, "calls")
+
+
 # --- layers that are not called as modules
 
 
@@ -179,6 +205,34 @@ def test_layers_whose_weights_functions_read_are_named(measure):
         measure(unread, batch())
 
 
+class Dropped(nn.Module):
+    """A weight that is drawn whenever it is read."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return F.dropout(weight, 0.5)
+
+
+def called_with(self: Pass, x: Tensor) -> Tensor:
+    values = {name: value * 1 for name, value in self.conv.named_parameters()}
+    return self.head(torch.func.functional_call(self.conv, values, x))
+
+
+def test_layers_are_known_whose_parameters_are_given_or_computed():
+    torch.manual_seed(0)
+    given = Pass(called_with, conv=conv(), head=head())
+    dropped = nn.Sequential(conv(), nn.ReLU(), head())
+    nn.utils.parametrize.register_parametrization(dropped[0], "weight", Dropped())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        near(given, batch())
+        torch.manual_seed(1)
+        near(dropped, batch())
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    dropped(batch())
+    assert torch.equal(torch.rand(1), after)  # nothing more was drawn than by a pass
+
+
 # --- batch normalisation, however it is called
 
 
@@ -194,7 +248,14 @@ class Activating(nn.BatchNorm2d):
         return F.relu(super().forward(x)) + domain
 
 
+class ByHand(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
+        return (x - mean) / (variance + self.eps).sqrt() * self.weight[:, None, None] + self.bias[:, None, None]
+
+
 NORMALISED = {
+    "by hand": lambda self, x: self.head(F.relu(self.by_hand(self.conv(x)))),
     "function": normalised,
     "by name": lambda self, x: self.head(F.relu(self.norm(input=self.conv(x)))),
     "with more": lambda self, x: self.head(Activating.forward(self.norm, self.conv(x), 0)),
@@ -208,10 +269,19 @@ def test_batch_normalisation_counts_however_it_is_called(way, measure):
     torch.manual_seed(0)
     plain = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), head())
     torch.manual_seed(0)
-    network = Pass(NORMALISED[way], conv=conv(), norm=nn.BatchNorm2d(4), activating=Activating(4), head=head())
+    network = Pass(NORMALISED[way], conv=conv(), norm=nn.BatchNorm2d(4), activating=Activating(4), by_hand=ByHand(4), head=head())
     if way == "with more":
         network.norm.__class__ = Activating
     assert measure(network, batch()) == pytest.approx(measure(plain, batch()), rel=1e-12)
+
+
+def test_synflow_of_activation_functions_in_place():
+    """Of an identity's output; a residual reads the input, too."""
+    torch.manual_seed(0)
+    parts = {"conv": conv(), "norm": nn.BatchNorm2d(4), "head": head()}
+    plain = Pass(lambda self, x: self.head((y := self.conv(x)) + F.silu(self.norm(y))), **parts)
+    in_place = Pass(lambda self, x: self.head((y := self.conv(x)) + F.silu(self.norm(y), inplace=True)), **parts)
+    assert synflow(in_place, batch()) == synflow(plain, batch())
 
 
 # --- what bends
@@ -242,6 +312,44 @@ def test_a_bound_of_a_norm_is_no_activation():
     assert swap(bounded, images) == swap(plain, images)
     cosines = Pass(lambda self, x: F.cosine_similarity(F.relu(self.first(x.flatten(1)))[:, None], self.out.weight, 2), **parts)
     assert swap(cosines, images) == swap(plain, images)
+
+
+def test_other_bounds_of_a_norm_are_activations():
+    torch.manual_seed(0)
+    parts = {"first": nn.Linear(12, 8), "out": nn.Linear(8, 3)}
+    free = Pass(lambda self, x: self.out((y := self.first(x.flatten(1))) / y.norm(dim=1, keepdim=True)), **parts)
+    held = Pass(lambda self, x: self.out((y := self.first(x.flatten(1))) / y.norm(dim=1, keepdim=True).clamp(1.0, 2.0)), **parts)
+    images = batch(30, 3, 2, 2)
+    with pytest.warns(SmoothActivationWarning, match="No activation function was seen"):
+        assert linear_regions(free, images) == 1
+    assert linear_regions(held, images) > 1
+
+
+def test_images_of_a_buffer_are_images():
+    network = Pass(lambda self, x: self.out(F.relu(self.first(x.flatten(1)))), first=nn.Linear(12, 8), out=nn.Linear(8, 3))
+    network.register_buffer("bank", batch(8, 3, 2, 2))
+    assert naswot(network, network.bank) == naswot(network, network.bank.clone()) > -torch.inf
+
+
+def banked(self: Pass, x: Tensor) -> Tensor:
+    torch._foreach_copy_([self.bank], [x.flatten(1)])
+    return self.out(F.relu(self.first(self.bank)))
+
+
+def test_what_a_pass_writes_into_a_buffer_is_of_the_images():
+    torch.manual_seed(0)
+    parts = {"first": nn.Linear(12, 8), "out": nn.Linear(8, 3)}
+    network = Pass(banked, **parts)
+    network.register_buffer("bank", torch.zeros(8, 12))
+    plain = Pass(lambda self, x: self.out(F.relu(self.first(x.flatten(1)))), **parts)
+    assert naswot(network, batch(8, 3, 2, 2)) == naswot(plain, batch(8, 3, 2, 2)) > -torch.inf
+
+
+def test_constants_of_a_pass_are_no_activations():
+    """Coordinates, which are as many as they are."""
+    table = Pass(lambda self, x: self.out(x.flatten(1)) + F.relu(torch.arange(9.0) - 4).sum(), out=nn.Linear(12, 3))
+    with pytest.warns(SmoothActivationWarning, match="No activation function was seen"):
+        assert linear_regions(table, batch(8, 3, 2, 2)) == 1
 
 
 BENDING = {
@@ -357,3 +465,9 @@ class Doubled(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         return 2 * gradient
+
+
+def test_arguments_that_a_measure_does_not_have_are_pythons_error():
+    network = Pass(plain_pass, conv=conv(), head=head())
+    with pytest.raises(TypeError, match="missing a required argument: 'labels'"):
+        snip(network, batch())
