@@ -552,6 +552,15 @@ def test_crops_that_a_space_cannot_process_are_found_before_the_first_round(tmp_
     assert not list(Path("out").rglob("scores/*.csv"))
 
 
+def test_operators_that_are_left_out_need_no_crops(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(PATCHES.replace('"more": more}', '"more": lambda i, o, s: nn.Conv2d(i, o, 3, s, 1)}'))
+    crops = {"repeats": 1, "inputs": "crops", "count": 20, "blocks": 1, "channels": 1, "weights": "pytorch", "redraw": True}
+    rounds = [{"kind": "cells", "sample": "all", "keep": 1, "measures": {"linear_regions": crops}}]
+    Path("preset.yaml").write_text(json.dumps({"exclude": ["patches"], "rounds": rounds}))
+    assert main(["search", "--space", "own.py:SPACE", "--data", "digits", "--preset", "preset.yaml", "--out", "out"]) == 0
+
+
 # --- trained networks
 
 

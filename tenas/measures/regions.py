@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from tenas.errors import TenasError
 from tenas.measures.common import check_eager, is_ours, is_plain, measuring, modules_of, undisturbed
 from tenas.measures.pooling import FasterPooling
-from tenas.networks.observer import Marks, Observer, is_torchs, plain_name
+from tenas.networks.observer import Marks, Observer, is_torchs, plain_name, tensors_in
 
 SATURATED = 0.95
 # Largest number that counts as a guard against a division by zero.
@@ -86,8 +86,11 @@ _KINKS: dict[str, Callable[[Sequence[Any], Tensor], tuple[Tensor, ...]]] = {
 }  # fmt: skip
 _SMOOTH = frozenset({"elu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardswish", "log_sigmoid_forward"})
 # They bend too, but whether they are activation functions is not to be seen.
-_OTHERS = frozenset({"abs", "maximum", "minimum", "fmax", "fmin", "where", "glu", "sin", "cos", "gt", "ge", "lt", "le",
-                     "heaviside", "sign", "sgn", "hypot", "atan", "erf", "exp", "square", "topk", "sort"})  # fmt: skip
+_OTHERS = frozenset({"abs", "maximum", "minimum", "fmax", "fmin", "where", "glu", "sin", "cos", "heaviside", "sign", "sgn",
+                     "hypot", "atan", "erf", "square", "topk", "sort"})  # fmt: skip
+# Comparisons bend what is multiplied by them, or written where they hold.
+_COMPARISONS = frozenset({"gt", "ge", "lt", "le"})
+_BY_COMPARISONS = frozenset({"mul", "masked_fill", "index_put", "masked_scatter"})
 # Not always activation functions: calls on tensors without the samples' dimension are skipped.
 _BOUNDS = frozenset({"clamp", "clamp_min", "clamp_max"})
 
@@ -103,7 +106,7 @@ class _Signs(Observer):
         super().__init__()
         self.poolings = poolings
         self.samples, self.first_only = samples, first_only
-        self.weights, self.norms = Marks(), Marks()
+        self.weights, self.norms, self.compared = Marks(), Marks(), Marks()
         self.weights.add(list(weights))
         self.bits: list[np.ndarray] = []
         self.smooth: set[str] = set()
@@ -118,8 +121,12 @@ class _Signs(Observer):
             self.weights.discard((out, read[0][:1] if operator._schema.is_mutable else ()))
         if name == "linalg_vector_norm" or (name == "clone" and self.norms.has(read)):
             self.norms.add(out)
+        if name in _COMPARISONS or (name == "_to_copy" and self.compared.has(read)):
+            self.compared.add(out)
         kinks = _KINKS.get(name)
         if kinks is None:
+            if name in _BY_COMPARISONS and any(map(self.compared.has, tensors_in(read))) and len(out) == self.samples:
+                self.others.add("a comparison")
             if name in _SMOOTH:
                 self.smooth.add(name)
             elif (name in _OTHERS or not is_torchs(operator)) and not self.poolings.running:

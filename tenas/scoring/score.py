@@ -172,16 +172,17 @@ class Scorer:
         return self.supernets[name]
 
 
-def check_crops(space: Space, rounds: Iterable[Mapping[str, Any]]) -> None:
+def check_crops(space: Space, settings: Mapping[str, Any]) -> None:
     """Raise TenasError for a user's space whose cells cannot process the crops of a round, before the first round."""
     if space.reference in SPACES:
         return
-    for number, entry in enumerate(rounds, start=1):
-        for name, settings in entry.get("measures", {}).items():
-            if settings["inputs"] == "crops":
+    mask = space.full_mask(settings["exclude"])
+    for number, entry in enumerate(settings["rounds"], start=1):
+        for name, of in entry.get("measures", {}).items():
+            if of["inputs"] == "crops":
                 try:
                     with seeded(0), no_grad():
-                        SupernetCells(space, channels=settings["channels"])(zeros(2, settings["channels"], CROP, CROP))
+                        SupernetCells(space, mask, channels=of["channels"])(zeros(2, of["channels"], CROP, CROP))
                 except Exception as error:
                     raise TenasError(
                         f"Round {number}: {name} reads crops of {CROP} x {CROP} pixels, which a cell of {space.name} cannot "

@@ -71,7 +71,7 @@ def score_shard(
     if any(entry["inputs"] != "crops" for entry in measures.values()):
         subjects.space.check_side(card["side"])
     if facts.get("round") == 1:
-        check_crops(subjects.space, settings["rounds"])
+        check_crops(subjects.space, settings)
     measurements = plan(measures, subjects.ids, shard)
     read = _hashes(hashes, inputs)
     # Everything on which a value depends, so that another machine of the same kind may resume.

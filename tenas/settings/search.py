@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tenas.errors import TenasError, in_short, one_of
+from tenas.errors import TenasError, in_short
 from tenas.files import read_json, read_table
 from tenas.measures.catalogue import Measure, get_measure
 from tenas.settings.base import checked, merged, number_of, parse_yaml, read_preset
@@ -293,14 +293,19 @@ def run_settings(run: Mapping[str, Any], source: str) -> tuple[dict[str, Any], d
     return settings, retraining
 
 
+# Modules of networks.
+NO_DROP_PATH = ("tenas.networks.single", "tenas.networks.nas_bench_201", "tenas.networks.chain")
+
+
 def check_network(space: Space, training: Mapping[str, Any], where: str) -> None:
     """Raise TenasError for settings of a training that the networks of a space do not have."""
     if training["auxiliary"] and not space.auxiliary:
         raise TenasError(f"{where}: The networks of {space.name} have no auxiliary head: 'auxiliary' must be 0.")
     if training["stem"] not in space.stems:
-        raise one_of(f"{where}: stem of a network of {space.name}", training["stem"], space.stems)
+        stems = ", ".join(map(repr, space.stems))
+        raise TenasError(f"{where}: The stem of networks of {space.name} is {training['stem']!r}; it must be one of {stems}.")
     # Those of a user's own builder may have it.
-    if training["drop_path"] and space.networks in ("tenas.networks.single", "tenas.networks.chain"):
+    if training["drop_path"] and space.networks in NO_DROP_PATH:
         raise TenasError(f"{where}: The networks of {space.name} have no drop-path: 'drop_path' must be 0.")
 
 

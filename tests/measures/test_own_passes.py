@@ -353,8 +353,8 @@ def test_constants_of_a_pass_are_no_activations():
 
 
 BENDING = {
-    "gt": lambda x: x * (x > 0),
-    "lt": lambda x: x.masked_fill(x < 0, 0),
+    "a comparison": lambda x: x * (x > 0),
+    "comparison": lambda x: x.masked_fill(x < 0, 0),
     "fmax": lambda x: torch.fmax(x, torch.zeros(())),
     "heaviside": lambda x: x * torch.heaviside(x.detach(), torch.zeros(())),
     "hypot": lambda x: (x + torch.hypot(x, torch.zeros(()))) / 2,
@@ -368,6 +368,19 @@ def test_what_bends_and_does_not_count_is_named(name):
     network = Pass(lambda self, x: self.out(F.relu(BENDING[name](self.first(x.flatten(1))))), **parts)
     with pytest.warns(SmoothActivationWarning, match=rf"do not count as activation functions: .*\b{name}\b"):
         linear_regions(network, batch())
+
+
+def checked(self: Pass, x: Tensor) -> Tensor:
+    assert (x.amax(1) > -100).all()
+    shares = (y := self.first(x.flatten(1))).exp() / y.exp().sum(1, keepdim=True)
+    return self.out(F.relu(shares - 0.1))
+
+
+def test_comparisons_that_bend_nothing_are_not_named():
+    network = Pass(checked, first=nn.Linear(12, 8), out=nn.Linear(8, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        linear_regions(network, torch.cat([batch(4, 3, 2, 2)] * 3))
 
 
 # --- operators and networks that no measure knows

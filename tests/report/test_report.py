@@ -676,7 +676,7 @@ def test_the_page_of_a_run_needs_no_other_file(funnel):
     assert "<title>a&lt;b&gt; &amp; $x_1$: overview</title>" in page
     arch = json.loads((run / "seed4/genotype.json").read_text())["arch"]
     assert arch in page
-    assert "20 min 01 s" in page  # 1150.5 s of measurements, 50 s of trainings
+    assert "20 min 00 s" in page  # 1150.5 s of measurements, 50 s of trainings
     assert "No accuracy is known: nothing was retrained or looked up." in page
     for word in ("<script", "http://", "https://", "<link", "@import"):
         assert word not in page
