@@ -164,6 +164,10 @@ def _check_plain(value: object, where: str, at: tuple[str, ...] = ()) -> None:
             waiting.extend((inner, (*place, str(number))) for number, inner in enumerate(part))
 
 
+# Of whole numbers; floats end at 2^1024.
+MOST_BITS = 1024
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """Load YAML, but refuse a duplicate key in a mapping, of which YAML silently takes the last."""
 
@@ -195,7 +199,11 @@ def _number(loader: _UniqueKeys, node: yaml.ScalarNode) -> Any:
         raise yaml.constructor.ConstructorError(
             None, None, f"{text!r} is another number in YAML 1.1 than it seems", node.start_mark
         )
-    return yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
+    value = yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
+    # Python makes no text of such a number, and messages would fail; hexadecimal digits are read without a limit.
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise yaml.constructor.ConstructorError(None, None, "a number has thousands of digits", node.start_mark)
+    return value
 
 
 for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):

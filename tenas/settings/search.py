@@ -187,11 +187,13 @@ def with_changes(preset: Mapping[str, Any], changes: Mapping[str, Any], where: s
             )
         rounds = list(rounds)
         for number, change in by_number.items():
-            if not str(number).isdecimal() or not 1 <= int(number) <= len(rounds):
-                raise TenasError(f"{where}: 'rounds' has no round {number!r}; the preset has rounds 1 to {len(rounds)}.")
+            # Compared, not converted: a number may have thousands of digits.
+            place = next((place for place in range(len(rounds)) if number in (place + 1, str(place + 1))), None)
+            if place is None:
+                raise TenasError(f"{where}: 'rounds' has no round {in_short(number)}; the preset has rounds 1 to {len(rounds)}.")
             if not isinstance(change, Mapping):
-                raise TenasError(f"{where}: round {number} is {change!r}; it must be a mapping of keys to values.")
-            rounds[int(number) - 1] = merged(rounds[int(number) - 1], change)
+                raise TenasError(f"{where}: round {number} is {in_short(change)}; it must be a mapping of keys to values.")
+            rounds[place] = merged(rounds[place], change)
         result["rounds"] = rounds
     elif by_number is not None:
         result["rounds"] = by_number

@@ -406,6 +406,9 @@ def test_changes_of_rounds_by_their_number():
         {"kind": "edges"},
     ]
     assert with_changes(preset, {"rounds": [{"kind": "training"}]}, "p")["rounds"] == [{"kind": "training"}]
+    for number in ("9" * 5000, 10**5000, "3", "0", "-1", "1.0", "²", None, (1,)):
+        with pytest.raises(TenasError, match=r"p: 'rounds' has no round .*; the preset has rounds 1 to 2"):
+            with_changes(preset, {"rounds": {number: {"keep": 2}}}, "p")
     for wrong in ([5], 5, "abc", [[1]], {"a": 1}):
         with pytest.raises(TenasError, match=r"p: 'rounds' of the preset is .*; it must be a list of mappings"):
             with_changes({"rounds": wrong}, {"rounds": {1: {"keep": 2}}}, "p")
@@ -423,6 +426,7 @@ def test_assignments_are_yaml():
         (["a=[1"], r"The value of 'a=\[1' is not valid YAML"),
         (["a=1", "a.b=2"], "changes a key below one that another change sets to a value"),
         (["a.b=1", "a.b=2"], r"'a\.b' is set twice: to 1 and to 2"),
+        ([f"a=0x{'f' * 5000}"], "a number has thousands of digits"),
         (["a=010"], "'010' is another number in YAML 1.1 than it seems"),
         (["a=-0600_000"], "'-0600_000' is another number in YAML 1.1 than it seems"),
         (["a=1:30"], "'1:30' is another number in YAML 1.1 than it seems"),
