@@ -130,13 +130,20 @@ def _explained(measure: str, network: nn.Module, inputs: Sequence[Tensor]) -> It
     except (TenasError, MemoryError, torch.OutOfMemoryError, Warning):
         raise
     except Exception as error:
-        try:
-            with undisturbed(network), torch.no_grad():
-                network(inputs[0])
-        except Exception:
-            raise error from None
+        if not _runs(network, inputs):
+            raise
         said = (str(error).strip().splitlines() or [""])[0].rstrip(".") or type(error).__name__
         raise TenasError(f"{measure} cannot be measured of this network, which runs by itself: {said}.") from error
+
+
+def _runs(network: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether a network has a pass of the first of the inputs without an error."""
+    try:
+        with undisturbed(network), torch.no_grad():
+            network(inputs[0])
+    except Exception:
+        return False
+    return True
 
 
 def _with_copies(network: nn.Module, args: Any, kwargs: Any) -> Any:

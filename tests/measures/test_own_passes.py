@@ -446,10 +446,11 @@ def test_a_sparse_weight_is_a_sentence():
 
 def test_a_networks_own_error_is_its_own():
     def failing(self: Pass, x: Tensor) -> Tensor:
-        raise ValueError("not this time")
+        raise ValueError("not this time") from KeyError("its cause")
 
-    with pytest.raises(ValueError, match="not this time"):
+    with pytest.raises(ValueError, match="not this time") as found:
         snip(Pass(failing, conv=conv(), head=head()), batch(), LABELS)
+    assert isinstance(found.value.__cause__, KeyError)
 
 
 def test_costs_take_tables_that_are_no_buffers():
