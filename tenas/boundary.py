@@ -73,14 +73,19 @@ def _is_library(name: str) -> bool:
     return name.startswith("<") or any(folder in Path(name).parents for folder in LIBRARIES)
 
 
+def _frames(error: BaseException) -> tuple[list[traceback.FrameSummary], list[traceback.FrameSummary]]:
+    """The frames that an error went through, and those of them that are of this package."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    # What sees each operator lies between torch and all that calls it.
+    frames = [frame for frame in frames if frame.name not in ("__torch_dispatch__", "__torch_function__")] or frames
+    return frames, [frame for frame in frames if PACKAGE in Path(frame.filename).parents]
+
+
 def place_of(error: BaseException) -> Place:
     """Where an error was raised: the last line of this package or of a user's file, or else of any."""
     if isinstance(noted := getattr(error, "__place__", None), Place):
         return noted
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    # What sees each operator lies between torch and all that calls it.
-    frames = [frame for frame in frames if frame.name not in ("__torch_dispatch__", "__torch_function__")] or frames
-    ours = [frame for frame in frames if PACKAGE in Path(frame.filename).parents]
+    frames, ours = _frames(error)
     found = [frame for frame in frames if frame in ours or not _is_library(frame.filename)] or frames
     if not found:
         return Place("an unknown place", True)
@@ -91,8 +96,7 @@ def place_of(error: BaseException) -> Place:
 
 def _imported(error: BaseException) -> str | None:
     """The library whose import by this package raised an error; None for another error."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    ours = [frame for frame in frames if PACKAGE in Path(frame.filename).parents]
+    frames, ours = _frames(error)
     found = re.match(r"(?:import|from) (?!tenas\b)(\w+)", (ours[-1].line or "") if ours else "")
     return found[1] if found and frames[-1] is not ours[-1] else None
 

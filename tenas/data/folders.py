@@ -285,13 +285,7 @@ def _load(path: Path, order: Sequence[str]) -> Loaded:
     names = [_printable(name) for name in classes]
     train = _list_images(top, classes, walk)
     walk.remarks += _within(top, classes)
-    roles = {name: {ROLES[word] for word in _words(name) if word in ROLES} for name in classes}
-    if len(set().union(*roles.values())) > 1:
-        named = [name for name in classes if roles[name]]
-        walk.remarks.append(
-            f"The folders {_listed(named)} in {top} count as classes, though they are named like parts of a data set: if they "
-            "are, give them the form train/CLASS and test/CLASS."
-        )
+    walk.remarks += _like_parts(top, classes)
     test = _test_part(parts, order, walk) if parts else None
     if test is None:
         return Loaded(*hold_out(train), len(classes), (), names, walk.warnings)
@@ -318,6 +312,17 @@ def _within(top: Path, classes: Sequence[str]) -> list[str]:
         f"count as {name}."
         for name, found in odd.items()
         if found
+    ]
+
+
+def _like_parts(top: Path, classes: Sequence[str]) -> list[str]:
+    """A warning about classes that are named like different parts of a data set."""
+    roles = {name: {ROLES[word] for word in _words(name) if word in ROLES} for name in classes}
+    if len(set().union(*roles.values())) < 2:
+        return []
+    return [
+        f"The folders {_listed([name for name in classes if roles[name]])} in {top} count as classes, though they are named like "
+        "parts of a data set: if they are, give them the form train/CLASS and test/CLASS."
     ]
 
 

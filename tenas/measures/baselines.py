@@ -21,10 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import batch_norm
-from torch.utils._pytree import tree_leaves
 
 from tenas.errors import TenasError
 from tenas.measures.common import (
@@ -43,7 +41,7 @@ from tenas.measures.common import (
     weights_of,
 )
 from tenas.measures.regions import relu_signs
-from tenas.networks.observer import Observer, plain_name
+from tenas.networks.observer import ByStorage, Observer, plain_name, tensors_in
 
 ALPHA = 0.01  # Zen-NAS, algorithm 1: size of the perturbation of the inputs
 SHIFT = 1e-5  # Mellor et al. 2020: keeps the logarithm of an eigenvalue finite
@@ -219,24 +217,23 @@ class _LastFeatures(Observer):
         self.features: Tensor | None = None
         self.strayed: Tensor | None = None
         self.convolved = False
-        # Heights and widths by storage; a weak reference keeps its key from being given to another one.
-        self.sizes: dict[int, tuple[StorageWeakRef, set[torch.Size]]] = {}
+        # Heights and widths.
+        self.sizes = ByStorage[set[torch.Size]]()
         self._add(images, images.shape[2:])
 
     def _add(self, tensor: Tensor, size: torch.Size) -> None:
-        storage = StorageWeakRef(tensor.untyped_storage())
-        self.sizes.setdefault(storage.cdata, (storage, set()))[1].add(size)
+        self.sizes[tensor] = (self.sizes.get(tensor) or set()) | {size}
 
     def size(self, tensor: object) -> torch.Size | None:
         """Height and width of a tensor that is a map, in the one order of dimensions or the other; None for another tensor."""
         if not isinstance(tensor, Tensor) or tensor.ndim < 4:
             return None
-        _, sizes = self.sizes.get(tensor.untyped_storage()._cdata, (None, set()))
+        sizes = self.sizes.get(tensor) or ()
         return next((size for size in (tensor.shape[-2:], tensor.shape[1:3]) if size in sizes), None)
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
         name = plain_name(operator)
-        read = [tensor for tensor in tree_leaves(read) if self.size(tensor) is not None]
+        read = [tensor for tensor in tensors_in(read) if self.size(tensor) is not None]
         if not read:
             return
         # Of several results the others are for the way back, but for those of a split.

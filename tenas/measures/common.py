@@ -45,6 +45,9 @@ def measuring(
     and for images that are NaN or infinite; with ``drawn`` they are not looked at, as those of a search are pixels. ``values``:
     whether the measure needs the values of weights. An error within a measure, of a network that runs by itself, is a TenasError.
     """
+    signature = inspect.signature(function)
+    # A user's measure has its own errors.
+    is_shipped = function.__module__.startswith("tenas.")
 
     @functools.wraps(function)
     def measured(network: nn.Module, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -60,10 +63,8 @@ def measuring(
                     return function(network, *args, **kwargs)
                 if values:
                     check_values(network)
-                # A user's measure has its own errors.
-                explained = function.__module__.startswith("tenas.")
-                inspect.signature(function).bind(network, *args, **kwargs)
-                with _explained(function.__name__, network, inputs) if explained else nullcontext():
+                signature.bind(network, *args, **kwargs)
+                with _explained(function.__name__, network, inputs) if is_shipped else nullcontext():
                     with _kept(network, inputs) as again:
                         value = function(network, *args, **kwargs)
                     if again():
@@ -78,6 +79,8 @@ def measuring(
 
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all values are finite; mostly their sum tells, in one launch of a GPU."""
+    if tensor.dtype.itemsize == 1:  # torch has no sum of such floats
+        tensor = tensor.float()
     return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
 
 
@@ -173,9 +176,7 @@ def check_values(network: nn.Module) -> None:
             raise TenasError(f"The network's {name} has no values, as it is on the meta device: only costs can be counted of it.")
         if tensor.layout is not torch.strided:
             raise TenasError(f"The network's {name} is sparse, which no measure takes: make it dense, by to_dense().")
-        # Floats of one byte cannot be summed.
-        numbers = tensor.detach().float() if tensor.dtype.itemsize == 1 else tensor.detach()
-        if tensor.is_floating_point() and not _is_finite(numbers):
+        if tensor.is_floating_point() and not _is_finite(tensor.detach()):
             raise TenasError(f"The network's {name} has values that are NaN or infinite: no measure of it means anything.")
 
 

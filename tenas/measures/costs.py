@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from tenas.measures.common import ParametersRead, check_batch, check_eager, hooked, measuring
 from tenas.networks import count_flops, on_meta, without_values
-from tenas.networks.observer import Observer, name_of, storage_key
+from tenas.networks.observer import Observer, name_of, storage_key, tensors_in
 
 
 @functools.partial(measuring, values=False)
@@ -86,17 +86,16 @@ class _Depths(Observer):
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
         name = name_of(operator)
-        tensors = [tensor for tensor in tree_leaves(read) if isinstance(tensor, Tensor)]
+        tensors = tensors_in(read)
         depths = [depth for tensor in tensors if (depth := self.of(tensor)) is not None]
         # What is computed from weights alone is one: weight and spectral norm, standardised weights.
         if not depths and any(storage_key(tensor) in self.weights for tensor in tensors):
-            made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
+            made = tensors_in(out)
             self.weights.update(map(storage_key, made))
             self.kept += made
         # zeros_like and the like read shapes, not values.
         if depths and not name.endswith("_like") and not name.startswith("new_"):
             layer = name in self.PRODUCTS and any(storage_key(tensor) in self.weights for tensor in tensors)
-            for tensor in tree_leaves(out):
-                if isinstance(tensor, Tensor):
-                    self.depths[storage_key(tensor)] = max(max(depths) + layer, self.of(tensor) or 0)
-                    self.kept.append(tensor)
+            for tensor in tensors_in(out):
+                self.depths[storage_key(tensor)] = max(max(depths) + layer, self.of(tensor) or 0)
+                self.kept.append(tensor)

@@ -125,18 +125,17 @@ class _Signs(Observer):
             self.compared.add(out)
         kinks = _KINKS.get(name)
         if kinks is None:
-            if name in _BY_COMPARISONS and any(map(self.compared.has, tensors_in(read))) and len(out) == self.samples:
-                self.others.add("a comparison")
             if name in _SMOOTH:
                 self.smooth.add(name)
-            elif (name in _OTHERS or not is_torchs(operator)) and not self.poolings.running:
-                made = out[0] if isinstance(out, tuple) else out
-                if isinstance(made, Tensor) and made.ndim and len(made) == self.samples:
+            elif self._is_of_samples(out[0] if isinstance(out, tuple) else out):
+                if (name in _OTHERS or not is_torchs(operator)) and not self.poolings.running:
                     self.others.add(name)
+                if name in _BY_COMPARISONS and self.compared and any(map(self.compared.has, tensors_in(read))):
+                    self.others.add("a comparison")
             return
-        if name in _BOUNDS and (out.ndim == 0 or len(out) != self.samples or self._is_guard(name, read[0])):
+        if name in _BOUNDS and (not self._is_of_samples(out) or self._is_guard(name, read[0])):
             return
-        if out.ndim == 0 or len(out) != self.samples:
+        if not self._is_of_samples(out):
             raise TenasError(
                 f"A ReLU gave {tuple(out.shape)} for {self.samples} inputs: its first dimension must be the samples."
             )
@@ -145,9 +144,12 @@ class _Signs(Observer):
         if self.first_only:
             raise _EnoughError
 
+    def _is_of_samples(self, made: object) -> bool:
+        return isinstance(made, Tensor) and made.ndim > 0 and len(made) == self.samples
+
     def _is_guard(self, name: str, args: Sequence[Any]) -> bool:
         """Whether a bound keeps a division by a norm from being one by zero."""
-        return name == "clamp_min" and self.norms.has(args[:1]) and float(args[1]) <= GUARD
+        return name == "clamp_min" and self.norms.has(args[:1]) and bool((torch.as_tensor(args[1]) <= GUARD).all())
 
 
 def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+
+Value = TypeVar("Value")
 
 
 class Observer(TorchDispatchMode):
@@ -33,30 +35,53 @@ class Observer(TorchDispatchMode):
         raise NotImplementedError
 
 
-class Marks:
-    """A set of tensors by their storages, so that views of a member are members. It keeps none of them in memory."""
+class ByStorage(Generic[Value]):
+    """Values of tensors by their storages, so that views share one. It keeps no tensor in memory."""
 
     def __init__(self) -> None:
         # The key of a storage is not given to another one as long as there is a weak reference to it.
-        self._kept: dict[int, StorageWeakRef] = {}
+        self._kept: dict[int, tuple[StorageWeakRef, Value]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._kept)
 
+    def __contains__(self, tensor: Tensor) -> bool:
+        return storage_key(tensor) in self._kept
+
+    def __setitem__(self, tensor: Tensor, value: Value) -> None:
+        storage = StorageWeakRef(tensor.untyped_storage())
+        self._kept[storage.cdata] = storage, value
+
+    def get(self, tensor: Tensor) -> Value | None:
+        found = self._kept.get(storage_key(tensor))
+        return None if found is None else found[1]
+
+    def remove(self, tensor: Tensor) -> None:
+        self._kept.pop(storage_key(tensor), None)
+
+
+class Marks:
+    """A set of tensors by their storages."""
+
+    def __init__(self) -> None:
+        self._marked = ByStorage[bool]()
+
+    def __bool__(self) -> bool:
+        return bool(self._marked)
+
     def add(self, values: object) -> None:
         """Add all tensors among nested values."""
         for tensor in tensors_in(values):
-            storage = StorageWeakRef(tensor.untyped_storage())
-            self._kept[storage.cdata] = storage
+            self._marked[tensor] = True
 
     def discard(self, values: object) -> None:
         """Take all tensors among nested values out."""
         for tensor in tensors_in(values):
-            self._kept.pop(storage_key(tensor), None)
+            self._marked.remove(tensor)
 
     def has(self, values: object) -> bool:
         """Whether all tensors among nested values are members."""
-        return all(storage_key(tensor) in self._kept for tensor in tensors_in(values))
+        return all(tensor in self._marked for tensor in tensors_in(values))
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -14,7 +14,7 @@ from tenas.files import finite, read_json, read_table, sha256
 from tenas.provenance import read_record
 from tenas.report.warnings import warnings_of_round
 from tenas.search.origins import check_same_origins, shards_in
-from tenas.settings.search import are_equal, read_settings
+from tenas.settings.search import first_difference, read_settings
 from tenas.settings.study import read_study
 
 COLUMNS = (
@@ -188,7 +188,7 @@ def of_other_settings(run_dir: str | os.PathLike[str], seeds: Iterable[int]) -> 
         genotype = layout.path(layout.GENOTYPE, run_dir, seed=seed)
         made_by = read_json(genotype, "genotype").get("made_by") if genotype.exists() else None
         of = made_by.get("settings") if isinstance(made_by, dict) else None
-        found += [] if of is None or are_equal(of, settings) else [seed]
+        found += [] if of is None or first_difference(of, settings) is None else [seed]
     return found
 
 

@@ -335,16 +335,12 @@ def difference(found: object, meant: object, at: str = "") -> str | None:
     return next((text for text in differences if text is not None), None)
 
 
-def are_equal(written: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether settings that were written, perhaps by an earlier version, are these, with the keys that were filled in since.
-
-    Their preset, and the file of their space, may be named otherwise: what a preset says is in the settings.
-    """
-    return first_difference(written, settings) is None
-
-
 def first_difference(written: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
-    """The first setting of ``settings`` that was another one when they were ``written``; None as for ``are_equal``."""
+    """The first setting of ``settings`` that was another one when they were ``written``, perhaps by an earlier version.
+
+    None if they are the same, with the keys that were filled in since. Their preset, and the file of their space, may be named
+    otherwise: what a preset says is in the settings.
+    """
     written = renamed(written, settings)
     if written == settings:
         return None

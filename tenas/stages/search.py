@@ -94,15 +94,15 @@ def _claim(settings: dict[str, Any], out: Path) -> dict[str, Any]:
 class _Seed(NamedTuple):
     """A search of one seed: what all of its rounds need.
 
-    ``limits``: file of the run's limits, if it has any. ``data``: folder of the images, which were drawn from ``dataset``.
-    ``images``: hash of the images at its start.
+    ``limits``: file of the run's limits, if it has any. ``data``: folder of the images, which were drawn from ``dataset``, by
+    default as its card says. ``images``: hash of the images at its start.
     """
 
     settings: dict[str, Any]
     settings_file: Path
     limits: Path | None
     data: Path
-    dataset: dict[str, Any]
+    dataset: dict[str, Any] | None
     seed: int
     out: Path
     workers: "Workers"
@@ -138,7 +138,6 @@ def search_seed(
     from tenas.data.prepared import read_card
     from tenas.locks import alone
     from tenas.scoring.workers import Workers
-    from tenas.search.given import training_dataset
     from tenas.settings.search import check_settings, schedule
     from tenas.settings.sizes import check_sizes
     from tenas.stages.draw import draw
@@ -164,7 +163,7 @@ def search_seed(
             settings_file,
             limits_file,
             data,
-            training_dataset(data) if dataset is None else dataset,
+            dataset,
             seed,
             out,
             workers or Workers(1),
@@ -240,16 +239,18 @@ def _cells(search: _Seed, round: "Round", before: Path) -> Path:
 
 def _train(search: _Seed, round: "Round", before: Path) -> Path:
     """Train the finalists, or look them up, and keep the best."""
+    from tenas.search.given import training_dataset
     from tenas.stages.finalists import finalists
     from tenas.stages.training import training
 
     number, metrics = round.number, []
     if search.settings["rounds"][number - 1]["column"] is None:
+        dataset = search.dataset or training_dataset(search.data)
         with search.progress(round.trials, f"round {number}", "trainings") as advance:
             for place in range(1, round.trials + 1):
                 training(
                     settings=search.settings_file,
-                    dataset=search.dataset,
+                    dataset=dataset,
                     shortlist=before,
                     round=number,
                     place=place,

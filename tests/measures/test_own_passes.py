@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from helpers.passes import Own, batch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import DeformConv2d
@@ -39,10 +40,6 @@ LABELS = torch.tensor([0, 1, 2, 0])
 TAKEN = {name: measure for name, measure in MEASURES.items() if not name.startswith("az_")}
 
 
-def batch(*shape: int) -> Tensor:
-    return torch.randn(*(shape or (4, 3, 8, 8)), generator=torch.Generator().manual_seed(1))
-
-
 def conv(inputs: int = 3, outputs: int = 4) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
@@ -56,29 +53,16 @@ def measured(name: str, network: nn.Module, images: Tensor) -> float:
     return float(TAKEN[name](network, images, *arguments))
 
 
-class Pass(nn.Module):
-    """A network whose pass is a function of itself and its input."""
-
-    def __init__(self, function, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
-
-
 # --- passes that write their own weights
 
 
-def decayed(self: Pass, x: Tensor) -> Tensor:
+def decayed(self: Own, x: Tensor) -> Tensor:
     with torch.no_grad():
         self.conv.weight.mul_(0.9)
     return self.head(F.relu(self.conv(x)))
 
 
-def renormalised(self: Pass, x: Tensor) -> Tensor:
+def renormalised(self: Own, x: Tensor) -> Tensor:
     self.conv.weight.data = torch.renorm(self.conv.weight.data, 2, 0, 0.3)
     return self.head(F.relu(self.conv(x)))
 
@@ -99,8 +83,8 @@ class Scaled(nn.Module):
 
 
 WRITERS = {
-    "in place": lambda: Pass(decayed, conv=conv(), head=head()),
-    "other data": lambda: Pass(renormalised, conv=conv(), head=head()),
+    "in place": lambda: Own(decayed, conv=conv(), head=head()),
+    "other data": lambda: Own(renormalised, conv=conv(), head=head()),
     "by the first batch": lambda: nn.Sequential(conv(), Scaled(), nn.ReLU(), head()),
 }
 
@@ -114,9 +98,9 @@ def test_weights_that_a_pass_writes_are_restored(way, measure):
     places = {name: value.data_ptr() for name, value in network.named_parameters()}
     if way == "by the first batch" and measure in ("parameters", "flops", "layers"):
         with pytest.raises(TenasError, match="Costs are counted without values"):
-            measured(measure, network, batch())
+            measured(measure, network, batch(4, 3, 8, 8))
         return
-    assert measured(measure, network, batch()) == measured(measure, network, batch())
+    assert measured(measure, network, batch(4, 3, 8, 8)) == measured(measure, network, batch(4, 3, 8, 8))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert {name: value.data_ptr() for name, value in network.named_parameters()} == places
 
@@ -124,7 +108,7 @@ def test_weights_that_a_pass_writes_are_restored(way, measure):
 # --- passes that make parts
 
 
-def making(self: Pass, x: Tensor) -> Tensor:
+def making(self: Own, x: Tensor) -> Tensor:
     if not hasattr(self, "made"):
         self.made, self.is_built = conv(4, 4), True
     return self.head(F.relu(self.made(F.relu(self.conv(x)))))
@@ -133,17 +117,17 @@ def making(self: Pass, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("measure", ["ntk_condition_number", "snip", "near", "linear_regions", "zen"])
 def test_a_layer_made_in_the_first_pass_is_a_sentence(measure):
     torch.manual_seed(0)
-    network = Pass(making, conv=conv(), head=head())
+    network = Own(making, conv=conv(), head=head())
     for _ in range(2):
         with pytest.raises(TenasError, match=r"makes its parameter made\.weight in a pass, unseen by the measure: run a batch"):
-            measured(measure, network, batch())
+            measured(measure, network, batch(4, 3, 8, 8))
         assert not hasattr(network, "made")
         assert not hasattr(network, "is_built")
-    network(batch())
-    assert measured(measure, network, batch()) == measured(measure, network, batch())
+    network(batch(4, 3, 8, 8))
+    assert measured(measure, network, batch(4, 3, 8, 8)) == measured(measure, network, batch(4, 3, 8, 8))
 
 
-def tabled(self: Pass, x: Tensor) -> Tensor:
+def tabled(self: Own, x: Tensor) -> Tensor:
     if not hasattr(self, "table"):
         self.register_buffer("table", torch.linspace(0, 1, 64).to(x).reshape(8, 8))
     return self.head(F.relu(self.conv(x) + self.table))
@@ -152,57 +136,57 @@ def tabled(self: Pass, x: Tensor) -> Tensor:
 def test_a_buffer_made_in_the_first_pass_does_not_stay():
     """SynFlow's would be in float64."""
     torch.manual_seed(0)
-    network = Pass(tabled, conv=conv(), head=head())
-    value = synflow(network, batch())
+    network = Own(tabled, conv=conv(), head=head())
+    value = synflow(network, batch(4, 3, 8, 8))
     assert "table" not in network.state_dict()
-    network(batch())
+    network(batch(4, 3, 8, 8))
     assert network.table.dtype == torch.float32
-    assert synflow(network, batch()) == pytest.approx(value, rel=1e-6)
+    assert synflow(network, batch(4, 3, 8, 8)) == pytest.approx(value, rel=1e-6)
 
 
-def replacing(self: Pass, x: Tensor) -> Tensor:
+def replacing(self: Own, x: Tensor) -> Tensor:
     self.conv.weight = nn.Parameter(self.conv.weight.detach() * 0.9)
     return self.head(F.relu(self.conv(x)))
 
 
 def test_a_parameter_that_each_pass_makes_anew_is_a_sentence():
-    network = Pass(replacing, conv=conv(), head=head())
+    network = Own(replacing, conv=conv(), head=head())
     before = network.conv.weight
     with pytest.raises(TenasError, match=r"makes its parameter conv\.weight in a pass, .* or write into the parameter"):
-        snip(network, batch(), LABELS)
+        snip(network, batch(4, 3, 8, 8), LABELS)
     assert network.conv.weight is before
 
 
-def counting(self: Pass, x: Tensor) -> Tensor:
+def counting(self: Own, x: Tensor) -> Tensor:
     self.calls = getattr(self, "calls", 0) + 1
     return self.head(F.relu(self.conv(x) * self.calls))
 
 
 def test_attributes_that_a_pass_sets_are_restored():
     torch.manual_seed(0)
-    network = Pass(counting, conv=conv(), head=head())
+    network = Own(counting, conv=conv(), head=head())
     for measure in (near, lambda network, images: snip(network, images, LABELS)):
-        assert measure(network, batch()) == measure(network, batch())
+        assert measure(network, batch(4, 3, 8, 8)) == measure(network, batch(4, 3, 8, 8))
     assert not hasattr(network, "calls")
 
 
 # --- layers that are not called as modules
 
 
-def by_function(self: Pass, x: Tensor) -> Tensor:
+def by_function(self: Own, x: Tensor) -> Tensor:
     return self.head(F.relu(F.conv2d(F.relu(self.conv(x)), self.more.weight, self.more.bias, padding=1)))
 
 
 @pytest.mark.parametrize("measure", [near, lambda network, images: fisher(network, images, LABELS)], ids=["near", "fisher"])
 def test_layers_whose_weights_functions_read_are_named(measure):
     torch.manual_seed(0)
-    network = Pass(by_function, conv=conv(), more=conv(4, 4), head=head())
+    network = Own(by_function, conv=conv(), more=conv(4, 4), head=head())
     with pytest.warns(LeftOutWarning, match="layers that are called as modules: it leaves out more, read by functions"):
-        measure(network, batch())
-    unread = Pass(lambda self, x: self.head(F.relu(self.conv(x))), conv=conv(), more=conv(4, 4), head=head())
+        measure(network, batch(4, 3, 8, 8))
+    unread = Own(lambda self, x: self.head(F.relu(self.conv(x))), conv=conv(), more=conv(4, 4), head=head())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        measure(unread, batch())
+        measure(unread, batch(4, 3, 8, 8))
 
 
 class Dropped(nn.Module):
@@ -212,31 +196,31 @@ class Dropped(nn.Module):
         return F.dropout(weight, 0.5)
 
 
-def called_with(self: Pass, x: Tensor) -> Tensor:
+def called_with(self: Own, x: Tensor) -> Tensor:
     values = {name: value * 1 for name, value in self.conv.named_parameters()}
     return self.head(torch.func.functional_call(self.conv, values, x))
 
 
 def test_layers_are_known_whose_parameters_are_given_or_computed():
     torch.manual_seed(0)
-    given = Pass(called_with, conv=conv(), head=head())
+    given = Own(called_with, conv=conv(), head=head())
     dropped = nn.Sequential(conv(), nn.ReLU(), head())
     nn.utils.parametrize.register_parametrization(dropped[0], "weight", Dropped())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        near(given, batch())
+        near(given, batch(4, 3, 8, 8))
         torch.manual_seed(1)
-        near(dropped, batch())
+        near(dropped, batch(4, 3, 8, 8))
     after = torch.rand(1)
     torch.manual_seed(1)
-    dropped(batch())
+    dropped(batch(4, 3, 8, 8))
     assert torch.equal(torch.rand(1), after)  # nothing more was drawn than by a pass
 
 
 # --- batch normalisation, however it is called
 
 
-def normalised(self: Pass, x: Tensor) -> Tensor:
+def normalised(self: Own, x: Tensor) -> Tensor:
     made = F.batch_norm(self.conv(x), None, None, self.norm.weight, self.norm.bias, training=True)
     return self.head(F.relu(made))
 
@@ -269,19 +253,19 @@ def test_batch_normalisation_counts_however_it_is_called(way, measure):
     torch.manual_seed(0)
     plain = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), head())
     torch.manual_seed(0)
-    network = Pass(NORMALISED[way], conv=conv(), norm=nn.BatchNorm2d(4), activating=Activating(4), by_hand=ByHand(4), head=head())
+    network = Own(NORMALISED[way], conv=conv(), norm=nn.BatchNorm2d(4), activating=Activating(4), by_hand=ByHand(4), head=head())
     if way == "with more":
         network.norm.__class__ = Activating
-    assert measure(network, batch()) == pytest.approx(measure(plain, batch()), rel=1e-12)
+    assert measure(network, batch(4, 3, 8, 8)) == pytest.approx(measure(plain, batch(4, 3, 8, 8)), rel=1e-12)
 
 
 def test_synflow_of_activation_functions_in_place():
     """Of an identity's output; a residual reads the input, too."""
     torch.manual_seed(0)
     parts = {"conv": conv(), "norm": nn.BatchNorm2d(4), "head": head()}
-    plain = Pass(lambda self, x: self.head((y := self.conv(x)) + F.silu(self.norm(y))), **parts)
-    in_place = Pass(lambda self, x: self.head((y := self.conv(x)) + F.silu(self.norm(y), inplace=True)), **parts)
-    assert synflow(in_place, batch()) == synflow(plain, batch())
+    plain = Own(lambda self, x: self.head((y := self.conv(x)) + F.silu(self.norm(y))), **parts)
+    in_place = Own(lambda self, x: self.head((y := self.conv(x)) + F.silu(self.norm(y), inplace=True)), **parts)
+    assert synflow(in_place, batch(4, 3, 8, 8)) == synflow(plain, batch(4, 3, 8, 8))
 
 
 # --- what bends
@@ -292,7 +276,7 @@ def test_synflow_of_activation_functions_in_place():
 def test_what_weights_bend_to_is_no_activation(bent, count):
     """8 outputs for 8 images: their rows are those of the images in number alone."""
     torch.manual_seed(0)
-    network = Pass(lambda self, x: self.out(F.relu(F.linear(x.flatten(1), bent(self.first.weight)))),
+    network = Own(lambda self, x: self.out(F.relu(F.linear(x.flatten(1), bent(self.first.weight)))),
                    first=nn.Linear(12, 8), out=nn.Linear(8, 3))  # fmt: skip
     equal = batch(1, 3, 2, 2).repeat(count, 1, 1, 1)
     assert linear_regions(network, equal) == 1
@@ -305,20 +289,20 @@ def test_what_weights_bend_to_is_no_activation(bent, count):
 def test_a_bound_of_a_norm_is_no_activation():
     torch.manual_seed(0)
     parts = {"first": nn.Linear(12, 8), "out": nn.Linear(8, 3)}
-    plain = Pass(lambda self, x: self.out((y := F.relu(self.first(x.flatten(1)))) / y.norm(dim=1, keepdim=True)), **parts)
-    bounded = Pass(lambda self, x: self.out(F.normalize(F.relu(self.first(x.flatten(1))), dim=1)), **parts)
+    plain = Own(lambda self, x: self.out((y := F.relu(self.first(x.flatten(1)))) / y.norm(dim=1, keepdim=True)), **parts)
+    bounded = Own(lambda self, x: self.out(F.normalize(F.relu(self.first(x.flatten(1))), dim=1)), **parts)
     images = batch(6, 3, 2, 2)
     assert naswot(bounded, images) == naswot(plain, images)
     assert swap(bounded, images) == swap(plain, images)
-    cosines = Pass(lambda self, x: F.cosine_similarity(F.relu(self.first(x.flatten(1)))[:, None], self.out.weight, 2), **parts)
+    cosines = Own(lambda self, x: F.cosine_similarity(F.relu(self.first(x.flatten(1)))[:, None], self.out.weight, 2), **parts)
     assert swap(cosines, images) == swap(plain, images)
 
 
 def test_other_bounds_of_a_norm_are_activations():
     torch.manual_seed(0)
     parts = {"first": nn.Linear(12, 8), "out": nn.Linear(8, 3)}
-    free = Pass(lambda self, x: self.out((y := self.first(x.flatten(1))) / y.norm(dim=1, keepdim=True)), **parts)
-    held = Pass(lambda self, x: self.out((y := self.first(x.flatten(1))) / y.norm(dim=1, keepdim=True).clamp(1.0, 2.0)), **parts)
+    free = Own(lambda self, x: self.out((y := self.first(x.flatten(1))) / y.norm(dim=1, keepdim=True)), **parts)
+    held = Own(lambda self, x: self.out((y := self.first(x.flatten(1))) / y.norm(dim=1, keepdim=True).clamp(1.0, 2.0)), **parts)
     images = batch(30, 3, 2, 2)
     with pytest.warns(SmoothActivationWarning, match="No activation function was seen"):
         assert linear_regions(free, images) == 1
@@ -326,12 +310,12 @@ def test_other_bounds_of_a_norm_are_activations():
 
 
 def test_images_of_a_buffer_are_images():
-    network = Pass(lambda self, x: self.out(F.relu(self.first(x.flatten(1)))), first=nn.Linear(12, 8), out=nn.Linear(8, 3))
+    network = Own(lambda self, x: self.out(F.relu(self.first(x.flatten(1)))), first=nn.Linear(12, 8), out=nn.Linear(8, 3))
     network.register_buffer("bank", batch(8, 3, 2, 2))
     assert naswot(network, network.bank) == naswot(network, network.bank.clone()) > -torch.inf
 
 
-def banked(self: Pass, x: Tensor) -> Tensor:
+def banked(self: Own, x: Tensor) -> Tensor:
     torch._foreach_copy_([self.bank], [x.flatten(1)])
     return self.out(F.relu(self.first(self.bank)))
 
@@ -339,15 +323,15 @@ def banked(self: Pass, x: Tensor) -> Tensor:
 def test_what_a_pass_writes_into_a_buffer_is_of_the_images():
     torch.manual_seed(0)
     parts = {"first": nn.Linear(12, 8), "out": nn.Linear(8, 3)}
-    network = Pass(banked, **parts)
+    network = Own(banked, **parts)
     network.register_buffer("bank", torch.zeros(8, 12))
-    plain = Pass(lambda self, x: self.out(F.relu(self.first(x.flatten(1)))), **parts)
+    plain = Own(lambda self, x: self.out(F.relu(self.first(x.flatten(1)))), **parts)
     assert naswot(network, batch(8, 3, 2, 2)) == naswot(plain, batch(8, 3, 2, 2)) > -torch.inf
 
 
 def test_constants_of_a_pass_are_no_activations():
     """Coordinates, which are as many as they are."""
-    table = Pass(lambda self, x: self.out(x.flatten(1)) + F.relu(torch.arange(9.0) - 4).sum(), out=nn.Linear(12, 3))
+    table = Own(lambda self, x: self.out(x.flatten(1)) + F.relu(torch.arange(9.0) - 4).sum(), out=nn.Linear(12, 3))
     with pytest.warns(SmoothActivationWarning, match="No activation function was seen"):
         assert linear_regions(table, batch(8, 3, 2, 2)) == 1
 
@@ -365,19 +349,28 @@ BENDING = {
 def test_what_bends_and_does_not_count_is_named(name):
     torch.manual_seed(0)
     parts = {"first": nn.Linear(192, 8), "out": nn.Linear(8, 3)}
-    network = Pass(lambda self, x: self.out(F.relu(BENDING[name](self.first(x.flatten(1))))), **parts)
+    network = Own(lambda self, x: self.out(F.relu(BENDING[name](self.first(x.flatten(1))))), **parts)
     with pytest.warns(SmoothActivationWarning, match=rf"do not count as activation functions: .*\b{name}\b"):
-        linear_regions(network, batch())
+        linear_regions(network, batch(4, 3, 8, 8))
 
 
-def checked(self: Pass, x: Tensor) -> Tensor:
+def checked(self: Own, x: Tensor) -> Tensor:
     assert (x.amax(1) > -100).all()
     shares = (y := self.first(x.flatten(1))).exp() / y.exp().sum(1, keepdim=True)
     return self.out(F.relu(shares - 0.1))
 
 
+def test_a_number_by_a_comparison_and_bounds_by_tensors_are_read():
+    def weighed(self: Own, x: Tensor) -> Tensor:
+        y = self.first(x.flatten(1))
+        return self.out(F.relu(y * ((y.sum() > 0) * 1.0) / y.norm(dim=1, keepdim=True).clamp_min(torch.full((1, 1), 1e-9))))
+
+    network = Own(weighed, first=nn.Linear(12, 8), out=nn.Linear(8, 3))
+    assert 1 < linear_regions(network, batch(8, 3, 2, 2)) <= 8
+
+
 def test_comparisons_that_bend_nothing_are_not_named():
-    network = Pass(checked, first=nn.Linear(12, 8), out=nn.Linear(8, 3))
+    network = Own(checked, first=nn.Linear(12, 8), out=nn.Linear(8, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         linear_regions(network, torch.cat([batch(4, 3, 2, 2)] * 3))
@@ -388,26 +381,26 @@ def test_comparisons_that_bend_nothing_are_not_named():
 
 def test_products_of_other_operators_count_or_are_named():
     torch.manual_seed(0)
-    deformed = Pass(lambda self, x: self.head(F.relu(self.deformed(x, self.offsets(x)))),
+    deformed = Own(lambda self, x: self.head(F.relu(self.deformed(x, self.offsets(x)))),
                     offsets=conv(3, 18), deformed=DeformConv2d(3, 4, 3, padding=1), head=head())  # fmt: skip
-    assert flops(deformed, batch()) == 64 * 27 * (18 + 4) + 64 * (18 + 4) + 4 * 3 + 3
-    assert layers(deformed, batch()) == 3
-    over_time = Pass(lambda self, x: F.conv_tbc(x.flatten(2).permute(2, 0, 1), self.weight, torch.zeros(4)).mean(0))
+    assert flops(deformed, batch(4, 3, 8, 8)) == 64 * 27 * (18 + 4) + 64 * (18 + 4) + 4 * 3 + 3
+    assert layers(deformed, batch(4, 3, 8, 8)) == 3
+    over_time = Own(lambda self, x: F.conv_tbc(x.flatten(2).permute(2, 0, 1), self.weight, torch.zeros(4)).mean(0))
     over_time.weight = nn.Parameter(torch.randn(3, 3, 4))
-    assert flops(over_time, batch()) == 62 * 4 * (3 * 3 + 1)
-    assert layers(over_time, batch()) == 1
+    assert flops(over_time, batch(4, 3, 8, 8)) == 62 * 4 * (3 * 3 + 1)
+    assert layers(over_time, batch(4, 3, 8, 8)) == 1
 
     @torch.library.custom_op("tenas_tests::product", mutates_args=())
     def product(x: Tensor, weight: Tensor) -> Tensor:
         return x @ weight.T
 
     product.register_fake(lambda x, weight: x.new_empty(len(x), len(weight)))
-    custom = Pass(lambda self, x: product(x.flatten(1), self.out.weight), out=nn.Linear(192, 3))
+    custom = Own(lambda self, x: product(x.flatten(1), self.out.weight), out=nn.Linear(192, 3))
     with pytest.warns(UserWarning, match="operators of other libraries do not count: tenas_tests::product"):
-        assert flops(custom, batch()) == 0
+        assert flops(custom, batch(4, 3, 8, 8)) == 0
 
 
-class Locked(Pass):
+class Locked(Own):
     """An attribute that cannot be copied."""
 
     def __init__(self, function, **modules: nn.Module) -> None:
@@ -415,11 +408,11 @@ class Locked(Pass):
         self.lock = threading.Lock()
 
 
-def plain_pass(self: Pass, x: Tensor) -> Tensor:
+def plain_pass(self: Own, x: Tensor) -> Tensor:
     return self.head(F.relu(self.conv(x)))
 
 
-def through_numpy(self: Pass, x: Tensor) -> Tensor:
+def through_numpy(self: Own, x: Tensor) -> Tensor:
     return self.head((made := self.conv(x)) * float(made.detach().numpy().mean()))
 
 
@@ -427,14 +420,14 @@ def through_numpy(self: Pass, x: Tensor) -> Tensor:
     ("make", "measure", "sentence"),
     [
         (lambda **parts: Locked(plain_pass, **parts), parameters, "parameters cannot be measured of this network, .*lock"),
-        (lambda **parts: Pass(through_numpy, **parts), flops, "flops cannot be measured of this network, .*numpy"),
-        (lambda **parts: Pass(plain_pass, **parts).to("meta"), ntk_gram, "conv.weight has no values, as it is on the meta"),
+        (lambda **parts: Own(through_numpy, **parts), flops, "flops cannot be measured of this network, .*numpy"),
+        (lambda **parts: Own(plain_pass, **parts).to("meta"), ntk_gram, "conv.weight has no values, as it is on the meta"),
     ],
     ids=["a lock", "values", "meta"],
 )
 def test_what_a_measure_cannot_do_is_a_sentence(make, measure, sentence):
     with pytest.raises(TenasError, match=sentence):
-        measure(make(conv=conv(), head=head()), batch())
+        measure(make(conv=conv(), head=head()), batch(4, 3, 8, 8))
 
 
 def test_a_sparse_weight_is_a_sentence():
@@ -445,30 +438,30 @@ def test_a_sparse_weight_is_a_sentence():
 
 
 def test_a_networks_own_error_is_its_own():
-    def failing(self: Pass, x: Tensor) -> Tensor:
+    def failing(self: Own, x: Tensor) -> Tensor:
         raise ValueError("not this time") from KeyError("its cause")
 
     with pytest.raises(ValueError, match="not this time") as found:
-        snip(Pass(failing, conv=conv(), head=head()), batch(), LABELS)
+        snip(Own(failing, conv=conv(), head=head()), batch(4, 3, 8, 8), LABELS)
     assert isinstance(found.value.__cause__, KeyError)
 
 
 def test_costs_take_tables_that_are_no_buffers():
-    network = Pass(lambda self, x: self.head(F.relu(self.conv(x) + self.table)), conv=conv(), head=head())
+    network = Own(lambda self, x: self.head(F.relu(self.conv(x) + self.table)), conv=conv(), head=head())
     network.table = torch.ones(8, 8)
-    assert parameters(network, batch()) == 27 * 4 + 4 + 12 + 3
+    assert parameters(network, batch(4, 3, 8, 8)) == 27 * 4 + 4 + 12 + 3
     assert network.table.device.type == "cpu"
 
 
 def test_the_plain_loop_draws_what_the_pass_before_it_drew():
     torch.manual_seed(0)
     # A custom function, which the tape does not follow.
-    network = Pass(lambda self, x: self.head(F.dropout(Doubled.apply(self.conv(x)), 0.5)), conv=conv(), head=head())
+    network = Own(lambda self, x: self.head(F.dropout(Doubled.apply(self.conv(x)), 0.5)), conv=conv(), head=head())
     torch.manual_seed(1)
-    automatic = ntk_gram(network, batch())
+    automatic = ntk_gram(network, batch(4, 3, 8, 8))
     torch.manual_seed(1)
-    assert torch.equal(automatic, ntk_gram(network, batch(), implementation="loop"))
-    assert jacobian_covariance(network, batch()) < 0
+    assert torch.equal(automatic, ntk_gram(network, batch(4, 3, 8, 8), implementation="loop"))
+    assert jacobian_covariance(network, batch(4, 3, 8, 8)) < 0
 
 
 class Doubled(torch.autograd.Function):
@@ -482,6 +475,6 @@ class Doubled(torch.autograd.Function):
 
 
 def test_arguments_that_a_measure_does_not_have_are_pythons_error():
-    network = Pass(plain_pass, conv=conv(), head=head())
+    network = Own(plain_pass, conv=conv(), head=head())
     with pytest.raises(TypeError, match="missing a required argument: 'labels'"):
-        snip(network, batch())
+        snip(network, batch(4, 3, 8, 8))

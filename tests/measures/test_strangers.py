@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from helpers.passes import Own, batch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
@@ -48,27 +49,10 @@ CELL = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 
 
-def batch(*shape: int) -> Tensor:
-    return torch.randn(*(shape or (8, 3, 8, 8)), generator=torch.Generator().manual_seed(1))
-
-
 def small(activation: nn.Module | None = None) -> nn.Sequential:
     torch.manual_seed(0)
     body = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), activation or nn.ReLU()]
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-
-
-class Own(nn.Module):
-    """A network of a function of itself and its input."""
-
-    def __init__(self, function, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 # --- costs
@@ -82,7 +66,7 @@ def test_all_parameters_count_that_a_pass_uses():
     for network in (swin, vit):
         assert parameters(network, batch(2, 3, 8, 8)) == sum(p.numel() for p in network.parameters())
     listed = Own(lambda self, x: F.linear(x.flatten(1), self.weights[0]), weights=nn.ParameterList([torch.randn(5, 192)]))
-    assert parameters(listed, batch()) == 960
+    assert parameters(listed, batch(8, 3, 8, 8)) == 960
     tied = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 8, bias=False))
     tied[2].weight = tied[0].weight
     assert parameters(tied, batch(2, 8)) == 64
@@ -109,7 +93,7 @@ def test_every_product_counts_one_for_each_multiplication_and_bias():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_costs_do_not_depend_on_the_type_of_numbers(dtype):
-    x = batch()
+    x = batch(8, 3, 8, 8)
     expected = [measure(small(), x) for measure in (parameters, flops, layers)]
     assert [measure(small().to(dtype), x.to(dtype)) for measure in (parameters, flops, layers)] == expected
 
@@ -118,7 +102,7 @@ def test_layers_whose_weights_are_computed_are_layers():
     normed = [torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.parametrizations.spectral_norm]
     for norm in normed:
         network = nn.Sequential(*(norm(nn.Conv2d(3, 3, 3, padding=1, bias=False)) for _ in range(3)))
-        assert layers(network, batch()) == 3
+        assert layers(network, batch(8, 3, 8, 8)) == 3
 
 
 # --- activations
@@ -199,11 +183,11 @@ def test_windows_that_are_folded_into_the_batch_count_or_are_refused():
 
     parts = {"patches": nn.Conv2d(3, 6, 2, 2), "wide": nn.Linear(6, 24), "narrow": nn.Linear(12, 6), "head": nn.Linear(6, 3)}
     network = Own(windowed, **parts)
-    assert near(network, batch()) == pytest.approx(sum(map(effective_rank, outputs)), rel=1e-6)
+    assert near(network, batch(8, 3, 8, 8)) == pytest.approx(sum(map(effective_rank, outputs)), rel=1e-6)
     with pytest.raises(TenasError, match=r"one gave \(16, 8, 24\) for 8 images \(windows or tokens folded into the batch"):
-        fisher(network, batch(), LABELS)
+        fisher(network, batch(8, 3, 8, 8), LABELS)
     with pytest.raises(TenasError, match="the last layers of this network work on tokens"):
-        zen(network, batch())
+        zen(network, batch(8, 3, 8, 8))
 
 
 def test_the_features_of_zen_are_no_queries():
@@ -217,7 +201,7 @@ def test_the_features_of_zen_are_no_queries():
         return (scores.softmax(3) @ queries).mean((2, 3))
 
     network = Own(attended, conv=nn.Conv2d(3, 4, 3, padding=1))
-    x = batch()
+    x = batch(8, 3, 8, 8)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         f, moved = (network.conv(at).relu() for at in (x, x + 0.01 * noise))
@@ -271,7 +255,7 @@ def test_few_relus_that_tell_many_images_apart_have_no_determinant():
 @pytest.mark.parametrize("last", [nn.SiLU(), nn.LeakyReLU(), nn.ReLU6(), nn.GroupNorm(2, 4), nn.MaxPool2d(2)], ids=str)
 def test_the_features_of_zen_are_those_before_the_pooling(last):
     network = small(last).eval()
-    x = batch()
+    x = batch(8, 3, 8, 8)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     norm = network[1].train()
     first = network[0](x)
@@ -290,7 +274,7 @@ def test_a_squeeze_and_excitation_gives_channels_and_no_features():
 
     torch.manual_seed(0)
     network = Own(excited, conv=nn.Conv2d(3, 4, 3, padding=1), scale=nn.Conv2d(4, 4, 1))
-    x = batch()
+    x = batch(8, 3, 8, 8)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         maps = [network.conv(at) for at in (x, x + 0.01 * noise)]
@@ -319,7 +303,7 @@ def test_a_network_that_writes_into_its_input_leaves_the_images_and_has_the_valu
     body = small()
     kept = Own(lambda self, x: self.body(x.sub(0.5).div(0.25)), body=body)
     written = Own(lambda self, x: self.body(x.sub_(0.5).div_(0.25)), body=body)
-    x = batch()
+    x = batch(8, 3, 8, 8)
     before = x.clone()
     expected = measure(kept, x)
     assert measure(written, x) == pytest.approx(expected, rel=1e-5)
@@ -331,7 +315,7 @@ def test_a_network_that_writes_into_its_input_leaves_the_images_and_has_the_valu
 @pytest.mark.parametrize("name", sorted(MEASURES))
 def test_images_that_are_no_numbers_are_refused(name, value):
     """By networks of one's own and of this package."""
-    x = batch()
+    x = batch(8, 3, 8, 8)
     x[3, 0, 1, 1] = value
     x[3, 0, 1, 2] = -value
     ours = build(CELL, channels=4, cells=1, classes=3, seed=0)
@@ -353,7 +337,7 @@ def test_measures_of_one_network_in_several_threads_have_the_values_of_one():
 
 
 def test_a_pass_of_the_callers_own_can_still_go_backward():
-    network, x = small().eval(), batch()
+    network, x = small().eval(), batch(8, 3, 8, 8)
     loss = network(x).sum()
     swap(network, x)
     zen(network, x)
@@ -418,7 +402,7 @@ def test_embeddings_that_renormalise_themselves_are_left_as_they_were():
 
 
 def test_labels_of_any_whole_numbers_and_no_others():
-    network, x = small(), batch()
+    network, x = small(), batch(8, 3, 8, 8)
     expected = snip(network, x, LABELS)
     for labels in (LABELS.int(), LABELS.to(torch.uint8), LABELS.tolist(), LABELS.numpy()):
         assert snip(network, x, labels) == expected
@@ -428,7 +412,7 @@ def test_labels_of_any_whole_numbers_and_no_others():
 
 
 def test_what_a_measure_cannot_take_is_a_sentence():
-    x = batch()
+    x = batch(8, 3, 8, 8)
     pair = Own(lambda self, x: (self.body(x), x), body=small())
     for measure in (synflow, jacobian_covariance):
         with pytest.raises(TenasError, match="output is a tensor, not tuple"):
@@ -447,7 +431,7 @@ def test_what_a_measure_cannot_take_is_a_sentence():
 
 
 def test_the_noise_of_zen_is_the_same_whatever_the_default_type():
-    network, x = small(), batch()
+    network, x = small(), batch(8, 3, 8, 8)
     expected = zen(network, x)
     torch.set_default_dtype(torch.float64)
     try:
@@ -528,7 +512,7 @@ def test_whatever_ends_the_maps_is_in_the_features_of_zen(last):
     torch.manual_seed(0)
     body, end = nn.Conv2d(3, 4, 3, padding=1), Own(lambda self, x: last(x))
     network = Own(lambda self, x: self.end(self.body(x)).mean((2, 3)), body=body, end=end)
-    assert zen(network, batch()) == pytest.approx(features_change(network, end, batch()), rel=1e-6)
+    assert zen(network, batch(8, 3, 8, 8)) == pytest.approx(features_change(network, end, batch(8, 3, 8, 8)), rel=1e-6)
 
 
 def test_zen_refuses_a_network_that_goes_on_without_maps():
@@ -536,7 +520,7 @@ def test_zen_refuses_a_network_that_goes_on_without_maps():
     with pytest.raises(TenasError, match="the last layers of this network work on tokens"):
         zen(vision_transformer.VisionTransformer(8, 4, 1, 2, 16, 32, num_classes=3), batch(2, 3, 8, 8))
     with pytest.raises(TenasError, match="needs a network with feature maps"):
-        zen(Own(lambda self, x: self.head((x / 2).flatten(1)), head=nn.Linear(192, 3)), batch())
+        zen(Own(lambda self, x: self.head((x / 2).flatten(1)), head=nn.Linear(192, 3)), batch(8, 3, 8, 8))
 
 
 # --- NEAR, and what is no number
@@ -548,8 +532,8 @@ def test_the_channels_of_a_convolution_that_was_transposed_are_where_they_went()
     maps = Own(lambda self, x: self.head(F.gelu(self.conv(x)).mean((2, 3))), **parts)
     tokens = Own(lambda self, x: self.head(F.gelu(self.conv(x).flatten(2).transpose(1, 2)).mean(1)), **parts)
     last = Own(lambda self, x: self.head(F.gelu(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2))), **parts)
-    assert near(tokens, batch()) == pytest.approx(near(maps, batch()), rel=1e-6)
-    assert near(last, batch()) == pytest.approx(near(maps, batch()), rel=1e-6)
+    assert near(tokens, batch(8, 3, 8, 8)) == pytest.approx(near(maps, batch(8, 3, 8, 8)), rel=1e-6)
+    assert near(last, batch(8, 3, 8, 8)) == pytest.approx(near(maps, batch(8, 3, 8, 8)), rel=1e-6)
 
 
 def test_an_activation_function_of_weights_is_none_of_features():
@@ -563,7 +547,7 @@ def test_an_activation_function_of_weights_is_none_of_features():
 @pytest.mark.parametrize("name", sorted(set(MEASURES) - {"parameters", "flops", "layers"}))
 def test_networks_of_no_numbers_are_refused(name):
     network = small()
-    given = [batch().split(4)] if MEASURES[name].inputs == "regions" else [batch()]
+    given = [batch(8, 3, 8, 8).split(4)] if MEASURES[name].inputs == "regions" else [batch(8, 3, 8, 8)]
     given += [LABELS] if MEASURES[name].needs_labels else []
     network[1].running_var[0] = math.inf
     with pytest.raises(TenasError, match=r"The network's 1\.running_var has values that are NaN or infinite"):

@@ -138,20 +138,8 @@ def test_a_search_goes_on_where_its_images_and_its_preset_were_moved(photos, cap
     before = Path("out/search.json").read_bytes()
     photos.rename("moved")
     Path(name).rename("renamed.yaml")
-    again = [
-        "search",
-        "--data",
-        "moved",
-        "--preset",
-        "./renamed.yaml",
-        "--trainings",
-        "real",
-        "--out",
-        "out",
-        "--seeds",
-        "0",
-        "1",
-    ]
+    again = ["search", "--data", "moved", "--preset", "./renamed.yaml", "--trainings", "real", "--out", "out"]
+    again += ["--seeds", "0", "1"]
     assert main(again) == 0, capsys.readouterr().err
     assert Path("out/search.json").read_bytes() == before
     assert audit("out").faults == {}
