@@ -3,7 +3,7 @@
 # make check       lint, and the tests but the long ones, with the lines and branches that the fast ones cover
 # make test-fast   the tests that aren't marked slow, in a few minutes
 # make site        the documentation as pages in build/site, to be read in a browser
-# make stress      1,000 kills and 200 faults of the disk, of tiny searches, trainings and other stages, and 500 measurements by
+# make stress      1,000 kills and 200 faults of disk, memory and clock, of tiny searches, trainings and other stages, and 500 measurements by
 #                  each measure: an hour (scripts/stress --help)
 # make mutants     changes the code of decisions, measures and audit in one place at a time, and says which changes no test notices: an
 #                  hour or more (`mutmut results`, `mutmut show NAME`)

@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -222,11 +222,11 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
     attributes. Raises TenasError for parameters that a pass made: the block will have missed them.
     """
     modules = list(modules_of(network))
-    places = [(module._buffers, key, buffer) for module in modules for key, buffer in module._buffers.items()]
-    # Nothing can write into a tensor with several elements in one place of memory, such as one made by expand.
-    kept = [buffer for _, _, buffer in places if buffer is not None and not _overlaps(buffer)]
     foreign = not all(map(is_plain, modules))
-    parts = [(module, dict(vars(module)), [dict(held) for held in _held(module)]) for module in modules] if foreign else []
+    held = [part for module in modules for part in (_parts(module) if foreign else (module._buffers,))]
+    had = [(part, dict(part)) for part in held if isinstance(part, dict)]  # that of a compiled program is no dict
+    # Nothing can write into a tensor with several elements in one place of memory, such as one made by expand.
+    kept = [b for module in modules for b in module._buffers.values() if b is not None and not _overlaps(b)]
     if foreign:
         kept += [parameter for parameter in network.parameters() if not _overlaps(parameter)]
     else:
@@ -240,11 +240,10 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
         if foreign:
             new = next((name for name, p in network.named_parameters() if id(p) not in known and not _overlaps(p)), None)
     finally:
-        for module, attributes, held in parts:
-            _restore_parts(module, attributes, held)
-        for owner, key, buffer in places:
-            if isinstance(owner, dict) and owner.get(key) is not buffer:
-                owner[key] = buffer
+        for part, values in had:
+            if part.keys() != values.keys() or any(part[key] is not value for key, value in values.items()):
+                part.clear()
+                part.update(values)
         with torch.no_grad():
             for tensor, data, _ in before:
                 if tensor.layout is torch.strided and (tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape):
@@ -260,16 +259,9 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
         )
 
 
-def _held(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    return module._parameters, module._buffers, module._modules
-
-
-def _restore_parts(module: nn.Module, attributes: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
-    """Restore which attributes, parameters, buffers and modules a module has; not what lists and mappings of its own hold."""
-    for held, had in zip((vars(module), *_held(module)), (attributes, *parts), strict=True):
-        if held.keys() != had.keys() or any(held[key] is not value for key, value in had.items()):
-            held.clear()
-            held.update(had)
+def _parts(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """What a module holds by names; not what lists and mappings of its own hold."""
+    return vars(module), module._parameters, module._buffers, module._modules
 
 
 def _overlaps(tensor: Tensor) -> bool:

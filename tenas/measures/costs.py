@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from tenas.measures.common import ParametersRead, check_batch, check_eager, hooked, measuring
 from tenas.networks import count_flops, on_meta, without_values
-from tenas.networks.observer import Observer, name_of, storage_key, tensors_in
+from tenas.networks.observer import ByStorage, Observer, name_of, tensors_in
 
 
 @functools.partial(measuring, values=False)
@@ -56,7 +56,7 @@ def layers(network: nn.Module, images: Tensor) -> int:
     network, image = _on_meta(network, images)
     with without_values(), _Depths(network, image) as depths:
         output = network(image)
-    return max((depths.of(tensor) or 0 for tensor in tree_leaves(output) if isinstance(tensor, Tensor)), default=0)
+    return max((depths.depths.get(tensor) or 0 for tensor in tree_leaves(output) if isinstance(tensor, Tensor)), default=0)
 
 
 def _on_meta(network: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
@@ -77,25 +77,22 @@ class _Depths(Observer):
 
     def __init__(self, network: nn.Module, image: Tensor) -> None:
         super().__init__()
-        self.weights = {storage_key(parameter) for parameter in network.parameters()}
-        self.depths = {storage_key(image): 0}
-        self.kept = [image]  # the key of a freed storage could be reused
-
-    def of(self, tensor: Tensor) -> int | None:
-        return self.depths.get(storage_key(tensor))
+        self.weights = ByStorage[bool]()
+        for parameter in network.parameters():
+            self.weights[parameter] = True
+        self.depths = ByStorage[int]()
+        self.depths[image] = 0
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
         name = name_of(operator)
         tensors = tensors_in(read)
-        depths = [depth for tensor in tensors if (depth := self.of(tensor)) is not None]
+        depths = [depth for tensor in tensors if (depth := self.depths.get(tensor)) is not None]
         # What is computed from weights alone is one: weight and spectral norm, standardised weights.
-        if not depths and any(storage_key(tensor) in self.weights for tensor in tensors):
-            made = tensors_in(out)
-            self.weights.update(map(storage_key, made))
-            self.kept += made
+        if not depths and any(tensor in self.weights for tensor in tensors):
+            for tensor in tensors_in(out):
+                self.weights[tensor] = True
         # zeros_like and the like read shapes, not values.
         if depths and not name.endswith("_like") and not name.startswith("new_"):
-            layer = name in self.PRODUCTS and any(storage_key(tensor) in self.weights for tensor in tensors)
+            layer = name in self.PRODUCTS and any(tensor in self.weights for tensor in tensors)
             for tensor in tensors_in(out):
-                self.depths[storage_key(tensor)] = max(max(depths) + layer, self.of(tensor) or 0)
-                self.kept.append(tensor)
+                self.depths[tensor] = max(max(depths) + layer, self.depths.get(tensor) or 0)
