@@ -11,7 +11,6 @@ import re
 import select
 import signal
 import sys
-import sysconfig
 import threading
 import traceback
 import warnings
@@ -20,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from tenas.code import LIBRARIES
 from tenas.errors import StoppedError, TenasError, lacks_memory, of_os, reason
 from tenas.progress import one_line
 
@@ -27,8 +27,6 @@ FAULT, REFUSED, LATER, STOPPED = 1, TenasError.status, StoppedError.status, 130
 # The status that a shell gives a program ended by SIGPIPE.
 UNREAD = 141
 PACKAGE = Path(__file__).parent
-# Folders of Python and of installed packages.
-LIBRARIES = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 # Variable with the effect of ``--debug``, unless empty or 0: print the traceback before the sentence.
 DEBUG = "TENAS_DEBUG"
 # Errors that pass by themselves or after making room: the same command works again.

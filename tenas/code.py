@@ -6,6 +6,8 @@ touched file has the same one. The workflow passes them to its rules, because Sn
 
 import ast
 import importlib.util
+import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
 from hashlib import sha256
@@ -14,6 +16,8 @@ from pathlib import Path
 from tenas.errors import TenasError
 
 PACKAGE = Path(__file__).parent
+# Folders of Python and of installed packages.
+LIBRARIES = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 # Folder with Snakefile, workflow, configurations and profiles: within a built package, else its parent folder (setup.py).
 PROJECT = PACKAGE / "project" if (PACKAGE / "project").is_dir() else PACKAGE.parent
 # Modules that only read, write, check, report or find other modules: they change no result.
@@ -21,6 +25,8 @@ NO_RESULT = frozenset(
     {"__init__.py", "api.py", "boundary.py", "cli.py", "code.py", "errors.py", "files.py", "layout.py", "locks.py",
      "machine.py", "progress.py", "provenance.py", "references.py", "settings", "stages/types.py"}
 )  # fmt: skip
+# Folders of users' files, which an import puts at the end of Python's path: what they hold is no part of other files' code.
+own_folders: set[str] = set()
 
 
 def is_reference(name: object) -> bool:
@@ -60,22 +66,35 @@ def _counts(file: Path) -> bool:
     return NO_RESULT.isdisjoint({name.parts[0], name.as_posix()})
 
 
-def _module_file(name: str, importer: Path | None = None) -> Path | None:
+def _roots(sources: Iterable[Path]) -> tuple[Path, ...]:
+    """Where imports of users' files are looked for: the folders of ``sources``, and what Python searches but libraries."""
+    given = [source.resolve().parent for source in sources if not source.resolve().is_relative_to(PACKAGE)]
+    searched = [Path(entry).absolute() for entry in sys.path if entry not in own_folders]
+    return tuple(dict.fromkeys([*given, *(folder for folder in searched if _is_users(folder))]))
+
+
+def _is_users(folder: Path) -> bool:
+    libraries = folder.resolve() in LIBRARIES or folder.name in ("site-packages", "dist-packages", "lib-dynload")
+    return folder.is_dir() and not libraries
+
+
+def _file_of(base: Path) -> Path | None:
+    """The file of a module or of a package, by its path without the suffix."""
+    return next((file for file in (base.with_name(f"{base.name}.py"), base / "__init__.py") if file.is_file()), None)
+
+
+def _module_file(name: str, importer: Path | None = None, roots: tuple[Path, ...] = ()) -> Path | None:
     """The file of a module of this package, or of a user's module imported by a user's file; None for all others.
 
-    Users' modules are those next to the importing file, and those of the package that contains it.
+    Users' modules are those next to the importing file, those of the package that contains it, and those below ``roots``.
     """
-    top, roots = name.partition(".")[0], [PACKAGE.parent]
+    top, folders = name.partition(".")[0], [PACKAGE.parent]
     if top != PACKAGE.name:
-        roots = []
+        folders = []
         if importer is not None and not importer.is_relative_to(PACKAGE):
-            roots = [importer.parent, *(folder.parent for folder in importer.parents if folder.name == top)]
-    for root in roots:
-        base = root.joinpath(*name.split("."))
-        for file in (base.with_suffix(".py"), base / "__init__.py"):
-            if file.is_file():
-                return file
-    return None
+            folders = [importer.parent, *(folder.parent for folder in importer.parents if folder.name == top), *roots]
+    found = (_file_of(folder.joinpath(*name.split("."))) for folder in folders)
+    return next((file for file in found if file is not None), None)
 
 
 def _statements(module: ast.Module) -> Iterator[ast.AST]:
@@ -90,7 +109,7 @@ def _statements(module: ast.Module) -> Iterator[ast.AST]:
 
 
 @cache
-def _imported(file: Path) -> frozenset[Path]:
+def _imported(file: Path, roots: tuple[Path, ...]) -> frozenset[Path]:
     names: set[str] = set()
     found: set[Path | None] = set()
     for node in _statements(ast.parse(file.read_bytes())):
@@ -98,14 +117,14 @@ def _imported(file: Path) -> frozenset[Path]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.ImportFrom):
+        # More dots than folders are for the import itself to refuse.
+        elif isinstance(node, ast.ImportFrom) and node.level <= len(file.parents):
             base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            parts = [base, *(base / alias.name for alias in node.names)]
-            found |= {path for part in parts for path in (part.with_suffix(".py"), part / "__init__.py") if path.is_file()}
-    found |= {_module_file(name, file) for name in names}
+            found |= {_file_of(part) for part in (base, *(base / alias.name for alias in node.names))}
+    found |= {_module_file(name, file, roots) for name in names}
     if not file.is_relative_to(PACKAGE) and (start := file.with_name("__init__.py")).is_file():
         found.add(start)
-    return frozenset(path.resolve() for path in found if path is not None)
+    return frozenset(path for path in found if path is not None)
 
 
 def closure(modules: Iterable[str]) -> tuple[Path, ...]:
@@ -114,14 +133,15 @@ def closure(modules: Iterable[str]) -> tuple[Path, ...]:
     Modules that change no result (NO_RESULT) are left out. So are modules found by name at run time, such as a space's networks
     and a measure's function: name them in ``modules``. Installed packages do not count: their versions are recorded.
     """
-    waiting, found = [], set()
-    for module in modules:
-        waiting.append((_module_file(module) or source_file(module)).resolve())
+    waiting = [(_module_file(module) or source_file(module)).absolute() for module in modules]
+    roots, looked_at, found = _roots(waiting), set(), set()
     while waiting:
+        # A link is imported where it stands, and what it imports is looked for there.
         file = waiting.pop()
-        if file not in found and _counts(file):
-            found.add(file)
-            waiting += _imported(file)
+        if file not in looked_at and _counts(file.resolve()):
+            looked_at.add(file)
+            found.add(file.resolve())
+            waiting += _imported(file, () if file.is_relative_to(PACKAGE) else roots)
     return tuple(sorted(found))
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from torch import Tensor
 from tenas.errors import TenasError
 from tenas.locks import Lock, lock_folder, take_one
 from tenas.machine import gpu_files, visible_devices
+from tenas.progress import remark
 
 DEVICES = ("auto", "cpu", "cuda")
 # Megabytes that the driver, or a desktop, uses on an idle GPU.
@@ -39,7 +39,7 @@ def choose_device(device: str) -> str:
     if device == "cuda":
         raise TenasError(f"The device cuda was asked for, but PyTorch finds no GPU here{why}.")
     if found:
-        print(f"tenas: PyTorch finds no GPU{why}; computing on the CPU.", file=sys.stderr)
+        remark(f"PyTorch finds no GPU{why}; computing on the CPU.")
     return "cpu"
 
 

@@ -7,7 +7,6 @@ import fcntl
 import os
 import platform
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from tenas.errors import TenasError
+from tenas.progress import remark
 
 POLL_SECONDS = 0.5
 # Format of the time since when a lock is held.
@@ -67,7 +67,7 @@ def take_one(names: Sequence[str], folder: Path, what: str) -> Lock:
     """Take one of the ``names``; if other processes hold all of them, print that and wait. ``what``: the noun for one of them."""
     taken = take_free(names, folder)
     if taken is None:
-        print(f"tenas: waiting for a {what}: other processes hold all {len(names)}.", file=sys.stderr, flush=True)
+        remark(f"waiting for a {what}: other processes hold all {len(names)}.")
     while taken is None:
         time.sleep(POLL_SECONDS)
         taken = take_free(names, folder)
@@ -87,7 +87,7 @@ def alone(folder: Path, part: str = "") -> Iterator[bool]:
     while (file := _try(path)) is None:
         if not waited:
             owner, way_out = _owner(path)
-            print(f"tenas: {folder / part} is being written by {owner}: waiting for it.{way_out}", file=sys.stderr, flush=True)
+            remark(f"{folder / part} is being written by {owner}: waiting for it.{way_out}")
         waited = True
         time.sleep(POLL_SECONDS)
     _held.add(file)
@@ -121,7 +121,7 @@ def _try(path: Path) -> IO[str] | None:
             file.close()
             return None
         except OSError as error:
-            print(f"tenas: {path.parent} has no locks ({error.strerror}): do not let two processes write there.", file=sys.stderr)
+            remark(f"{path.parent} has no locks ({error.strerror}): do not let two processes write there.")
             return file
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):

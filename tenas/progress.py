@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TextIO
 
+WARNING, REMARK = "tenas: warning: ", "tenas: note: "
 Advance = Callable[[int], object]
 # (total, description, name of a unit) -> context of the function that counts finished units.
 Progress = Callable[..., AbstractContextManager[Advance]]
@@ -50,6 +51,11 @@ def note(text: str) -> None:
     _print(text, sys.stderr)
 
 
+def remark(text: str) -> None:
+    """Print a sentence on stderr that ends nothing: ``tenas status`` tells it from that of a job which failed."""
+    note(f"{REMARK}{text}")
+
+
 def say(text: str) -> None:
     """Print a result to a pipe that may have been closed, as in ``tenas audit ... | head``."""
     _print(text, sys.stdout)
@@ -66,7 +72,7 @@ def _print(text: str, stream: TextIO) -> None:
 def one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     """Format a warning for stderr: Python's own form names a file and quotes its code."""
     named = "" if category.__module__.partition(".")[0] == "tenas" or category is UserWarning else f"{category.__name__}: "
-    return f"tenas: warning: {named}{' '.join(str(message).split())}\n"
+    return f"{WARNING}{named}{' '.join(str(message).split())}\n"
 
 
 def duration(seconds: float) -> str:

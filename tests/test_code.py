@@ -250,3 +250,37 @@ def test_a_module_that_is_not_there_is_no_part_of_the_package():
 
     with pytest.raises(TenasError, match=r"cannot be found|is not a Python file"):
         closure(["tenas.stages.nothing"])
+
+
+def test_what_users_files_import_is_followed_as_python_finds_it(tmp_path, monkeypatch):
+    """Beside the file that is named, by a package or by a link in between; in a folder of PYTHONPATH; not among libraries."""
+    own, elsewhere, library = (tmp_path / name for name in ("own", "elsewhere", "site-packages"))
+    for folder in (own / "lib", elsewhere, library):
+        folder.mkdir(parents=True)
+    files = {
+        own / "own.py": "import lib.a\nimport linked\nimport of_path\nimport of_library\n",
+        own / "lib/a.py": "from common import SCALE\n",
+        own / "common.py": "SCALE = 2\n",
+        own / "third.py": "VALUE = 3\n",
+        tmp_path / "linked.py": "import third\n",
+        elsewhere / "of_path.py": "import of_path_too\n",
+        elsewhere / "of_path_too.py": "",
+        library / "of_library.py": "",
+    }
+    for file, text in files.items():
+        file.write_text(text)
+    (own / "linked.py").symlink_to(tmp_path / "linked.py")
+    monkeypatch.syspath_prepend(elsewhere)
+    monkeypatch.syspath_prepend(library)
+    found = {path for path in closure([str(own / "own.py")]) if not path.is_relative_to(PACKAGE)}
+    assert found == files.keys() - {library / "of_library.py"}
+
+
+def test_a_module_of_a_package_that_imports_one_beside_it_is_followed(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/__init__.py").write_text("")
+    (tmp_path / "mine/measure.py").write_text("import shared\n")
+    (tmp_path / "shared.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {path.name for path in closure(["mine.measure:M"]) if not path.is_relative_to(PACKAGE)}
+    assert found == {"__init__.py", "measure.py", "shared.py"}

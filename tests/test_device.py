@@ -44,7 +44,7 @@ def test_a_gpu_that_torch_cannot_use_is_named(monkeypatch, capsys):
     monkeypatch.setattr(device, "gpu_files", lambda: ["/dev/nvidia0"])
     assert choose_device("auto") == "cpu"
     said = capsys.readouterr().err
-    assert said.startswith("tenas: PyTorch finds no GPU, though there is /dev/nvidia0: ")
+    assert said.startswith("tenas: note: PyTorch finds no GPU, though there is /dev/nvidia0: ")
     assert said.endswith("; computing on the CPU.\n")
     with pytest.raises(TenasError, match="though there is /dev/nvidia0"):
         choose_device("cuda")

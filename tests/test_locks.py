@@ -63,7 +63,7 @@ def test_each_is_had_by_one_process_at_a_time(tmp_path):
     assert [taken.number for taken in ours] == [0, 1]
     with holders(tmp_path, len(NAMES) + 2, 0.2) as processes:
         for process in processes:
-            assert process.stderr.readline() == "tenas: waiting for a GPU: other processes hold all 2.\n"
+            assert process.stderr.readline() == "tenas: note: waiting for a GPU: other processes hold all 2.\n"
         assert events(tmp_path) == []
         for taken in ours:
             taken.file.close()
@@ -137,7 +137,7 @@ def test_a_second_writer_waits_and_says_for_whom(tmp_path):
     others = [writer(tmp_path, 0.1) for _ in range(3)]
     for other in others:
         said = other.stderr.readline()
-        assert said.startswith(f"tenas: {tmp_path}/out/part is being written by process ")
+        assert said.startswith(f"tenas: note: {tmp_path}/out/part is being written by process ")
         assert said.endswith(": waiting for it.\n")
         assert " since " in said
     for process in (first, *others):
@@ -163,8 +163,8 @@ def test_the_lock_of_a_machine_that_has_failed_says_whose_it_is_and_how_to_go_on
         file.flush()
         waiting = writer(tmp_path, 0)
         assert waiting.stderr.readline() == (
-            f"tenas: {tmp_path}/out/part is being written by process 4711 on node3 since {since} (3 h 12 min): waiting for it. "
-            f"If node3 has failed, remove {path}.\n"
+            f"tenas: note: {tmp_path}/out/part is being written by process 4711 on node3 since {since} (3 h 12 min): "
+            f"waiting for it. If node3 has failed, remove {path}.\n"
         )
         path.unlink()
         assert waiting.wait(60) == 0

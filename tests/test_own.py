@@ -394,12 +394,15 @@ def test_a_measure_gives_a_plain_number_or_a_sentence():
     assert measure(-2.0, signed=True) == -2
     for value, message in ((-2.0, "gave -2; one that can be negative"), ("x", "gave a str, not a number"), (None, "a NoneType"),
                            (torch.zeros(2), "gave a Tensor"), (True, "gave a bool"), (Fraction(1, 2), "gave a Fraction"),
-                           (np.bool_(True), "gave a bool"), (float("nan"), "is not a number"),
+                           (np.bool_(True), "gave a bool"), (float("nan"), r"is not a number \(NaN\)"),
                            (10**400, "whole number too large")):  # fmt: skip
         with pytest.raises(TenasError, match=message):
             measure(value)
     with pytest.raises(TenasError, match=r"letters, digits, .* not 'a,b'"):
         Measure("a,b", len)
+    # A study's table has both.
+    with pytest.raises(TenasError, match="cannot be named 'rank_sum'"):
+        Measure("rank_sum", len)
 
 
 DRAWS = """

@@ -128,6 +128,7 @@ def test_a_pickled_space_is_its_reference(own):
         ("SPACE = 1 +", r"cannot be imported \(SyntaxError: .*\)\."),
         ("import nothing_of_that_name", r"cannot be imported \(ModuleNotFoundError: No module named 'nothing_of_that_name'\)\."),
         ("raise ValueError('two\\nlines')", r"cannot be imported \(ValueError: two lines\)\."),
+        ("from " + 40 * "." + " import a", r"cannot be imported \(ImportError"),
         ("import sys; sys.exit(3)", r"cannot be imported \(SystemExit: 3\)\."),
         ("from tenas.spaces import CellSpace\nSPACE = CellSpace('x', {})", "The space x needs at least two operators"),
         ("x = 1", r"'.*own\.py:SPACE' does not exist: .*own\.py has x\."),

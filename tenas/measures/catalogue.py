@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+# Rankings by several measures (tenas.settings.rounds.Aggregate), which stand beside measures in tables of studies.
+COMBINED = ("rank_sum", "log_rank_sum")
+
+
 @dataclass(frozen=True)
 class Measure:
     """A measure of a network at initialisation: ``measure(network, images[, labels])`` returns a number.
@@ -47,6 +51,8 @@ class Measure:
     def __post_init__(self) -> None:
         if re.fullmatch(r"[A-Za-z0-9_.-]+", self.name) is None:
             raise TenasError(f"A measure's name is letters, digits, '_', '.' and '-', not {self.name!r}.")
+        if self.name in COMBINED:
+            raise TenasError(f"A measure cannot be named {self.name!r}: so is a ranking by several measures.")
         if self.inputs not in ("batch", "regions"):
             raise TenasError(f"The measure {self.name} takes {self.inputs!r} for 'inputs'; it must be batch or regions.")
 
@@ -92,7 +98,8 @@ class Measure:
             raise TenasError(f"The measure {self.name} gave a {type(value).__name__}, not a number.") from error
         if not is_number:
             dtype = next((parameter.dtype for parameter in network.parameters()), "its numbers")
-            raise TenasError(f"The measure {self.name} of this network is not a number: its values overflow in {dtype}.")
+            why = f": its values overflow in {dtype}" if isinstance(self.function, str) else " (NaN)"
+            raise TenasError(f"The measure {self.name} of this network is not a number{why}.")
         if value < 0 and not self.signed:
             if isinstance(self.function, str):
                 instead = ", which log_synflow takes" if self.name == "synflow" else ""

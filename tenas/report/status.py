@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tenas import layout
 from tenas.errors import TenasError, damaged, in_short
 from tenas.files import read_json, read_table
-from tenas.progress import duration
+from tenas.progress import REMARK, WARNING, duration
 from tenas.report.summary import is_stale_study, of_other_settings, results_of_seed, summarise_round
 from tenas.scoring.subjects import plan, read_cells, trials_of
 from tenas.settings.search import read_settings, schedule
@@ -200,7 +200,8 @@ def failures(folder: Path) -> list[str]:
     found = []
     for log in sorted(logs.rglob("*.log")):
         lines = log.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
-        if lines[-1].startswith("tenas: ") or any(line.startswith("Traceback (most recent call last)") for line in lines):
+        failed = lines[-1].startswith("tenas: ") and not lines[-1].startswith((WARNING, REMARK))
+        if failed or any(line.startswith("Traceback (most recent call last)") for line in lines):
             found.append(f"  failed  {lines[-1].removeprefix('tenas: ')}\n          {_near(log)}")
     return found
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tenas.errors import StoppedError, TenasError
 from tenas.files import is_intact, sealed_bytes, whole
 from tenas.networks import Network
+from tenas.progress import remark
 from tenas.provenance import Stopwatch
 from tenas.retrain.data import Data
 from tenas.retrain.distributed import Processes, set_statistics
@@ -41,7 +42,7 @@ def read_checkpoint(path: Path, digest: str) -> dict[str, Any] | None:
             reason = "cannot be read (it is not the file that was written)"
     except Exception as error:  # whatever pickle and zip raise for a damaged file
         reason = f"cannot be read ({error})"
-    print(f"tenas: the checkpoint {path} {reason}; training starts at the first epoch.", file=sys.stderr)
+    remark(f"the checkpoint {path} {reason}; training starts at the first epoch.")
     return None
 
 

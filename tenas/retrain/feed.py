@@ -19,6 +19,7 @@ from tenas.data.parts import Arrays
 from tenas.device import send
 from tenas.errors import TenasError
 from tenas.machine import SHARED_MEMORY, processors
+from tenas.progress import remark
 from tenas.retrain.stopping import ignore_stop
 
 # Purposes of random numbers. Generators are seeded by (seed, purpose, epoch, step or image) and never carried over, so that an
@@ -148,10 +149,9 @@ def workers_that_fit(workers: int, batch_bytes: int, shared_memory: Path = SHARE
     # Half of it: the batch in use remains while the next ones arrive, and other processes use shared memory too.
     fitting = min(workers, room // max(1, 2 * needed))
     if fitting < workers:
-        print(
-            f"tenas: {shared_memory} has {room >> 20} MB free, which is enough for the batches of {fitting} workers, not of "
-            f"{workers}: images are read by {fitting or 'this process'}. In a container, --shm-size increases it.",
-            file=sys.stderr,
+        remark(
+            f"{shared_memory} has {room >> 20} MB free, which is enough for the batches of {fitting} workers, not of {workers}: "
+            f"images are read by {fitting or 'this process'}. In a container, --shm-size increases it."
         )
     return fitting
 

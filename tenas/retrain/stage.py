@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +19,7 @@ from tenas.layout import CHECKPOINT
 from tenas.locks import alone
 from tenas.machine import c_compiler
 from tenas.networks import Network, count_flops, count_parameters, initialise, seeded
+from tenas.progress import remark
 from tenas.provenance import Stopwatch, provenance, sealed
 from tenas.retrain.data import Data, channel_constants, read_data
 from tenas.retrain.distributed import Processes, joined
@@ -102,10 +102,9 @@ class Trained(NamedTuple):
 
 def _warn_of_size(flops: int) -> None:
     if flops > MOBILE_FLOPS:
-        print(
-            f"tenas: the network has {flops / 1e6:.0f} M multiply-adds per image, more than the "
-            f"{MOBILE_FLOPS / 1e6:.0f} M of the networks that it would be compared with on ImageNet.",
-            file=sys.stderr,
+        remark(
+            f"the network has {flops / 1e6:.0f} M multiply-adds per image, more than the "
+            f"{MOBILE_FLOPS / 1e6:.0f} M of the networks that it would be compared with on ImageNet."
         )
 
 

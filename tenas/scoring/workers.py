@@ -28,7 +28,7 @@ import numpy as np
 
 from tenas.boundary import Place, end, note_place, place_of
 from tenas.errors import TenasError, ended_by
-from tenas.progress import one_line
+from tenas.progress import one_line, remark
 from tenas.references import check_seen, seen_files
 from tenas.scoring.checkpoint import Result
 from tenas.scoring.subjects import Measurement
@@ -294,4 +294,4 @@ class Workers:
         if worker.doing:
             # One by one: the fault may be with one of them.
             waiting.extendleft([measurement] for measurement in reversed(worker.doing))
-        print(f"tenas: worker process {worker.pid} has ended {how} and is replaced.", file=sys.stderr, flush=True)
+        remark(f"worker process {worker.pid} has ended {how} and is replaced.")

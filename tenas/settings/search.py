@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tenas.code import is_reference
 from tenas.errors import TenasError, in_short
 from tenas.files import read_json, read_table
 from tenas.measures.catalogue import Measure, get_measure
@@ -36,7 +37,8 @@ def measure_settings(measures: Mapping[str, Any], where: str, at: str = "measure
         try:
             measure = get_measure(str(reference))
         except TenasError as error:
-            raise TenasError(f"{where}: unknown key in '{at}': {error}") from error
+            what = "" if is_reference(reference) else "unknown key in "
+            raise TenasError(f"{where}: {what}'{at}': {error}") from error
         if measure.name in names:
             raise TenasError(f"{where}: '{at}' has two measures named {measure.name!r}.")
         names.add(measure.name)

@@ -560,5 +560,6 @@ def test_machine_code_is_kept_elsewhere_where_the_package_cannot_be_written(tmp_
     assert (found.stdout, found.returncode) == (usual.stdout, 0)
     where = f"it is in {tmp_path}/tenas-0/kernel" if temporary else "each process compiles it again"
     assert (
-        found.stderr == f"tenas: the kernel's machine code cannot be kept next to the package or in the home folder; {where}.\n"
+        found.stderr
+        == f"tenas: note: the kernel's machine code cannot be kept next to the package or in the home folder; {where}.\n"
     )

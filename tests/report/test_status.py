@@ -13,7 +13,7 @@ from helpers.runs import FUNNEL, ONCE, TINY, call, changed, killed_when, snakema
 from tenas import layout
 from tenas.cli import main
 from tenas.progress import duration
-from tenas.report.status import status
+from tenas.report.status import failures, status
 
 # A measure that fails while a file is there, between those that do not.
 FRAGILE = """
@@ -86,6 +86,18 @@ def test_a_job_that_failed_is_named_with_its_log_until_it_has_run(tmp_path):
     (tmp_path / "fail").unlink()
     succeed(snakemake(tmp_path))
     assert "failed" not in said(tmp_path)
+
+
+def test_a_job_has_failed_by_the_sentence_that_ends_its_log(tmp_path):
+    """Warnings and remarks end nothing: a job that succeeds may say no more after them."""
+    logs, run = tmp_path / "logs/mine", tmp_path / "results/mine"
+    logs.mkdir(parents=True)
+    ends = ("tenas: warning: A table has 14 cells.", "tenas: note: PyTorch finds no GPU.", "kappa: 8 of 8", "")
+    for number, last in enumerate(ends):
+        (logs / f"{number}.log").write_text(f"tenas: warning: First.\n{last}\n")
+    assert failures(run) == []
+    (logs / "4.log").write_text("tenas: warning: First.\ntenas: There is not enough memory.\n")
+    assert [line.split("\n")[0] for line in failures(run)] == ["  failed  There is not enough memory."]
 
 
 def test_short_trainings_and_the_retraining_are_counted_in_epochs(finished_default, tmp_path):

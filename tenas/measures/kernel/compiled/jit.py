@@ -8,7 +8,6 @@ neither can be written, in a temporary one.
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -21,6 +20,7 @@ from numba.core.caching import FunctionCache, NullCache
 
 from tenas.errors import TenasError
 from tenas.locks import lock_folder
+from tenas.progress import remark
 
 # Its names are made when it is imported.
 CONFIG: Any = numba.config
@@ -43,10 +43,7 @@ CODE = _digest()
 def _say(where: str) -> None:
     """Say where the machine code is kept instead, once, and not in each worker process."""
     if multiprocessing.parent_process() is None:
-        print(
-            f"tenas: the kernel's machine code cannot be kept next to the package or in the home folder; {where}.",
-            file=sys.stderr,
-        )
+        remark(f"the kernel's machine code cannot be kept next to the package or in the home folder; {where}.")
 
 
 class FolderCache(FunctionCache):
