@@ -5,6 +5,7 @@ function. An activation that several layers read, such as the ReLU of a node in 
 networks have one ReLU per convolution count it once per convolution.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,16 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from tenas.errors import TenasError
-from tenas.measures.common import by_channel, check_batch, check_eager, layers_called, measuring, undisturbed
-from tenas.measures.regions import count_distinct_rows, relu_signs
+from tenas.measures.common import (
+    LeftOutWarning,
+    by_channel,
+    check_batch,
+    check_eager,
+    layers_called,
+    measuring,
+    undisturbed,
+)
+from tenas.measures.regions import WHOLE, count_distinct_rows, is_guard, relu_signs
 from tenas.networks.observer import Observer, plain_name
 
 
@@ -79,6 +88,10 @@ def near(network: nn.Module, images: Tensor) -> float:
 
     with undisturbed(network), torch.no_grad(), layers_called(network, note), functions:
         network(images)
+    if functions.left_out:
+        named = ", ".join(sorted(functions.left_out))
+        text = f"NEAR is over activation functions that run under their names, the images being the first dimension: not {named}."
+        warnings.warn(text, LeftOutWarning, stacklevel=3)
     if not ranks:
         raise TenasError("NEAR needs a network with a convolution, a linear layer or an activation function.")
     return sum(ranks)
@@ -107,20 +120,31 @@ class _ActivationFunctions(Observer):
                        "hardswish", "hardsigmoid", "rrelu_with_noise", "_prelu_kernel", "threshold", "softshrink", "hardshrink",
                        "log_sigmoid_forward", "glu"})  # fmt: skip
 
+    BOUNDS = frozenset({"clamp", "clamp_min", "clamp_max", "maximum", "minimum", "where"})
+
     def __init__(self, samples: int, ranks: list[float]) -> None:
         super().__init__()
         self.samples, self.ranks = samples, ranks
+        self.left_out: set[str] = set()
         self.after: Any = None
         self.shape: torch.Size | None = None
 
-    def saw(self, operator: OpOverload, read: object, out: Any) -> None:
-        if plain_name(operator) in self.NAMES:
+    def saw(self, operator: OpOverload, read: Any, out: Any) -> None:
+        name = plain_name(operator)
+        if name in WHOLE:
+            raise TenasError(f"NEAR does not see the activation functions within {name}, which torch runs as one operator.")
+        # Numbers by themselves are no units.
+        if name in self.BOUNDS and out.ndim > 1 and len(out) == self.samples and not is_guard(read[0]):
+            self.left_out.add(name)
+        if name in self.NAMES:
             made = out[0] if isinstance(out, tuple) else out
             # But for the last dimension, which a gated activation function halves.
             like = self.shape is not None and made.ndim == len(self.shape) and made.shape[:-1] == self.shape[:-1]
             of_weights = any(isinstance(tensor, nn.Parameter) for tensor in tree_leaves(read))
             if like or (made.shape[:1] == (self.samples,) and not of_weights):
                 self.ranks.append(_effective_rank(self._by_channel(made, like=like)))
+            elif not of_weights and made.numel() > 1:
+                self.left_out.add(name)
 
     def _by_channel(self, made: Tensor, *, like: bool) -> Tensor:
         """A result as (n, channels, ...). ``like``: whether it has the dimensions of the last layer's output."""

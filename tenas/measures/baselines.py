@@ -22,11 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import batch_norm
+from torch.nn.functional import batch_norm, cosine_similarity
+from torch.random import fork_rng
 
 from tenas.errors import TenasError
 from tenas.measures.common import (
     LAYERS,
+    PRODUCTS,
     BatchNorms,
     batch_loss,
     by_channel,
@@ -41,9 +43,11 @@ from tenas.measures.common import (
     weights_of,
 )
 from tenas.measures.regions import relu_signs
-from tenas.networks.observer import ByStorage, Observer, plain_name, tensors_in
+from tenas.networks.observer import ByStorage, Marks, Observer, plain_name, tensors_in
 
 ALPHA = 0.01  # Zen-NAS, algorithm 1: size of the perturbation of the inputs
+# Images of so many numbers have the direction of noise, or nearly, if they are that noise.
+SEVERAL, PARALLEL = 16, 0.9
 SHIFT = 1e-5  # Mellor et al. 2020: keeps the logarithm of an eigenvalue finite
 
 
@@ -211,9 +215,11 @@ class _LastFeatures(Observer):
     # Poolings, which the features are before, and parts of a map.
     NONE = frozenset({"avg_pool2d", "_adaptive_avg_pool2d", "slice", "split", "chunk"})
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
         super().__init__()
         self.samples = len(images)
+        self.weights = Marks()
+        self.weights.add(list(network.parameters()))
         self.features: Tensor | None = None
         self.strayed: Tensor | None = None
         self.convolved = False
@@ -232,14 +238,24 @@ class _LastFeatures(Observer):
         return next((size for size in (tensor.shape[-2:], tensor.shape[1:3]) if size in sizes), None)
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
-        name = plain_name(operator)
-        read = [tensor for tensor in tensors_in(read) if self.size(tensor) is not None]
+        name, tensors = plain_name(operator), tensors_in(read)
+        if tensors and self.weights.has(tensors):
+            self.weights.add(out)
+            return
+        if name in PRODUCTS and any(map(self.weights.has, tensors)) and not self._is_map(out):
+            self.strayed = self.features
+        read = [tensor for tensor in tensors if self.size(tensor) is not None]
         if not read:
             return
         # Of several results the others are for the way back, but for those of a split.
         for made in out if isinstance(out, list) else out[:1] if isinstance(out, tuple) else [out]:
             if isinstance(made, Tensor) and made.ndim >= 4 and made.is_floating_point():
                 self._made(name, read, made)
+
+    def _is_map(self, out: Any) -> bool:
+        """Whether the result of a layer may be a map or of pooled channels; not of pixels or tokens, in rows or side by side."""
+        made = out[0] if isinstance(out, tuple | list) else out
+        return made.ndim < 2 or made.ndim == 4 or (len(made) == self.samples and (made.ndim == 2 or made[0, 0].numel() == 1))
 
     def _made(self, name: str, read: Sequence[Tensor], made: Tensor) -> None:
         sizes = [self.size(tensor) for tensor in read]
@@ -267,7 +283,7 @@ class _LastFeatures(Observer):
 
 def _features(network: nn.Module, images: Tensor) -> Tensor:
     check_eager(network)
-    last = _LastFeatures(images := images.clone())
+    last = _LastFeatures(network, images := images.clone())
     with hooked(network, LAYERS, last.after_layer), last:
         network(images)
     if last.features is None:
@@ -276,6 +292,19 @@ def _features(network: nn.Module, images: Tensor) -> Tensor:
     if last.strayed is last.features:
         raise TenasError("The Zen-score needs feature maps before the pooling; the last layers of this network work on tokens.")
     return last.features.double()
+
+
+def _noise_for(images: Tensor) -> Tensor:
+    """Standard Gaussian noise of the images' shape and type, the same each time, in another direction than each image's.
+
+    Images that were drawn with torch's seed 0 are the first noise, which would scale them, and normalisation removes scales.
+    """
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        noise = torch.randn(images.shape, generator=generator, dtype=torch.float32, device="cpu").to(images)
+        angles = cosine_similarity(images.flatten(1).float(), noise.flatten(1).float())
+        if images[0].numel() < SEVERAL or not (angles.abs() > PARALLEL).any():
+            return noise
 
 
 @measuring
@@ -295,7 +324,7 @@ def zen(network: nn.Module, images: Tensor) -> float:
     check_batch(images)
     if not images.is_floating_point():
         raise TenasError("The Zen-score adds noise to images: give them as floats.")
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu").to(images)
+    noise = _noise_for(images)
     scales: list[Tensor] = []
 
     def normalise(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -308,7 +337,8 @@ def zen(network: nn.Module, images: Tensor) -> float:
         return normalise(input, *others)
 
     with undisturbed(network), torch.no_grad():
-        with BatchNorms(network, note):
+        # The same masks of dropout in both passes.
+        with fork_rng([images.device] if images.is_cuda else []), BatchNorms(network, note):
             features = _features(network, images)
         with BatchNorms(network, normalise):
             moved = _features(network, images + ALPHA * noise)

@@ -22,12 +22,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tenas.errors import TenasError
 from tenas.measures.threads import full_precision, one_thread
-from tenas.networks.observer import Observer, storage_key, tensors_in
+from tenas.networks.observer import Observer, name_of, storage_key, tensors_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+# Operators with a matrix or kernel of weights.
+PRODUCTS = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "_trilinear", "conv_tbc",
+                      "torchvision::deform_conv2d"})  # fmt: skip
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 # Locks by network, and the lock of that table.
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, AbstractContextManager[object]]" = weakref.WeakKeyDictionary()
@@ -64,7 +67,7 @@ def measuring(
                 if values:
                     check_values(network)
                 signature.bind(network, *args, **kwargs)
-                with _explained(function.__name__, network, inputs) if is_shipped else nullcontext():
+                with _by_parts(network), _explained(function.__name__, network, inputs) if is_shipped else nullcontext():
                     with _kept(network, inputs) as again:
                         value = function(network, *args, **kwargs)
                     if again():
@@ -126,6 +129,21 @@ def _kept(network: nn.Module, inputs: Sequence[Tensor], *, copying: bool = False
 
 
 @contextmanager
+def _by_parts(network: nn.Module) -> Iterator[None]:
+    """Run layers of transformers and LSTMs by their parts: in torch's operators for the whole, no activation is to be seen."""
+    mha, onednn = torch.backends.mha, cast("Any", torch.backends.mkldnn)
+    fast, enabled = mha.get_fastpath_enabled(), onednn.enabled
+    mha.set_fastpath_enabled(False)
+    if any(isinstance(module, nn.LSTM) for module in modules_of(network)):
+        onednn.enabled = False
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(fast)
+        onednn.enabled = enabled
+
+
+@contextmanager
 def _explained(measure: str, network: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
     """Raise TenasError for what torch or Python cannot do for a measure. Errors of a network's own pass are left as they are."""
     try:
@@ -142,7 +160,8 @@ def _explained(measure: str, network: nn.Module, inputs: Sequence[Tensor]) -> It
 def _runs(network: nn.Module, inputs: Sequence[Tensor]) -> bool:
     """Whether a network has a pass of the first of the inputs without an error."""
     try:
-        with undisturbed(network), torch.no_grad():
+        # With gradients, which some take within their pass.
+        with undisturbed(network), torch.enable_grad():
             network(inputs[0])
     except Exception:
         return False
@@ -154,7 +173,10 @@ def _with_copies(network: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 def check_network(network: nn.Module) -> None:
-    """Raise TenasError for parameters without values, and for those that autograd refuses."""
+    """Raise TenasError for what is no module, for parameters without values, and for those that autograd refuses."""
+    if not isinstance(network, nn.Module):
+        what = "it makes one when it is called" if callable(network) else "measures take it, and then images"
+        raise TenasError(f"A network is a torch.nn.Module, and this is a {type(network).__name__}: {what}.")
     tensors = (t for m in modules_of(network) for held in (m._parameters, m._buffers) for t in held.values() if t is not None)
     if not any(is_lazy(tensor) or tensor.is_inference() for tensor in tensors):
         return  # names take ten times as long to find
@@ -195,6 +217,11 @@ def modules_of(network: nn.Module) -> Iterator[nn.Module]:
 def is_plain(module: nn.Module) -> bool:
     """Whether a module is of torch, torchvision or this package, whose passes leave nothing behind but buffers."""
     return type(module).__module__.partition(".")[0] in ("torch", "torchvision", "tenas")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module calls functions of others before or after its pass."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def is_ours(network: nn.Module) -> bool:
@@ -321,9 +348,8 @@ def warn_of_left_out(network: nn.Module, counted: Iterable[Tensor], rule: str) -
     """
     known = {id(weight) for weight in counted}
     modules = (module for module in network.modules() if type(module) is not nn.LayerNorm)
-    held = (p for module in modules for p in module._parameters.values() if p is not None and p.requires_grad and p.ndim > 1)
-    # More than one dimension of more than one element.
-    found = {id(p) for p in held if p.numel() > max(p.shape)}
+    held = (p for module in modules for p in module._parameters.values() if p is not None and p.requires_grad)
+    found = {id(p) for p in held if is_matrix(p)}
     # Names only if there are any: many networks are measured in milliseconds.
     if found - known:
         left = [name for name, p in network.named_parameters() if id(p) in found - known]
@@ -331,16 +357,23 @@ def warn_of_left_out(network: nn.Module, counted: Iterable[Tensor], rule: str) -
 
 
 class ParametersRead(Observer):
-    """Collects the parameters that operators read, by their ids in ``found``: of modules, or those given to functions."""
+    """Collects the parameters that operators read, by their ids in ``found``: of modules, or those given to functions.
+
+    ``multiplied``: those of them that matrix products and convolutions read.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.owner = {storage_key(parameter): id(parameter) for parameter in network.parameters()}
         self.found: set[int] = set()
+        self.multiplied: set[int] = set()
 
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
         keys = map(storage_key, tensors_in(read))
-        self.found.update(self.owner[key] for key in keys if key in self.owner)
+        found = {self.owner[key] for key in keys if key in self.owner}
+        self.found |= found
+        if name_of(operator) in PRODUCTS:
+            self.multiplied |= found
 
 
 @contextmanager
@@ -356,15 +389,21 @@ def layers_called(network: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...]
     with hooked(network, LAYERS, note), read or nullcontext():
         yield
     if read is not None:
-        # Not module.weight, which a parametrization would compute again.
-        layers = [(name, m, id(m._parameters.get("weight"))) for name, m in network.named_modules() if isinstance(m, LAYERS)]
-        known = {weight for _, layer, weight in layers if layer in called}
-        if left := [name for name, layer, weight in layers if weight in read.found - known and layer not in called]:
+        # Those of a layer that is called count with it, also where its weight is computed from them.
+        counted = {id(parameter) for layer in called for parameter in layer.parameters()}
+        unseen = read.multiplied - counted
+        if left := [name for name, parameter in network.named_parameters() if id(parameter) in unseen and is_matrix(parameter)]:
             warnings.warn(
-                f"The measure is over layers that are called as modules: it leaves out {_first(left)}, read by functions.",
+                "The measure is over convolutions and linear layers that are called as modules: it leaves out "
+                f"{_first(left)}, which functions read.",
                 LeftOutWarning,
                 stacklevel=3,
             )
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether a parameter has more than one dimension of more than one element; vectors are biases and scales."""
+    return parameter.numel() > max(parameter.shape, default=1)
 
 
 def _first(names: Sequence[str]) -> str:
@@ -491,7 +530,19 @@ class BatchNorms(TorchFunctionMode):
             return self.instead((*inputs, *named.values())[0], module.weight, module.bias, module.eps)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._instead(*args, **(kwargs or {})) if func is batch_norm else func(*args, **(kwargs or {}))
+        if func is batch_norm:
+            return self._instead(*args, **(kwargs or {}))
+        if func in (torch.batch_norm, torch.ops.aten.batch_norm.default):
+            return self._of_torch(*args, **(kwargs or {}))
+        if "batch_norm" in getattr(func, "__name__", ""):
+            raise TenasError(f"The network normalises by {func.__name__}, which this measure cannot replace: use F.batch_norm.")
+        return func(*args, **(kwargs or {}))
+
+    def _of_torch(
+        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any, var: Any, training: Any, momentum: Any,
+        eps: float, cudnn_enabled: Any,
+    ) -> Tensor:  # fmt: skip
+        return self._instead(input, None, None, weight, bias, eps=eps)
 
     def _instead(
         self,

@@ -4,6 +4,7 @@ Masked operators do not count. Nothing is computed: a copy runs on the meta devi
 and images do not matter. Every other measure should be compared with these.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from tenas.measures.common import ParametersRead, check_batch, check_eager, hooked, measuring
+from tenas.errors import TenasError
+from tenas.measures.common import PRODUCTS, ParametersRead, check_batch, check_eager, hooked, measuring
 from tenas.networks import count_flops, on_meta, without_values
 from tenas.networks.observer import ByStorage, Observer, name_of, tensors_in
 
@@ -56,7 +58,16 @@ def layers(network: nn.Module, images: Tensor) -> int:
     network, image = _on_meta(network, images)
     with without_values(), _Depths(network, image) as depths:
         output = network(image)
-    return max((depths.depths.get(tensor) or 0 for tensor in tree_leaves(output) if isinstance(tensor, Tensor)), default=0)
+    found = [leaf for leaf in tree_leaves(_opened(output)) if isinstance(leaf, Tensor)]
+    if not found:
+        raise TenasError(f"The network's output, a {type(output).__name__}, has no tensor to count layers to.")
+    return max(depths.depths.get(tensor) or 0 for tensor in found)
+
+
+def _opened(output: Any) -> Any:
+    """The values of a data class; another output as it is."""
+    is_data = dataclasses.is_dataclass(output) and not isinstance(output, type)
+    return [_opened(getattr(output, field.name)) for field in dataclasses.fields(output)] if is_data else output
 
 
 def _on_meta(network: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
@@ -71,9 +82,6 @@ class _Depths(Observer):
     Depths are kept per storage, so that views and in-place writes need no special rules. A tensor that does not depend on the
     image has none.
     """
-
-    PRODUCTS = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "_trilinear",
-                          "conv_tbc", "torchvision::deform_conv2d"})  # fmt: skip
 
     def __init__(self, network: nn.Module, image: Tensor) -> None:
         super().__init__()
@@ -93,6 +101,6 @@ class _Depths(Observer):
                 self.weights[tensor] = True
         # zeros_like and the like read shapes, not values.
         if depths and not name.endswith("_like") and not name.startswith("new_"):
-            layer = name in self.PRODUCTS and any(tensor in self.weights for tensor in tensors)
+            layer = name in PRODUCTS and any(tensor in self.weights for tensor in tensors)
             for tensor in tensors_in(out):
                 self.depths[tensor] = max(max(depths) + layer, self.depths.get(tensor) or 0)

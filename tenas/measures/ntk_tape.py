@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tenas.measures.common import scripted
+from tenas.measures.common import has_hooks, modules_of, scripted
 
 aten = torch.ops.aten
 
@@ -31,8 +31,9 @@ KNOWN = (
 
 
 def is_known(network: nn.Module) -> bool:
-    """Whether a network consists of this package's modules, and the modules of torch in them, only."""
-    return all(is_known_kind(kind) for kind in {type(module) for module in network.modules()})
+    """Whether a network consists of this package's modules, and the modules of torch in them, only, without hooks."""
+    modules = list(modules_of(network))
+    return all(map(is_known_kind, set(map(type, modules)))) and not any(map(has_hooks, modules))
 
 
 def is_known_kind(kind: type[nn.Module]) -> bool:

@@ -1,7 +1,7 @@
 """The number of linear regions that contain a set of inputs: expressivity (TE-NAS, section 3.1.2)."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -85,14 +85,44 @@ _KINKS: dict[str, Callable[[Sequence[Any], Tensor], tuple[Tensor, ...]]] = {
     "hardshrink": _either_side, "clamp": _clamped, "clamp_min": _clamped_below, "clamp_max": _clamped_above,
 }  # fmt: skip
 _SMOOTH = frozenset({"elu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh", "hardswish", "log_sigmoid_forward"})
+# Recurrent layers, and layers of transformers, as one operator: what they have of sigmoid, tanh and ReLU is not to be seen.
+WHOLE = frozenset({"mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell",
+                   "_transformer_encoder_layer_fwd"})  # fmt: skip
 # They bend too, but whether they are activation functions is not to be seen.
-_OTHERS = frozenset({"abs", "maximum", "minimum", "fmax", "fmin", "where", "glu", "sin", "cos", "heaviside", "sign", "sgn",
-                     "hypot", "atan", "erf", "square", "topk", "sort"})  # fmt: skip
-# Comparisons bend what is multiplied by them, or written where they hold.
-_COMPARISONS = frozenset({"gt", "ge", "lt", "le"})
-_BY_COMPARISONS = frozenset({"mul", "masked_fill", "index_put", "masked_scatter"})
+_OTHERS = frozenset({"abs", "maximum", "minimum", "fmax", "fmin", "where", "glu", "sin", "cos", "tan", "sinh", "cosh", "asinh",
+                     "heaviside", "sign", "sgn", "round", "floor", "ceil", "trunc", "frac", "remainder", "fmod", "hypot", "atan",
+                     "atan2", "erf", "erfc", "expm1", "log1p", "square", "topk", "sort", "kthvalue",
+                     "median", "_cdist_forward", "signbit", "copysign", "cummax", "cummin", "aminmax", "logaddexp",
+                     "bucketize", "searchsorted", "sinc"})  # fmt: skip
+# The largest or smallest over channels, as in maxout; over positions they are a pooling.
+_EXTREMES = frozenset({"max", "min", "amax", "amin"})
+# Comparisons of numbers bend what is multiplied by them, or written where they hold; what is made of them too.
+_COMPARISONS = frozenset({"gt", "ge", "lt", "le", "eq", "ne"})
+_OF_COMPARISONS = frozenset({"_to_copy", "logical_not", "bitwise_not", "logical_and", "bitwise_and", "logical_or", "bitwise_or",
+                             "logical_xor", "bitwise_xor", "rsub", "sub", "add"})  # fmt: skip
+_BY_COMPARISONS = frozenset({"mul", "masked_fill", "index_put", "masked_scatter", "addcmul", "lerp"})
 # Not always activation functions: calls on tensors without the samples' dimension are skipped.
 _BOUNDS = frozenset({"clamp", "clamp_min", "clamp_max"})
+
+
+def _bends(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
+    """Whether an operator is an extreme over channels, or a power that is none of a mean square, a root or a quotient.
+
+    Of a map (n, channels, height, width), an extreme over positions is a pooling.
+    """
+    other = args[1] if len(args) > 1 else named.get("dim")
+    if name == "pow":
+        return isinstance(other, Tensor) or other not in (1, 2, 0.5, -0.5, -1, -2)
+    dims = [other] if isinstance(other, int) else other
+    if name not in _EXTREMES or not isinstance(dims, list | tuple):
+        return False
+    return args[0].ndim < 4 or [dim % args[0].ndim for dim in dims] == [1]
+
+
+def is_guard(args: Sequence[Any]) -> bool:
+    """Whether the arguments of a lower bound are those of a guard against a division by zero."""
+    least = args[1] if len(args) == 2 else None
+    return least is not None and bool(((torch.as_tensor(least) > 0) & (torch.as_tensor(least) <= GUARD)).all())
 
 
 class _Signs(Observer):
@@ -121,14 +151,17 @@ class _Signs(Observer):
             self.weights.discard((out, read[0][:1] if operator._schema.is_mutable else ()))
         if name == "linalg_vector_norm" or (name == "clone" and self.norms.has(read)):
             self.norms.add(out)
-        if name in _COMPARISONS or (name == "_to_copy" and self.compared.has(read)):
+        if (name in _COMPARISONS and any(tensor.is_floating_point() for tensor in tensors_in(read))) or (
+            name in _OF_COMPARISONS and self.compared and self.compared.has(read)
+        ):
             self.compared.add(out)
         kinks = _KINKS.get(name)
         if kinks is None:
-            if name in _SMOOTH:
+            if name in _SMOOTH or name in WHOLE:
                 self.smooth.add(name)
             elif self._is_of_samples(out[0] if isinstance(out, tuple) else out):
-                if (name in _OTHERS or not is_torchs(operator)) and not self.poolings.running:
+                named = name in _OTHERS or not is_torchs(operator)
+                if (named or _bends(name, *read)) and not self.poolings.running:
                     self.others.add(name)
                 if name in _BY_COMPARISONS and self.compared and any(map(self.compared.has, tensors_in(read))):
                     self.others.add("a comparison")
@@ -149,7 +182,7 @@ class _Signs(Observer):
 
     def _is_guard(self, name: str, args: Sequence[Any]) -> bool:
         """Whether a bound keeps a division by a norm from being one by zero."""
-        return name == "clamp_min" and self.norms.has(args[:1]) and bool((torch.as_tensor(args[1]) <= GUARD).all())
+        return name == "clamp_min" and self.norms.has(args[:1]) and is_guard(args)
 
 
 def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) -> np.ndarray:

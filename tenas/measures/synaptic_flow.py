@@ -30,6 +30,8 @@ def synaptic_flow(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tens
     Raises TenasError for an empty batch, a network without weights, and a flow that overflows float64.
     """
     check_batch(images)
+    if name := next((name for name, tensor in network.named_parameters() if tensor.is_complex()), None):
+        raise TenasError(f"SynFlow runs in real numbers, and the network's {name} is complex.")
     with undisturbed(network), _absolute(network), BatchNorms(network, _identity):
         weights = weights_of(network)
         ones = torch.ones_like(images[:1], dtype=torch.float64)

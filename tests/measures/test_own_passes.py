@@ -2,6 +2,8 @@
 
 import threading
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -181,7 +183,7 @@ def by_function(self: Own, x: Tensor) -> Tensor:
 def test_layers_whose_weights_functions_read_are_named(measure):
     torch.manual_seed(0)
     network = Own(by_function, conv=conv(), more=conv(4, 4), head=head())
-    with pytest.warns(LeftOutWarning, match="layers that are called as modules: it leaves out more, read by functions"):
+    with pytest.warns(LeftOutWarning, match="layers that are called as modules: it leaves out more.weight, which functions read"):
         measure(network, batch(4, 3, 8, 8))
     unread = Own(lambda self, x: self.head(F.relu(self.conv(x))), conv=conv(), more=conv(4, 4), head=head())
     with warnings.catch_warnings():
@@ -238,7 +240,15 @@ class ByHand(nn.BatchNorm2d):
         return (x - mean) / (variance + self.eps).sqrt() * self.weight[:, None, None] + self.bias[:, None, None]
 
 
+def by_torch(self: Own, x: Tensor, function: Callable[..., Tensor] = torch.batch_norm) -> Tensor:
+    norm = self.norm
+    statistics = norm.running_mean, norm.running_var
+    return self.head(F.relu(function(self.conv(x), norm.weight, norm.bias, *statistics, norm.training, 0.1, norm.eps, True)))
+
+
 NORMALISED = {
+    "torch's": by_torch,
+    "an operator": lambda self, x: by_torch(self, x, torch.ops.aten.batch_norm.default),
     "by hand": lambda self, x: self.head(F.relu(self.by_hand(self.conv(x)))),
     "function": normalised,
     "by name": lambda self, x: self.head(F.relu(self.norm(input=self.conv(x)))),
@@ -257,6 +267,15 @@ def test_batch_normalisation_counts_however_it_is_called(way, measure):
     if way == "with more":
         network.norm.__class__ = Activating
     assert measure(network, batch(4, 3, 8, 8)) == pytest.approx(measure(plain, batch(4, 3, 8, 8)), rel=1e-12)
+
+
+@pytest.mark.parametrize("measure", [synflow, zen], ids=["synflow", "zen"])
+def test_batch_normalisation_that_cannot_be_replaced_is_a_sentence(measure):
+    def normalised(self: Own, x: Tensor) -> Tensor:
+        return self.head(torch.native_batch_norm(self.conv(x), None, None, None, None, True, 0.1, 1e-5)[0])
+
+    with pytest.raises(TenasError, match="normalises by native_batch_norm, which this measure cannot replace"):
+        measure(Own(normalised, conv=conv(), head=head()), batch(4, 3, 8, 8))
 
 
 def test_synflow_of_activation_functions_in_place():
@@ -337,6 +356,16 @@ def test_constants_of_a_pass_are_no_activations():
 
 
 BENDING = {
+    "amax": lambda x: x.view(len(x), -1, 2).amax(2),
+    "max": lambda x: x.unflatten(1, (-1, 2)).max(2).values,
+    "by a comparison": lambda x: x * ~(x < 0),
+    "comparisons": lambda x: x * ((x > -1) & (x < 1)),
+    "a share by a comparison": lambda x: x * (1 - (x < 0).float()),
+    "a comparison of sums": lambda x: x * ((x > 0).float() + (x <= 0).float()),
+    "round": lambda x: x.round() + x,
+    "frac": torch.frac,
+    "pow": lambda x: x**3,
+    "erfc": torch.erfc,
     "a comparison": lambda x: x * (x > 0),
     "comparison": lambda x: x.masked_fill(x < 0, 0),
     "fmax": lambda x: torch.fmax(x, torch.zeros(())),
@@ -348,14 +377,29 @@ BENDING = {
 @pytest.mark.parametrize("name", BENDING)
 def test_what_bends_and_does_not_count_is_named(name):
     torch.manual_seed(0)
-    parts = {"first": nn.Linear(192, 8), "out": nn.Linear(8, 3)}
+    parts = {"first": nn.Linear(192, 8), "out": nn.LazyLinear(3)}
     network = Own(lambda self, x: self.out(F.relu(BENDING[name](self.first(x.flatten(1))))), **parts)
-    with pytest.warns(SmoothActivationWarning, match=rf"do not count as activation functions: .*\b{name}\b"):
+    network(batch(4, 3, 8, 8))
+    named = "comparison" if "comparison" in name else name
+    with pytest.warns(SmoothActivationWarning, match=rf"do not count as activation functions: .*\b{named}\b"):
         linear_regions(network, batch(4, 3, 8, 8))
 
 
+def test_extremes_over_positions_and_masks_by_numbers_are_not_named():
+    """A pooling; a mask of tokens by their number, and by a label."""
+
+    def pooled(self: Own, x: Tensor) -> Tensor:
+        inside = torch.arange(12) < torch.full((len(x), 1), 9)
+        return self.out(F.relu(self.first(x.flatten(1) * inside))) + x.amax((2, 3)) + (x.amax() == 7)
+
+    network = Own(pooled, first=nn.Linear(12, 8), out=nn.Linear(8, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        linear_regions(network, torch.cat([batch(4, 3, 2, 2)] * 3))
+
+
 def checked(self: Own, x: Tensor) -> Tensor:
-    assert (x.amax(1) > -100).all()
+    assert (x.amax((1, 2, 3)) > -100).all()
     shares = (y := self.first(x.flatten(1))).exp() / y.exp().sum(1, keepdim=True)
     return self.out(F.relu(shares - 0.1))
 
@@ -363,8 +407,9 @@ def checked(self: Own, x: Tensor) -> Tensor:
 def test_a_number_by_a_comparison_and_bounds_by_tensors_are_read():
     def weighed(self: Own, x: Tensor) -> Tensor:
         y = self.first(x.flatten(1))
-        return self.out(F.relu(y * ((y.sum() > 0) * 1.0) / y.norm(dim=1, keepdim=True).clamp_min(torch.full((1, 1), 1e-9))))
+        return self.out(F.relu(y * ((y.sum() > -1e9) * 1.0) / y.norm(dim=1, keepdim=True).clamp_min(torch.full((1, 1), 1e-9))))
 
+    torch.manual_seed(1)
     network = Own(weighed, first=nn.Linear(12, 8), out=nn.Linear(8, 3))
     assert 1 < linear_regions(network, batch(8, 3, 2, 2)) <= 8
 
@@ -428,6 +473,154 @@ def through_numpy(self: Own, x: Tensor) -> Tensor:
 def test_what_a_measure_cannot_do_is_a_sentence(make, measure, sentence):
     with pytest.raises(TenasError, match=sentence):
         measure(make(conv=conv(), head=head()), batch(4, 3, 8, 8))
+
+
+def gradient_within(self: Own, x: Tensor) -> Tensor:
+    made = self.conv(x)
+    (gradient,) = torch.autograd.grad(made.square().sum(), self.conv.weight, create_graph=True)
+    return self.head(F.relu(made)) + gradient.mean()
+
+
+@pytest.mark.parametrize("name", ["linear_regions", "naswot", "swap", "near", "zen"])
+def test_a_gradient_within_a_pass_is_taken_or_a_sentence(name):
+    with pytest.raises(TenasError, match=r"cannot be measured of this network, which runs by itself: .*require grad"):
+        measured(name, Own(gradient_within, conv=conv(), head=head()), batch(4, 3, 8, 8))
+
+
+def test_synflow_of_complex_weights_is_a_sentence():
+    network = Own(lambda self, x: self.out(x.flatten(1)) + self.scale.abs().sum(), out=nn.Linear(12, 3))
+    network.scale = nn.Parameter(torch.randn(2, dtype=torch.complex64))
+    with pytest.raises(TenasError, match="the network's scale is complex"):
+        synflow(network, batch(4, 3, 2, 2))
+
+
+@pytest.mark.parametrize("given", [conv, nn.Linear, 5], ids=["function", "class", "number"])
+def test_what_is_no_module_is_a_sentence(given):
+    with pytest.raises(TenasError, match=r"A network is a torch.nn.Module, and this is a (function|type|int)"):
+        naswot(given, batch(4, 3, 8, 8))
+
+
+# --- operators for the whole of a layer
+
+
+@pytest.mark.parametrize("measure", [naswot, swap, near], ids=lambda measure: measure.__name__)
+def test_a_transformers_layer_has_its_activation_functions_in_both_modes(measure):
+    """Torch runs it as one operator in evaluation mode."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    network = Own(
+        lambda self, x: self.out(self.layer(self.first(x)).mean(1)), first=nn.Linear(5, 8), layer=layer, out=nn.Linear(8, 4)
+    )
+    images = batch(16, 7, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LeftOutWarning)
+        assert measure(network.eval(), images) == pytest.approx(measure(network.train(), images), rel=1e-6)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_an_lstm_has_its_activation_functions_in_float32_too():
+    """oneDNN runs it as one operator."""
+    torch.manual_seed(0)
+    network = Own(
+        lambda self, x: self.out(F.relu(self.lstm(x)[0][:, -1])), lstm=nn.LSTM(5, 4, batch_first=True), out=nn.Linear(4, 3)
+    )
+    images = batch(8, 7, 5)
+    with pytest.warns(LeftOutWarning, match="leaves out lstm.weight_ih_l0, lstm.weight_hh_l0"):
+        found = near(network, images)
+    with pytest.warns(SmoothActivationWarning, match="sigmoid, tanh"):
+        naswot(network, images)
+    assert torch.backends.mkldnn.enabled
+    with pytest.warns(LeftOutWarning):
+        assert near(network.double(), images.double()) == pytest.approx(found, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.cat([F.relu(part) for part in x.chunk(2)]),
+        lambda x: F.relu(x.t()).t(),
+        lambda x: x.clamp(min=0),
+        lambda x: torch.maximum(x, torch.zeros(())),
+    ],
+    ids=["parts", "transposed", "clamp", "maximum"],
+)
+def test_near_names_activation_functions_that_it_leaves_out(function):
+    network = Own(lambda self, x: self.out(function(self.first(x.flatten(1)))), first=nn.Linear(12, 7), out=nn.Linear(7, 3))
+    with pytest.warns(LeftOutWarning, match=r"the images being the first dimension: not (relu|clamp|clamp_min|maximum)\."):
+        near(network, batch(6, 3, 2, 2))
+
+
+# --- what the Zen-score compares
+
+
+def tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+AFTER_MAPS = {
+    "linear": lambda self, x: F.linear(tokens(x), self.more.weight),
+    "matmul": lambda self, x: tokens(x) @ self.more.weight,
+    "conv1d": lambda self, x: F.conv1d(x.flatten(2), self.more.weight[:, :, None]).transpose(1, 2),
+    "lstm": lambda self, x: self.lstm(tokens(x))[0],
+    "attention": lambda self, x: self.attention(*[tokens(x)] * 3)[0],
+}
+
+
+@pytest.mark.parametrize("way", AFTER_MAPS)
+def test_zen_of_layers_on_tokens_is_a_sentence_however_they_are_called(way):
+    parts = {
+        "more": nn.Linear(4, 4),
+        "lstm": nn.LSTM(4, 4, batch_first=True),
+        "attention": nn.MultiheadAttention(4, 2, batch_first=True),
+    }
+    network = Own(
+        lambda self, x: self.out(AFTER_MAPS[way](self, F.relu(self.conv(x))).mean(1)), conv=conv(), out=nn.Linear(4, 3), **parts
+    )
+    with pytest.raises(TenasError, match="the last layers of this network work on tokens"):
+        zen(network, batch(4, 3, 8, 8))
+
+
+def test_zen_of_images_that_are_its_noise():
+    """The first numbers of torch's seed 0, which tests and examples draw."""
+    torch.manual_seed(0)
+    network = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), head())
+    for shape in ((4, 3, 8, 8), (2, 3, 8, 8)):
+        drawn, others = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+        assert zen(network, drawn) == pytest.approx(zen(network, others), abs=0.5)
+
+
+def test_zen_compares_two_passes_with_the_same_masks():
+    torch.manual_seed(0)
+    network = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.Dropout2d(0.5), nn.ReLU(), head())
+    images = batch(8, 3, 8, 8)
+    assert zen(network.train(), images) == pytest.approx(zen(network.eval(), images), abs=1)
+
+
+# --- outputs and hooks
+
+
+@dataclass
+class Logits:
+    logits: Tensor
+    others: tuple[Tensor, ...] = ()
+
+
+def test_layers_to_an_output_in_a_data_class():
+    parts = {"conv": conv(), "head": head()}
+    assert layers(Own(lambda self, x: Logits(self.head(F.relu(self.conv(x)))), **parts), batch(4, 3, 8, 8)) == 2
+    with pytest.raises(TenasError, match="output, a Locked, has no tensor"):
+        layers(Own(lambda self, x: Locked(plain_pass), **parts), batch(4, 3, 8, 8))
+
+
+def test_a_kernel_whose_gradients_a_hook_changes_before_a_write_in_place():
+    def halve(module: nn.Module, inputs: object, output: Tensor) -> None:
+        output.register_hook(lambda gradient: gradient * 0.5)
+
+    torch.manual_seed(0)
+    network = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(inplace=True), head())
+    network[1].register_forward_hook(halve)
+    images = batch(4, 3, 8, 8)
+    torch.testing.assert_close(ntk_gram(network, images), ntk_gram(network, images, implementation="loop"))
 
 
 def test_a_sparse_weight_is_a_sentence():
