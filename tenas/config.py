@@ -23,6 +23,7 @@ from tenas.settings.search import run_settings
 from tenas.settings.sizes import check_sizes
 from tenas.settings.study import study_settings
 from tenas.spaces import get_space
+from tenas.tracked import check_tracked
 
 # Lower bounds for a data set not prepared yet: parameters grow with the classes, multiply-adds with the side too.
 FEWEST_CLASSES, SMALLEST_SIDE = 2, 8
@@ -169,11 +170,17 @@ def check_limits(run: str, settings: Mapping[str, Any], name: str, dataset: Mapp
 
 
 def main(paths: Iterable[str]) -> int:
-    """Check configurations that are each a whole one. Returns the exit status."""
+    """Check configurations that are each a whole one; for a stage of dvc.yaml, also that it lists what they name.
+
+    Returns the exit status.
+    """
 
     def check() -> int:
         for path in paths:
-            load_config(read_config(path), path)
+            config = load_config(read_config(path), path)
+            # DVC names each stage to its commands, after a file's name where that is not the root's dvc.yaml.
+            if ":" not in os.environ.get("DVC_STAGE", ":"):
+                check_tracked(config, Path(os.environ["DVC_ROOT"], "dvc.yaml"))
         return 0
 
     return bounded(check)

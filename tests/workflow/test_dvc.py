@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import ROOT
-from helpers.runs import DEFAULT, call, copy_repository, expected_jobs, modules_of, snakemake, succeed, write_config
+from helpers.runs import DEFAULT, ONCE, call, copy_repository, expected_jobs, modules_of, snakemake, succeed, write_config
 
 from tenas.code import closure
+from tenas.tracked import users_files
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = PIPELINE["stages"]
@@ -130,6 +131,60 @@ def test_nothing_in_a_configuration_is_run_by_a_shell(tmp_path):
         assert done.returncode != 0
         assert "tenas: config/config.yaml: " in done.stdout
         assert not list(folder.rglob("ran"))
+
+
+OWN = """
+from tenas import Measure
+from helper import SIGN
+
+MEASURE = Measure("own", lambda network, images: SIGN * sum(p.numel() for p in network.parameters()), signed=True)
+"""
+
+
+@pytest.mark.dvc
+def test_a_file_of_ones_own_has_to_be_a_dependency(tmp_path):
+    """DVC would take the results of its older version for up to date."""
+    folder = copy_repository(tmp_path / "clone")
+    succeed(call("git", "init", "--quiet", cwd=folder))
+    (folder / "config/own.py").write_text(OWN)
+    (folder / "config/helper.py").write_text("SIGN = 1\n")
+    rounds = [{"kind": "cells", "sample": 4, "keep": 1, "measures": {"config/own.py:MEASURE": ONCE}}]
+    write_config(folder, DEFAULT)
+    change(folder, search={"rounds": rounds}, retrain=None, retraining={})
+    text = (folder / "dvc.yaml").read_text()
+    for missing in ("config/helper.py", "config/own.py"):
+        done = dvc(folder, "repro", "--single-item", "prepare")
+        assert done.returncode != 0
+        assert f"tenas: The stage 'settings' of dvc.yaml reads {missing}, which is not among its dependencies" in done.stdout
+        text = text.replace("      - tenas/measures/catalogue.py\n", f"      - tenas/measures/catalogue.py\n      - {missing}\n")
+        (folder / "dvc.yaml").write_text(text)
+    done = dvc(folder, "repro", "--single-item", "prepare")
+    assert "The stage 'search' of dvc.yaml reads config/helper.py" in done.stdout
+    assert not (folder / "data/digits").exists()
+    for file in ("config/helper.py", "config/own.py"):
+        text = text.replace("      - tenas/stages/score.py\n", f"      - tenas/stages/score.py\n      - {file}\n")
+    (folder / "dvc.yaml").write_text(text)
+    succeed(dvc(folder, "repro", "--single-item", "prepare"))
+
+
+def test_files_of_ones_own_by_stage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.py", "table.csv", "times.csv", "mine.yaml", "cells.csv"):
+        (tmp_path / name).write_text("")
+    rounds = [
+        {"kind": "cells", "sample": "cells.csv", "measures": {"naswot": {}}},
+        {"kind": "training", "column": None},
+    ]
+    run = {
+        "settings": {"space": "nas-bench-201", "rounds": rounds, "limits": {"latency": {"table": "times.csv"}}},
+        "dataset": "mine", "preset": "mine.yaml", "retrain": "digits",
+    }  # fmt: skip
+    config = {"datasets": {"mine": {"source": "folder", "path": "photos"}}, "benchmark": {"nas-bench-201": "table.csv"}}
+    found = {stage: {file.name for file in files} for stage, files in users_files(run, config).items()}
+    assert found == {
+        "prepare": {"photos"}, "settings": {"mine.yaml", "digits.yaml"}, "search": {"cells.csv", "times.csv", "photos"},
+        "draw": set(), "lookup": {"table.csv"}, "retrain": {"photos"}, "export": set(), "plot": {"table.csv"},
+    }  # fmt: skip
 
 
 # --- a clone in which it has run

@@ -64,6 +64,13 @@ def dataset_of(run):
     return CONFIG["datasets"][RUNS[run]["dataset"]]
 
 
+def retraining_of(run):
+    """Settings of the retraining of a run's cells."""
+    if RUNS[run]["retrain"] is None:
+        raise WorkflowError(f"The run {run} retrains nothing: its 'retrain' is null.")
+    return {"preset": RUNS[run]["retrain"], "dataset": dataset_of(run), **RUNS[run]["retrain_settings"]}
+
+
 def file_of(dataset):
     """File of a data set, as an input: its jobs run again when it changes. For folders see `images_of`; downloads do not change."""
     path = CONFIG["datasets"][dataset].get("path")

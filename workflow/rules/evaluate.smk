@@ -54,13 +54,7 @@ rule retrain_settings:
     conda:
         "../envs/tenas.yaml"
     params:
-        resolved=lambda wildcards: json.dumps(
-            {
-                "preset": RUNS[wildcards.run]["retrain"],
-                "dataset": dataset_of(wildcards.run),
-                **RUNS[wildcards.run]["retrain_settings"],
-            }
-        ),
+        resolved=lambda wildcards: json.dumps(retraining_of(wildcards.run)),
     shell:
         "tenas settings retrain {params.resolved:q} --out {output:q} > {log:q} 2>&1"
 
