@@ -73,6 +73,8 @@ def rank(
         raise TenasError(
             f"The images are a {type(images).__name__}, not a tensor (n, 3, height, width), as the networks take it."
         )
+    if isinstance(measures, str):
+        raise TenasError(f"'measures' is the text {measures!r}; it must be a list of names: [{measures!r}].")
     labels = None if labels is None else torch.as_tensor(labels)
     records = [get_measure(measure) for measure in measures]
     _check_ranking(networks, records, repeats, batch, len(images))

@@ -162,6 +162,8 @@ def test_scores_that_were_edited_are_not_pruned_by(capsys, tmp_path, found):
         (["--set", "prunes=2"], "unknown key 'prunes'"),
         (["--set", "change=logs"], "allowed: log, relative, absolute"),
         (["--set", "measures.kappa.repeats=2"], "Unknown measure 'kappa'"),
+        (["--set", "measures.flop=null"], "Unknown measure 'flop'"),
+        (["--seeds", "0", "1", "0"], "The seed 0 is given twice."),
         (["--set", "measures.zen.repeats=2"], "no round measures 'zen', which 'measures' has"),
         (["--set", "measures.linear_regions.repeats=0"], "'measures.linear_regions.repeats' is 0; it must be at least 1"),
         (["--set", "prune=one"], "'prune' is 'one'; it must be a whole number"),

@@ -97,6 +97,25 @@ def test_a_supernet_averages_what_an_edge_can_choose():
     assert torch.allclose(cell(features), node[1] + (node[0] + cell.edges[2]["conv"](node[0])) / 3, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["double", "type", "training", "forward", "place", "conv.5", "__init__"])
+def test_an_operator_may_have_a_name_that_modules_have(name):
+    """A module registers operators under their names, which are no attributes of it and have no dots."""
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found, costs = [], []
+    for called in (name, "conv"):
+        space = ChainSpace("line", {"skip": skip, called: conv}, [Layer(), Layer(2, 2, (called,))])
+        torch.manual_seed(0)
+        found.append(Supernet(space, channels=4, cells=1, classes=2).eval()(images))
+        torch.manual_seed(0)
+        found.append(Network(space.parse(f"{called}-{called}"), channels=4, cells=1, classes=2).eval()(images))
+        costs.append(
+            {str(sums).replace(called, "conv") for sums in operator_costs(space, side=8, classes=2, channels=4, cells=1).values()}
+        )
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
+    assert costs[0] == costs[1]
+
+
 class Bends(nn.Module):
     """A skeleton of one's own: the chain twice, from images to logits."""
 

@@ -87,6 +87,7 @@ def test_a_single_draw_has_no_standard_error_and_a_collapsed_network_comes_last(
     ("networks", "options", "said"),
     [
         ({}, {}, "at least one network and one measure"),
+        (NETWORKS, {"measures": "near"}, r"'measures' is the text 'near'; it must be a list of names: \['near'\]"),
         (NETWORKS, {"measures": []}, "at least one network and one measure"),
         ({"made": layers(2)}, {}, "'made' must be a function that makes it"),
         ({"text": "resnet"}, {}, "'text' must be a function that makes it"),

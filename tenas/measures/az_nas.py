@@ -109,7 +109,12 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     if callable(blocks) and not isinstance(blocks, nn.Module):
         blocks = blocks()
     if isinstance(blocks, Sequence | nn.Sequential | nn.ModuleList):
-        blocks = list(blocks)
+        blocks = list(dict.fromkeys(blocks))  # one that runs several times is called as often
+        inner = [part for block in blocks if isinstance(block, nn.Module) for part in block.modules() if part is not block]
+        if not set(blocks).isdisjoint(inner):
+            raise TenasError(
+                f"A block of {type(network).__name__} is part of another one; AZ-NAS's measures take parts in order."
+            )
         if len(blocks) > 1 and all(isinstance(block, nn.Module) for block in blocks):
             return blocks
     raise TenasError(

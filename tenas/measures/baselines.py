@@ -210,7 +210,9 @@ class _LastFeatures(Observer):
 
     RESIZE = frozenset({"convolution", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d",
                         "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "pixel_shuffle", "pixel_unshuffle",
-                        "constant_pad_nd", "slice"})  # fmt: skip
+                        "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "_upsample_nearest_exact2d",
+                        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "max_unpool2d", "fractional_max_pool2d",
+                        "slice"})  # fmt: skip
     GLOBAL = frozenset({"mean", "sum", "amax", "max", "logsumexp", "_adaptive_avg_pool2d", "adaptive_max_pool2d"})
     # Poolings, which the features are before, and parts of a map.
     NONE = frozenset({"avg_pool2d", "_adaptive_avg_pool2d", "slice", "split", "chunk"})
@@ -242,26 +244,26 @@ class _LastFeatures(Observer):
         if tensors and self.weights.has(tensors):
             self.weights.add(out)
             return
-        if name in PRODUCTS and any(map(self.weights.has, tensors)) and not self._is_map(out):
-            self.strayed = self.features
-        read = [tensor for tensor in tensors if self.size(tensor) is not None]
-        if not read:
-            return
+        # What a map was written into, as for circular padding, is one for a convolution.
+        read = [t for t in tensors if self.size(t) is not None or (name == "convolution" and t.ndim == 4 and t in self.sizes)]
         # Of several results the others are for the way back, but for those of a split.
-        for made in out if isinstance(out, list) else out[:1] if isinstance(out, tuple) else [out]:
+        for made in (out if isinstance(out, list) else out[:1] if isinstance(out, tuple) else [out]) if read else ():
             if isinstance(made, Tensor) and made.ndim >= 4 and made.is_floating_point():
                 self._made(name, read, made)
+        if name in PRODUCTS and any(map(self.weights.has, tensors)) and not self._is_map(tensors[0], out):
+            self.strayed = self.features
 
-    def _is_map(self, out: Any) -> bool:
-        """Whether the result of a layer may be a map or of pooled channels; not of pixels or tokens, in rows or side by side."""
+    def _is_map(self, read: Tensor, out: Any) -> bool:
+        """Whether the result of a layer is a map or of pooled channels; not of pixels or tokens, in rows or side by side."""
         made = out[0] if isinstance(out, tuple | list) else out
-        return made.ndim < 2 or made.ndim == 4 or (len(made) == self.samples and (made.ndim == 2 or made[0, 0].numel() == 1))
+        pooled = made.ndim == 2 or (made.ndim > 2 and made[0, 0].numel() == read[0, 0].numel() == 1)
+        return made.ndim < 2 or (made.ndim == 4 and self.size(made) is not None) or (len(made) == self.samples and pooled)
 
     def _made(self, name: str, read: Sequence[Tensor], made: Tensor) -> None:
         sizes = [self.size(tensor) for tensor in read]
         last = made.shape[-2:], made.shape[1:3]
         if name in self.RESIZE:
-            size: torch.Size | None = last[sizes[0] != read[0].shape[-2:]]
+            size: torch.Size | None = last[sizes[0] not in (None, read[0].shape[-2:])]
         else:
             size = next((size for size in sizes if size in last), None)
         if size is None or (name in self.GLOBAL and size.numel() == 1):
@@ -290,7 +292,9 @@ def _features(network: nn.Module, images: Tensor) -> Tensor:
         raise TenasError("The Zen-score needs a network with feature maps (n, channels, height, width).")
     # The last features would be those of the first layer.
     if last.strayed is last.features:
-        raise TenasError("The Zen-score needs feature maps before the pooling; the last layers of this network work on tokens.")
+        raise TenasError(
+            "The Zen-score needs feature maps before the pooling; the last layers of this network read tokens, or what is not known to be a map."
+        )
     return last.features.double()
 
 
@@ -344,6 +348,8 @@ def zen(network: nn.Module, images: Tensor) -> float:
             moved = _features(network, images + ALPHA * noise)
     change = (features - moved).flatten(1).norm(dim=1).mean().item()
     scale = sum(s.item() for s in scales)
+    if math.isnan(change):
+        raise TenasError("The network's features are not a number for these images: they have no Zen-score.")
     return math.log(change) + scale if change > 0 else -math.inf
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from tenas.errors import TenasError
 from tenas.measures.common import PRODUCTS, ParametersRead, check_batch, check_eager, hooked, measuring
 from tenas.networks import count_flops, on_meta, without_values
+from tenas.networks.flops import counted
 from tenas.networks.observer import ByStorage, Observer, name_of, tensors_in
 
 
@@ -33,8 +34,11 @@ def parameters(network: nn.Module, images: Tensor) -> int:
     def note(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         read.found.update(map(id, module.parameters(recurse=False)))
 
-    with without_values(), read, hooked(network, nn.Module, note):
-        network(image)
+    def run() -> None:
+        with without_values(), read, hooked(network, nn.Module, note):
+            network(image)
+
+    counted(run)
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad and id(parameter) in read.found)
 
 
@@ -56,12 +60,16 @@ def layers(network: nn.Module, images: Tensor) -> int:
     """
     check_batch(images)
     network, image = _on_meta(network, images)
-    with without_values(), _Depths(network, image) as depths:
-        output = network(image)
-    found = [leaf for leaf in tree_leaves(_opened(output)) if isinstance(leaf, Tensor)]
-    if not found:
-        raise TenasError(f"The network's output, a {type(output).__name__}, has no tensor to count layers to.")
-    return max(depths.depths.get(tensor) or 0 for tensor in found)
+
+    def run() -> int:
+        with without_values(), _Depths(network, image) as depths:
+            output = network(image)
+        found = [leaf for leaf in tree_leaves(_opened(output)) if isinstance(leaf, Tensor)]
+        if not found:
+            raise TenasError(f"The network's output, a {type(output).__name__}, has no tensor to count layers to.")
+        return max(depths.depths.get(tensor) or 0 for tensor in found)
+
+    return counted(run)
 
 
 def _opened(output: Any) -> Any:

@@ -114,7 +114,7 @@ def convolution(record: Record, cotangents: list[Tensor | None]) -> Contribution
     if x.active:
         yield x, transposed_convolution(record, g, g.new_empty(1).expand(m * n, *x.shape[1:]))
     if weight.active:
-        patches = functional.unfold(x.data, weight.shape[2:], dilation, padding, stride)
+        patches = functional.unfold(x.data, weight.shape[2:], *map(_pair, (dilation, padding, stride)))
         patches = torch.unflatten(patches, 1, (groups, -1))
         g = torch.unflatten(g.flatten(3), 2, (groups, channels // groups))
         yield weight, torch.einsum("mngop,ngkp->mgok", g, patches).reshape(m, *weight.shape)
@@ -249,6 +249,7 @@ def max_pool(record: Record, cotangents: list[Tensor | None]) -> Contributions:
 
 
 def _pair(setting: Sequence[int]) -> tuple[int, int]:
+    """A setting for rows and columns, of which torch's operators take one for both."""
     return setting[0], setting[-1]
 
 

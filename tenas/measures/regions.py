@@ -167,6 +167,8 @@ class _Signs(Observer):
                     self.others.add("a comparison")
             return
         if name in _BOUNDS and (not self._is_of_samples(out) or self._is_guard(name, read[0])):
+            if out.ndim > 1 and out.is_floating_point() and not self._is_of_samples(out) and not is_guard(read[0]):
+                self.others.add(name)
             return
         if not self._is_of_samples(out):
             raise TenasError(
@@ -205,7 +207,9 @@ def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) 
     # Images may be those of a buffer.
     signs.weights.discard(inputs)
     with torch.no_grad(), intercepted, suppress(_EnoughError), signs:
-        network(inputs)
+        output = network(inputs)
+        if not is_ours(network) and any(tensor.isnan().any() for tensor in tensors_in(output) if tensor.is_floating_point()):
+            raise TenasError("The network's output is not a number for these images: its activations mean nothing.")
     if signs.smooth:
         named = ", ".join(sorted(signs.smooth))
         if not signs.bits:

@@ -63,7 +63,7 @@ def _counted(network: nn.Module, side: int) -> tuple[Counter[Owner], Counter[Own
     owner: dict[nn.Module, Owner] = {}
     for module in network.modules():
         if isinstance(module, Edge):
-            for name, operator in module.items():
+            for name, operator in module.named():
                 owner.update(dict.fromkeys(operator.modules(), (module.place[0], module.place[1], name)))
     parameters: Counter[Owner] = Counter()
     for module in network.modules():

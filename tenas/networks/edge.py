@@ -1,6 +1,7 @@
 """Parts of networks of all kinds: edges with their operators, sums, concatenations."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,29 @@ class Edge(nn.ModuleDict):
         self, space: Space, place: tuple[str, int], names: Iterable[str], inputs: int, outputs: int, stride: int
     ) -> None:
         made = {name: space.operation(name, inputs, outputs, stride) for name in names}
-        super().__init__({name: module for name, module in made.items() if module is not None})
-        self.place = place
+        super().__init__({_key(name): module for name, module in made.items() if module is not None})
+        self.place, self.names = place, tuple(made)
 
     def chosen(self, names: Sequence[str]) -> list[nn.Module | None]:
         """The modules of ``names``, as a plain list, since they are registered here; None for one that adds nothing."""
         return [self[name] if name in self else None for name in names]  # noqa: SIM401 - a ModuleDict has no get
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return super().__getitem__(_key(name))
+
+    def __contains__(self, name: str) -> bool:
+        return super().__contains__(_key(name))
+
+    def named(self) -> list[tuple[str, nn.Module]]:
+        """The operators that have a module, by name."""
+        return [(name, self[name]) for name in self.names if name in self]
+
+
+@cache
+def _key(name: str) -> str:
+    """What an operator is registered as: modules' names have no dots, and are no attributes of modules (``double``, ``half``)."""
+    key = name.replace(".", "-")
+    return f"{key}-" if hasattr(nn.ModuleDict(), key) or key in ("place", "names") else key
 
 
 def drop_path(x: Tensor, probability: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from tenas.errors import TenasError
 from tenas.networks.observer import Observer, is_torchs, name_of
+
+R = TypeVar("R")
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -117,6 +119,18 @@ def without_values() -> Iterator[None]:
         raise TenasError(f"Costs are counted without values, and an operator of this network needs them: {said}.") from error
 
 
+def counted(run: Callable[[], R]) -> R:
+    """What ``run`` gives, which runs a network without values.
+
+    Once more where that fails, with the tensors that the network makes on no device in particular without values, too.
+    """
+    try:
+        return run()
+    except TenasError:
+        with torch.device("meta"):
+            return run()
+
+
 def count_flops(network: nn.Module, image_shape: Sequence[int], dtype: torch.dtype | None = None) -> int:
     """Multiply-accumulates of the network for one image of ``image_shape`` (channels, height, width), in evaluation mode.
 
@@ -128,11 +142,15 @@ def count_flops(network: nn.Module, image_shape: Sequence[int], dtype: torch.dty
     A layer counts each time that it runs. The network is not modified and nothing is computed: a copy runs on the meta device.
     ``dtype``: of the images.
     """
-    counts: list[int] = []
     network = on_meta(network)
-    with without_values(), Products(counts.append) as products:
-        network(torch.empty(1, *image_shape, dtype=dtype, device="meta"))
-    if products.unknown:
-        named = ", ".join(sorted(products.unknown))
-        warnings.warn(f"Multiply-adds of operators of other libraries do not count: {named}.", stacklevel=2)
-    return sum(counts)
+
+    def run() -> tuple[int, set[str]]:
+        counts: list[int] = []
+        with without_values(), Products(counts.append) as products:
+            network(torch.empty(1, *image_shape, dtype=dtype, device="meta"))
+        return sum(counts), products.unknown
+
+    count, unknown = counted(run)
+    if unknown:
+        warnings.warn(f"Multiply-adds of operators of other libraries do not count: {', '.join(sorted(unknown))}.", stacklevel=2)
+    return count

@@ -177,7 +177,7 @@ def _weigh(network: nn.Module, masks: Sequence[Mask], memo: dict[int, Any], devi
         if not isinstance(edge, Edge):
             continue
         run, each = union.operators(*edge.place), [mask.operators(*edge.place) for mask in masks]
-        for name, operator in edge.items():
+        for name, operator in edge.named():
             row = [len(run) / len(names) if name in names else 0.0 for names in each]
             if name in run and any(weight != 1 for weight in row):
                 found.append(operator)

@@ -61,6 +61,8 @@ def _measures_of_round(entry: Mapping[str, Any], shared: Mapping[str, Any], wher
     if own is None:
         return dict(shared)
     if isinstance(own, list) and all(isinstance(name, str) for name in own):
+        if len(set(own)) < len(own):
+            raise TenasError(f"{where}: 'measures' names a measure twice: {', '.join(own)}.")
         own = {name: {} for name in own}
     if not isinstance(own, Mapping):
         raise TenasError(f"{where}: 'measures' is {own!r}; it must be a mapping, or an array (list) of names.")
@@ -314,14 +316,16 @@ def check_network(space: Space, training: Mapping[str, Any], where: str) -> None
 
 
 def _check_used(changed: object, rounds: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Raise TenasError for a measure that the run changes but no round takes: the change would be ignored silently."""
+    """Raise TenasError for a measure that the run changes but no round takes, or that there is not: it would be ignored silently."""
     taken = {name for entry in rounds for name in entry.get("measures", ())}
     for name, value in changed.items() if isinstance(changed, Mapping) else ():
-        if value is not None and str(name) not in taken:
-            try:
-                get_measure(str(name))
-            except TenasError as error:
-                raise TenasError(f"{where}: 'measures': {error}") from error
+        if str(name) in taken:
+            continue
+        try:
+            get_measure(str(name))
+        except TenasError as error:
+            raise TenasError(f"{where}: 'measures': {error}") from error
+        if value is not None:
             raise TenasError(f"{where}: no round measures {name!r}, which 'measures' has: name it in the 'measures' of a round.")
 
 

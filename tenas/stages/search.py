@@ -42,12 +42,15 @@ def search(
         tenas search --space my_space.py:SPACE --preset my_preset.yaml --seeds 0 1 2 --out results/mine
     """
     from tenas.data.prepared import read_card
+    from tenas.errors import TenasError
     from tenas.files import read_json
     from tenas.locks import alone
     from tenas.scoring.workers import Workers
     from tenas.search.given import check_others, given_data, given_limits, searched_before
     from tenas.settings.search import assigned, search_settings
 
+    if doubled := [seed for number, seed in enumerate(seeds) if seed in seeds[:number]]:
+        raise TenasError(f"The seed {doubled[0]} is given twice.")
     settings = search_settings(space, preset, assigned(set), limits=given_limits(limit), trainings=trainings)
     # Before images are prepared into it: it may have those of another search.
     with alone(out):

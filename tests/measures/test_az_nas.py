@@ -340,3 +340,21 @@ def test_log_ranks_punish_the_worst_place_in_any_measure():
     assert np.array_equal(ranks(columns), places)
     assert sum_of_log_ranks(columns) == pytest.approx([math.log(a / 4) + math.log(b / 4) for a, b in places])
     assert ranks(np.array([[1.0], [1.0], [0.0]])).tolist() == [[2.5], [2.5], [1.0]]
+
+
+def test_a_block_that_runs_several_times_is_hooked_once():
+    """However often it is listed; parts of one another are no sequence."""
+
+    def made(*listed: str) -> nn.Module:
+        torch.manual_seed(0)
+        network = nn.Module()
+        network.stem, network.body = nn.Conv2d(3, 4, 3, padding=1), nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+        network.blocks = [network.get_submodule(name) for name in listed]
+        network.forward = lambda x: network.body(network.body(network.stem(x))).mean((2, 3))
+        return network
+
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for measure in (az_expressivity, az_trainability):
+        assert measure(made("stem", "body", "body"), images) == measure(made("stem", "body"), images)
+        with pytest.raises(TenasError, match="is part of another one"):
+            measure(made("stem", "body", "body.0"), images)

@@ -15,6 +15,7 @@ from torchvision.ops import DeformConv2d
 from tenas.errors import TenasError
 from tenas.measures import (
     MEASURES,
+    Measure,
     fisher,
     flops,
     jacobian_covariance,
@@ -576,7 +577,7 @@ def test_zen_of_layers_on_tokens_is_a_sentence_however_they_are_called(way):
     network = Own(
         lambda self, x: self.out(AFTER_MAPS[way](self, F.relu(self.conv(x))).mean(1)), conv=conv(), out=nn.Linear(4, 3), **parts
     )
-    with pytest.raises(TenasError, match="the last layers of this network work on tokens"):
+    with pytest.raises(TenasError, match="the last layers of this network read tokens"):
         zen(network, batch(4, 3, 8, 8))
 
 
@@ -594,6 +595,50 @@ def test_zen_compares_two_passes_with_the_same_masks():
     network = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.Dropout2d(0.5), nn.ReLU(), head())
     images = batch(8, 3, 8, 8)
     assert zen(network.train(), images) == pytest.approx(zen(network.eval(), images), abs=1)
+
+
+def space_to_depth(x: Tensor) -> Tensor:
+    split = x.view(len(x), x.shape[1], x.shape[2] // 2, 2, x.shape[3] // 2, 2)
+    return split.permute(0, 1, 3, 5, 2, 4).reshape(len(x), -1, x.shape[2] // 2, x.shape[3] // 2)
+
+
+@pytest.mark.parametrize("kernel", [1, 4])
+def test_zen_of_a_map_that_is_not_followed_is_a_sentence(kernel):
+    """The last convolution's result may be of one pixel, as if it read pooled channels."""
+    network = Own(
+        lambda self, x: self.out(self.last(space_to_depth(F.relu(self.conv(x)))).mean((2, 3))),
+        conv=conv(), last=nn.Conv2d(16, 5, kernel), out=nn.Linear(5, 3),
+    )  # fmt: skip
+    with pytest.raises(TenasError, match="read tokens, or what is not known to be a map"):
+        zen(network, batch(4, 3, 8, 8))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_zen_of_padded_maps(mode):
+    """Without normalisation it is the logarithm of a difference."""
+    torch.manual_seed(1)
+    features = nn.Sequential(*(nn.Conv2d(inputs, 4, 3, padding=1, padding_mode=mode) for inputs in (3, 4)))
+    images = batch(6, 3, 8, 8)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        change = (features(images) - features(images + 0.01 * noise)).flatten(1).norm(dim=1).mean()
+    assert zen(nn.Sequential(features, head()), images) == pytest.approx(change.log().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["linear_regions", "naswot", "swap", "zen"])
+def test_a_pass_that_gives_no_numbers_is_a_sentence(name):
+    network = Own(lambda self, x: self.head(F.relu(self.conv(x)) / 0 * 0), conv=conv(), head=head())
+    with pytest.raises(TenasError, match=r"(output is|features are) not a number for these images"):
+        measured(name, network, batch(4, 3, 8, 8))
+
+
+def test_bounds_of_parts_of_the_batch_are_named():
+    def in_parts(self: Own, x: Tensor) -> Tensor:
+        return self.out(F.relu(torch.cat([part.clamp(min=0) for part in self.first(x.flatten(1)).chunk(2)])))
+
+    network = Own(in_parts, first=nn.Linear(12, 8), out=nn.Linear(8, 3))
+    with pytest.warns(SmoothActivationWarning, match="do not count as activation functions: clamp"):
+        linear_regions(network, batch(8, 3, 2, 2))
 
 
 # --- outputs and hooks
@@ -621,6 +666,35 @@ def test_a_kernel_whose_gradients_a_hook_changes_before_a_write_in_place():
     network[1].register_forward_hook(halve)
     images = batch(4, 3, 8, 8)
     torch.testing.assert_close(ntk_gram(network, images), ntk_gram(network, images, implementation="loop"))
+
+
+@pytest.mark.parametrize("implementation", ["auto", "batched"])
+def test_a_kernel_of_a_convolution_with_one_number_for_its_padding(implementation):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, (1, 2), padding="valid"), nn.ReLU(), head())
+    images = batch(4, 3, 8, 8)
+    found = ntk_gram(network, images, implementation=implementation)
+    torch.testing.assert_close(found, ntk_gram(network, images, implementation="loop"))
+
+
+def test_costs_of_a_pass_that_makes_tensors_on_no_device():
+    def placed(self: Own, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(x) + torch.arange(8) * torch.linspace(0, 1, 8)))
+
+    parts = {"conv": conv(), "head": head()}
+    images = batch(4, 3, 8, 8)
+    for cost in (parameters, flops, layers):
+        assert cost(Own(placed, **parts), images) == cost(Own(plain_pass, **parts), images)
+
+
+def test_a_measure_that_leaves_another_default_dtype_is_a_sentence():
+    def doubled(network: nn.Module, images: Tensor) -> float:
+        torch.set_default_dtype(torch.float64)
+        return 1.0
+
+    with pytest.raises(TenasError, match="The measure mine leaves torch with another default dtype or device"):
+        Measure("mine", doubled)(nn.Linear(2, 2), torch.zeros(1, 2))
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_sparse_weight_is_a_sentence():

@@ -186,7 +186,7 @@ def test_windows_that_are_folded_into_the_batch_count_or_are_refused():
     assert near(network, batch(8, 3, 8, 8)) == pytest.approx(sum(map(effective_rank, outputs)), rel=1e-6)
     with pytest.raises(TenasError, match=r"one gave \(16, 8, 24\) for 8 images \(windows or tokens folded into the batch"):
         fisher(network, batch(8, 3, 8, 8), LABELS)
-    with pytest.raises(TenasError, match="the last layers of this network work on tokens"):
+    with pytest.raises(TenasError, match="the last layers of this network read tokens"):
         zen(network, batch(8, 3, 8, 8))
 
 
@@ -517,7 +517,7 @@ def test_whatever_ends_the_maps_is_in_the_features_of_zen(last):
 
 def test_zen_refuses_a_network_that_goes_on_without_maps():
     torch.manual_seed(0)
-    with pytest.raises(TenasError, match="the last layers of this network work on tokens"):
+    with pytest.raises(TenasError, match="the last layers of this network read tokens"):
         zen(vision_transformer.VisionTransformer(8, 4, 1, 2, 16, 32, num_classes=3), batch(2, 3, 8, 8))
     with pytest.raises(TenasError, match="needs a network with feature maps"):
         zen(Own(lambda self, x: self.head((x / 2).flatten(1)), head=nn.Linear(192, 3)), batch(8, 3, 8, 8))

@@ -201,6 +201,8 @@ def test_other_names_are_fine(name):
         (run(search={"rounds": [{"kind": "operators", "measures": {KAPPA: 5}}]}), f"'measures.{KAPPA}' is 5; it must be a"),
         (run(search={"rounds": [{"kind": "operators", "measures": 5}]}), "'measures' is 5; it must be a mapping, or an array"),
         (run(search={"measures": {KAPPA: None, REGIONS: None}}), "'measures' names no measure."),
+        (run(search={"measures": {"linear_region": None}}), "'measures': Unknown measure 'linear_region'"),
+        (run(search={"rounds": [{"kind": "operators", "measures": [KAPPA, KAPPA]}]}), "'measures' names a measure twice"),
         (run(search={"measures": {"kappa": {}}}), "unknown key in 'measures': Unknown measure 'kappa'; known: ntk"),
         (run(search={"measures": {KAPPA: 5}}), f"'measures.{KAPPA}' is 5; it must be a mapping."),
         (run(search={"rounds": [CELLS | {"sample": "no/such.csv"}]}), "no/such.csv cannot be read"),

@@ -188,6 +188,19 @@ def test_a_second_run_has_nothing_to_do(finished, tmp_path):
     assert "Nothing to be done" in succeed(snakemake(copied(finished, tmp_path)))
 
 
+def test_settings_that_were_replaced_since_are_not_taken(finished, tmp_path):
+    """As by a checkout of another commit's results: Snakemake compares its notes with the configuration, and not files with them."""
+    folder = copied(finished, tmp_path)
+    path = folder / "results/digits/search.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"exclude": []}))
+    done = snakemake(folder)
+    assert done.returncode != 0
+    assert "results/digits/search.json was replaced since Snakemake made it of these settings" in done.stdout + done.stderr
+    path.unlink()
+    assert "search_settings" in succeed(snakemake(folder, "--dry-run"))
+
+
 def test_the_report_needs_no_network(finished, tmp_path):
     folder = copied(finished, tmp_path)
     succeed(snakemake(folder, "--report", "results/report.html"))

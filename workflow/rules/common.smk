@@ -420,6 +420,13 @@ def is_noted(file):
     return len(name) > 200 or Path(".snakemake/metadata", name).exists() or any(Path().glob(".snakemake/*.db"))
 
 
+def is_replaced(file, settings):
+    """Whether a file of settings is another one than Snakemake's notes say that it made, of the present ``settings``."""
+    note = Path(".snakemake/metadata", base64.b64encode(str(file).encode()).decode())
+    of_settings = repr(json.dumps(settings)) in (recorded(note, "params") or ())
+    return of_settings and recorded(file) not in (None, settings)
+
+
 def expected_of(run):
     """Records of a run as this configuration and code would make them: (file, what stands there, what should)."""
     of, folder = RUNS[run], Path("results", run)
@@ -457,8 +464,8 @@ def expected_of_study(study):
 def check_copied():
     """Raise WorkflowError for results that are not of this configuration and code, where Snakemake cannot know that.
 
-    It compares settings and code with its notes in .snakemake/, without which (results that were copied, or made by
-    `tenas search`) it takes what is there. DVC compares by itself, and runs one rule after another.
+    It compares settings and code with its notes in .snakemake/, and never the files with them: those of another commit may be
+    there (dvc checkout). Without notes (results that were copied, or made by `tenas search`) it takes what is there. DVC compares by itself, and runs one rule after another.
     """
     plain = {
         "--allowed-rules",
@@ -476,6 +483,11 @@ def check_copied():
         return
     for name in (*RUNS, *STUDIES):
         first = Path("results", name, layout.SEARCH if name in RUNS else layout.STUDY)
+        if is_replaced(first, RUNS[name]["settings"] if name in RUNS else STUDIES[name]):
+            raise WorkflowError(
+                f"{first} was replaced since Snakemake made it of these settings: {first.parent} has results of others. Bring its "
+                f"own back (dvc checkout), or remove {first.parent}."
+            )
         if not first.exists() or is_noted(first):
             continue
         for file, found, expected in expected_of(name) if name in RUNS else expected_of_study(name):
