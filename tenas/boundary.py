@@ -117,6 +117,8 @@ def described(error: BaseException) -> tuple[str, int]:
         ), LATER
     if isinstance(error, OSError):
         return of_os(error), LATER if _passes(error) else REFUSED
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Path.resolve before Python 3.13
+        return f"{_line(error)}: the link leads to itself.", REFUSED
     if isinstance(error, ImportError):
         return f"A required package cannot be imported: {_line(error)}. Install it, or reinstall this package.", REFUSED
     what, place = type(error).__name__, place_of(error)

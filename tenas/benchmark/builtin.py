@@ -35,4 +35,4 @@ def index_path(index: str | os.PathLike[str], space: str | Space | None = None) 
 def checksum_of(path: str | os.PathLike[str]) -> str | None:
     """The expected SHA-256 of a file: known for shipped tables, None for others."""
     path = Path(path)
-    return CHECKSUMS.get(path.stem) if path.resolve().parent == FOLDER.resolve() else None
+    return CHECKSUMS.get(path.stem) if os.path.dirname(os.path.realpath(path)) == os.path.realpath(FOLDER) else None

@@ -75,6 +75,8 @@ def load(path: str | os.PathLike[str], what: str, checksum: str | None = None) -
     missing, damaged, truncated, or a Git LFS pointer. A CSV that was truncated between two rows is not detected here.
     """
     path = Path(path)
+    if path.is_char_device():
+        raise TenasError(f"The {what} {path} is a device, not a file.")
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:

@@ -293,7 +293,8 @@ def _features(network: nn.Module, images: Tensor) -> Tensor:
     # The last features would be those of the first layer.
     if last.strayed is last.features:
         raise TenasError(
-            "The Zen-score needs feature maps before the pooling; the last layers of this network read tokens, or what is not known to be a map."
+            "The Zen-score needs feature maps before the pooling; the last layers of this network read tokens, or what is not "
+            "known to be a map."
         )
     return last.features.double()
 

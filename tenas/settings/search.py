@@ -316,7 +316,7 @@ def check_network(space: Space, training: Mapping[str, Any], where: str) -> None
 
 
 def _check_used(changed: object, rounds: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Raise TenasError for a measure that the run changes but no round takes, or that there is not: it would be ignored silently."""
+    """Raise TenasError for a measure that the run changes but no round takes, or that is none: the change would be ignored."""
     taken = {name for entry in rounds for name in entry.get("measures", ())}
     for name, value in changed.items() if isinstance(changed, Mapping) else ():
         if str(name) in taken:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tenas.measures.catalogue import Measure
+from tenas.measures.catalogue import Measure, get_measure
 from tenas.search.shortlist import aggregated, mean_score, places
 
 TESTS = ("_test", "accuracy")  # suffixes of the accuracies that cells are judged by
@@ -119,7 +119,8 @@ def oriented(
 def _aggregates(scores: Mapping[str, Scores], together: Sequence[Sequence[str]]) -> dict[str, tuple[Sequence[str], str]]:
     """Name of a ranking by several measures -> these measures, and how their ranks are combined."""
     found: dict[str, tuple[Sequence[str], str]] = {}
-    if KAPPA in scores and REGIONS in scores:
+    # A user's measure may have the name of another.
+    if all(name in scores and scores[name][0] is get_measure(name) for name in (KAPPA, REGIONS)):
         found[RANK_SUM] = (KAPPA, REGIONS), "rank_sum"
     for parts in together:
         for aggregate in ("log_rank_sum", "rank_sum"):

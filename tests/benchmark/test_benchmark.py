@@ -269,6 +269,9 @@ def test_a_faulty_index_gets_a_sentence(tmp_path):
             look_up(genotype, path)
 
     refused(tmp_path / "absent.csv", r"There is no benchmark index .*absent\.csv")
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    refused(tmp_path / "loop.csv", "cannot be read: Too many levels of symbolic links")
+    refused(Path("/dev/zero"), "The benchmark index /dev/zero is a device, not a file")
     for name in ("index.csv.gz", "index.parquet"):
         whole = save(small_table(), tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])

@@ -189,15 +189,15 @@ def test_a_second_run_has_nothing_to_do(finished, tmp_path):
 
 
 def test_settings_that_were_replaced_since_are_not_taken(finished, tmp_path):
-    """As by a checkout of another commit's results: Snakemake compares its notes with the configuration, and not files with them."""
+    """As by a checkout of another commit's results: Snakemake compares its notes with the configuration, not with files."""
     folder = copied(finished, tmp_path)
     path = folder / "results/digits/search.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"exclude": []}))
     done = snakemake(folder)
     assert done.returncode != 0
-    assert "results/digits/search.json was replaced since Snakemake made it of these settings" in done.stdout + done.stderr
-    path.unlink()
+    assert "results/digits/search.json was replaced since Snakemake made it of these settings" in done.stdout
+    shutil.rmtree(path.parent)
     assert "search_settings" in succeed(snakemake(folder, "--dry-run"))
 
 
