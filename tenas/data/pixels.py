@@ -26,7 +26,7 @@ MOST_PIXELS = 2**25
 # Bytes up to which a read need not be looked at.
 LONG = 2**20
 # Tags of EXIF and of TIFF.
-ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106
+ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT, SIGNED = 0x0112, 0x0106, 0x0153, 2
 
 
 def is_image(name: str) -> bool:
@@ -50,7 +50,9 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError("its floats are not all from 0 to 1")
         return Image.fromarray(np.rint((1 - values if inverted else values) * 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+    # Pillow reads signed bytes as unsigned.
+    signed = image.format == "TIFF" and SIGNED in np.ravel(image.tag_v2.get(SAMPLE_FORMAT, ()))  # type: ignore[attr-defined]
+    if signed or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError("its pixels are signed or 32-bit integers, for which the value of white is not known")
     if image.mode.startswith("I"):
         upper = (np.asarray(image) >> 8).astype(np.uint8)

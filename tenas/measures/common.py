@@ -62,8 +62,9 @@ def measuring(
                 inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
                 if not drawn and not all(_is_finite(tensor) for tensor in inputs if tensor.is_floating_point()):
                     raise TenasError("The images have values that are NaN or infinite: no measure of them means anything.")
-                if is_ours(network):
-                    return function(network, *args, **kwargs)
+                if is_all_ours(network):
+                    with _by_parts(network):
+                        return function(network, *args, **kwargs)
                 if values:
                     check_values(network)
                 signature.bind(network, *args, **kwargs)
@@ -229,6 +230,11 @@ def is_ours(network: nn.Module) -> bool:
     return type(network).__module__.startswith("tenas.")
 
 
+def is_all_ours(network: nn.Module) -> bool:
+    """``is_ours``, also of every operator in it: those of a user's space may be anything."""
+    return is_ours(network) and all(map(is_plain, modules_of(network)))
+
+
 def scripted(network: nn.Module) -> str | None:
     """The name of the first module that is TorchScript, whose operators cannot be observed; None if there is none."""
     found = (name for name, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule))
@@ -385,7 +391,7 @@ def layers_called(network: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...]
         called.add(module)
         return hook(module, inputs, output)
 
-    read = None if is_ours(network) else ParametersRead(network)
+    read = None if is_all_ours(network) else ParametersRead(network)
     with hooked(network, LAYERS, note), read or nullcontext():
         yield
     if read is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from tenas.errors import TenasError
-from tenas.measures.common import check_eager, is_ours, is_plain, measuring, modules_of, undisturbed
+from tenas.measures.common import check_eager, is_all_ours, is_ours, is_plain, measuring, modules_of, undisturbed
 from tenas.measures.pooling import FasterPooling
 from tenas.networks.observer import Marks, Observer, is_torchs, plain_name, tensors_in
 
@@ -202,13 +202,14 @@ def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) 
     check_eager(network)
     poolings = FasterPooling()
     intercepted = poolings if inputs.ndim == 4 and inputs.shape[2] * inputs.shape[3] >= PIXELS else nullcontext()
-    weights = () if is_ours(network) and all(map(is_plain, modules_of(network))) else (*network.parameters(), *network.buffers())
+    ours = is_all_ours(network)
+    weights = () if ours else (*network.parameters(), *network.buffers())
     signs = _Signs(len(inputs), first_only, poolings, weights)
     # Images may be those of a buffer.
     signs.weights.discard(inputs)
     with torch.no_grad(), intercepted, suppress(_EnoughError), signs:
         output = network(inputs)
-        if not is_ours(network) and any(tensor.isnan().any() for tensor in tensors_in(output) if tensor.is_floating_point()):
+        if not ours and any(tensor.isnan().any() for tensor in tensors_in(output) if tensor.is_floating_point()):
             raise TenasError("The network's output is not a number for these images: its activations mean nothing.")
     if signs.smooth:
         named = ", ".join(sorted(signs.smooth))

@@ -263,6 +263,8 @@ def preset_files(kind: str) -> dict[str, Path]:
 
 def read_preset(kind: str, preset: str) -> dict[str, Any]:
     """Read a preset, by name or path of a YAML file. ``kind``: search or retrain."""
+    if not isinstance(preset, str | os.PathLike):
+        raise TenasError(f"The {kind} preset is a {type(preset).__name__}; it must be a name, or the path of a YAML file.")
     if str(preset).endswith((".yaml", ".yml")):
         path = Path(preset)
     else:

@@ -33,6 +33,8 @@ from tenas.measures import (
 )
 from tenas.measures.common import LeftOutWarning
 from tenas.measures.regions import SmoothActivationWarning
+from tenas.networks import Network
+from tenas.spaces import CellSpace
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::tenas.measures.regions.SaturatedWarning"),
@@ -745,3 +747,27 @@ def test_arguments_that_a_measure_does_not_have_are_pythons_error():
     network = Own(plain_pass, conv=conv(), head=head())
     with pytest.raises(TypeError, match="missing a required argument: 'labels'"):
         snip(network, batch(4, 3, 8, 8))
+
+
+# --- operators of one's own in this package's networks
+
+
+def lstm_by_rows(inputs: int, outputs: int, stride: int) -> nn.Module:
+    return Own(
+        lambda self, x: F.avg_pool2d(self.out(self.lstm(x.mean(2).transpose(1, 2))[0][:, -1])[:, :, None, None] + x, stride),
+        lstm=nn.LSTM(inputs, 4, batch_first=True), out=nn.Linear(4, outputs),
+    )  # fmt: skip
+
+
+def test_an_operator_of_ones_own_is_looked_at_as_a_network_of_ones_own():
+    space = CellSpace("rows", {"skip": lambda *_: nn.Identity(), "rows": lstm_by_rows}, nodes=3)
+    torch.manual_seed(0)
+    network = Network(space.parse("|rows~0|+|skip~0|rows~1|"), channels=4, cells=1, classes=3)
+    images = batch(4, 3, 8, 8)
+    with pytest.warns(SmoothActivationWarning, match="sigmoid, tanh"):
+        naswot(network, images)
+    with pytest.warns(LeftOutWarning, match="lstm.weight_ih_l0"):
+        near(network, images)
+    next(network.parameters()).data.fill_(torch.nan)
+    with pytest.raises(TenasError, match="has values that are NaN"):
+        naswot(network, images)
