@@ -343,7 +343,8 @@ def zen(network: nn.Module, images: Tensor) -> float:
 
     with undisturbed(network), torch.no_grad():
         # The same masks of dropout in both passes.
-        with fork_rng([images.device] if images.is_cuda else []), BatchNorms(network, note):
+        devices = [images.device] if images.is_cuda and torch.cuda.is_available() else []
+        with fork_rng(devices), BatchNorms(network, note):
             features = _features(network, images)
         with BatchNorms(network, normalise):
             moved = _features(network, images + ALPHA * noise)

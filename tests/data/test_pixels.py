@@ -39,9 +39,20 @@ def text(content: bytes):
     return lambda path: path.write_bytes(content)
 
 
-def white_is_zero(array: np.ndarray, bits: int, kind: int):
-    """A TIFF whose smallest value is white. ``kind``: 1 for integers, 2 for signed ones, 3 for floats."""
-    tags = [(256, 8), (257, 8), (258, bits), (259, 1), (262, 0), (273, 8), (277, 1), (278, 8), (279, array.nbytes), (339, kind)]
+def white_is_zero(array: np.ndarray, bits: int, kind: int, white: int = 0):
+    """A TIFF whose smallest value is white, or black with ``white`` = 1. ``kind``: 1 for integers, 2 for signed ones, 3 for floats."""
+    tags = [
+        (256, 8),
+        (257, 8),
+        (258, bits),
+        (259, 1),
+        (262, white),
+        (273, 8),
+        (277, 1),
+        (278, 8),
+        (279, array.nbytes),
+        (339, kind),
+    ]
     fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     return text(
         b"II*\0" + struct.pack("<I", 8 + array.nbytes) + array.tobytes() + struct.pack("<H", len(tags)) + fields + bytes(4)
@@ -74,7 +85,7 @@ READ = {
 
 REFUSED = {
     "integers.tif": (pillow(RAMP.astype(np.int32) * 1000), "the value of white is not known"),
-    "signed bytes.tif": (white_is_zero(RAMP, 8, 2), "the value of white is not known"),
+    "signed bytes.tif": (white_is_zero(RAMP, 8, 2, white=1), "the value of white is not known"),
     "large floats.tif": (pillow(RAMP.astype(np.float32)), "its floats are not all from 0 to 1"),
     "nan.tif": (pillow(np.full((8, 8), np.nan, np.float32)), "its floats are not all from 0 to 1"),
     "text.png": (text(b"no image"), "cannot identify"),
