@@ -40,19 +40,9 @@ def text(content: bytes):
 
 
 def white_is_zero(array: np.ndarray, bits: int, kind: int, white: int = 0):
-    """A TIFF whose smallest value is white, or black with ``white`` = 1. ``kind``: 1 for integers, 2 for signed ones, 3 for floats."""
-    tags = [
-        (256, 8),
-        (257, 8),
-        (258, bits),
-        (259, 1),
-        (262, white),
-        (273, 8),
-        (277, 1),
-        (278, 8),
-        (279, array.nbytes),
-        (339, kind),
-    ]
+    """A TIFF whose smallest value is white, or black with ``white`` = 1. ``kind``: 1 for integers, 2 signed ones, 3 floats."""
+    tags = [(256, 8), (257, 8), (258, bits), (259, 1), (262, white)]
+    tags += [(273, 8), (277, 1), (278, 8), (279, array.nbytes), (339, kind)]
     fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     return text(
         b"II*\0" + struct.pack("<I", 8 + array.nbytes) + array.tobytes() + struct.pack("<H", len(tags)) + fields + bytes(4)
