@@ -13,6 +13,7 @@ from tenas.code import LIBRARIES, PACKAGE, closure, is_reference
 from tenas.errors import TenasError
 from tenas.search.made_by import space_modules
 from tenas.settings.base import preset_files, read_yaml
+from tenas.settings.search import is_list
 from tenas.spaces import get_space
 
 
@@ -51,7 +52,7 @@ def users_files(run: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
     table = config["benchmark"].get(settings["space"])
     tables = [Path(table)] if table not in (None, "builtin") else []
     trainings = [entry for entry in rounds if entry["kind"] == "training"]
-    read = [entry["sample"] for entry in rounds if isinstance(entry.get("sample"), str)]
+    read = [entry["sample"] for entry in rounds if is_list(entry.get("sample"))]
     read += filter(None, [settings["limits"].get("latency", {}).get("table")])
     presets = [_preset(kind, run[key]) for kind, key in (("search", "preset"), ("retrain", "retrain")) if run[key]]
     return {

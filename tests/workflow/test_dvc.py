@@ -172,6 +172,7 @@ def test_files_of_ones_own_by_stage(tmp_path, monkeypatch):
     for name in ("own.py", "table.csv", "times.csv", "mine.yaml", "cells.csv"):
         (tmp_path / name).write_text("")
     rounds = [
+        {"kind": "cells", "sample": "all", "measures": {"flops": {}}},
         {"kind": "cells", "sample": "cells.csv", "measures": {"naswot": {}}},
         {"kind": "training", "column": None},
     ]
