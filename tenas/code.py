@@ -6,11 +6,13 @@ touched file has the same one. The workflow passes them to its rules, because Sn
 
 import ast
 import importlib.util
+import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
 from hashlib import sha256
+from importlib.machinery import all_suffixes
 from pathlib import Path
 
 from tenas.errors import TenasError
@@ -25,8 +27,8 @@ NO_RESULT = frozenset(
     {"__init__.py", "api.py", "boundary.py", "cli.py", "code.py", "errors.py", "files.py", "layout.py", "locks.py",
      "machine.py", "progress.py", "provenance.py", "references.py", "settings", "stages/types.py"}
 )  # fmt: skip
-# Folders of users' files, which an import puts at the end of Python's path: what they hold is no part of other files' code.
-own_folders: set[str] = set()
+# As at the start: what users' files change in it depends on which of them a process has imported.
+SEARCHED = tuple(os.path.abspath(entry) for entry in sys.path if isinstance(entry, str) and os.path.isdir(entry or "."))
 
 
 def is_reference(name: object) -> bool:
@@ -66,21 +68,37 @@ def _counts(file: Path) -> bool:
     return NO_RESULT.isdisjoint({name.parts[0], name.as_posix()})
 
 
+@cache
+def _is_library(folder: str) -> bool:
+    """Whether a folder of Python's path has installed packages, by ``pip install --target`` too, or is Python's own."""
+    path = Path(folder)
+    known = Path(os.path.realpath(folder)) in LIBRARIES or path.name in ("site-packages", "dist-packages", "lib-dynload")
+    return known or any(path.glob("*.dist-info"))
+
+
+@cache
+def _is_installed(top: str) -> bool:
+    """Whether Python finds a module among libraries, before it looks in a user's folder of its path."""
+    if top in sys.builtin_module_names:
+        return True
+    for folder in SEARCHED:
+        base = os.path.join(folder, top)
+        if os.path.isdir(base) or any(os.path.isfile(base + suffix) for suffix in all_suffixes()):
+            return _is_library(folder)
+    return False
+
+
 def _roots(sources: Iterable[Path]) -> tuple[Path, ...]:
-    """Where imports of users' files are looked for: the folders of ``sources``, and what Python searches but libraries."""
+    """Where imports of users' files are looked for: the folders of ``sources``, and those of Python's path but libraries."""
     given = [source.resolve().parent for source in sources if not source.resolve().is_relative_to(PACKAGE)]
-    searched = [Path(entry).absolute() for entry in sys.path if entry not in own_folders]
-    return tuple(dict.fromkeys([*given, *(folder for folder in searched if _is_users(folder))]))
-
-
-def _is_users(folder: Path) -> bool:
-    libraries = folder.resolve() in LIBRARIES or folder.name in ("site-packages", "dist-packages", "lib-dynload")
-    return folder.is_dir() and not libraries
+    return tuple(dict.fromkeys([*given, *(Path(folder) for folder in SEARCHED if not _is_library(folder))]))
 
 
 def _file_of(base: Path) -> Path | None:
     """The file of a module or of a package, by its path without the suffix."""
-    return next((file for file in (base.with_name(f"{base.name}.py"), base / "__init__.py") if file.is_file()), None)
+    # Not Path.is_file, which raises for folders that may not be read.
+    found = (file for file in (base.with_name(f"{base.name}.py"), base / "__init__.py") if os.path.isfile(file))
+    return next(found, None)
 
 
 def _module_file(name: str, importer: Path | None = None, roots: tuple[Path, ...] = ()) -> Path | None:
@@ -92,7 +110,8 @@ def _module_file(name: str, importer: Path | None = None, roots: tuple[Path, ...
     if top != PACKAGE.name:
         folders = []
         if importer is not None and not importer.is_relative_to(PACKAGE):
-            folders = [importer.parent, *(folder.parent for folder in importer.parents if folder.name == top), *roots]
+            folders = [importer.parent, *(folder.parent for folder in importer.parents if folder.name == top)]
+            folders += [folder for folder in roots if str(folder) not in SEARCHED or not _is_installed(top)]
     found = (_file_of(folder.joinpath(*name.split("."))) for folder in folders)
     return next((file for file in found if file is not None), None)
 

@@ -178,9 +178,9 @@ def main(paths: Iterable[str]) -> int:
     def check() -> int:
         for path in paths:
             config = load_config(read_config(path), path)
-            # DVC names each stage to its commands, after a file's name where that is not the root's dvc.yaml.
-            if ":" not in os.environ.get("DVC_STAGE", ":"):
-                check_tracked(config, Path(os.environ["DVC_ROOT"], "dvc.yaml"))
+            # DVC sets this for the commands of a stage, which run beside dvc.yaml.
+            if "DVC_STAGE" in os.environ and (pipeline := Path("dvc.yaml")).is_file():
+                check_tracked(config, pipeline)
         return 0
 
     return bounded(check)

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
-from tenas.code import PACKAGE, closure, own_folders, source_file, split_reference
+from tenas.code import PACKAGE, closure, source_file, split_reference
 from tenas.errors import TenasError
 
 # Prefix of the names of modules imported by the path of their file.
@@ -125,7 +125,6 @@ def _import_file(path: Path, what: str) -> ModuleType:
         sys.path.remove(folder)
         if folder not in sys.path:
             sys.path.append(folder)
-            own_folders.add(folder)
     return module
 
 

@@ -5,7 +5,10 @@ A stage that does not list them would be taken for up to date after they have ch
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +26,34 @@ def check_tracked(config: Mapping[str, Any], pipeline: Path) -> None:
     ``config``: checked (tenas.config.load_config). The runs are those whose results the pipeline's commands name.
     """
     read: Any = read_yaml(pipeline, "pipeline")
-    stages = read["stages"]
+    stages = {name: stage.get("do", stage) for name, stage in read["stages"].items()}
     named = str([stage.get("cmd") for stage in stages.values()])
     for run in [run for name, run in config["runs"].items() if f"results/{name}/" in named]:
         for stage, files in users_files(run, config).items():
-            listed = [entry if isinstance(entry, str) else next(iter(entry)) for entry in stages.get(stage, {}).get("deps", ())]
-            folders = [(pipeline.parent / path).resolve() for path in listed]
+            listed = [pipeline.parent / path for path in _dependencies(stages.get(stage, {}), config)]
             for file in files if stage in stages else ():
-                if not _is_installed(file) and not any(file.resolve().is_relative_to(folder) for folder in folders):
+                if not _is_installed(file) and not any(_is_within(file, path) for path in listed):
                     shown = os.path.relpath(file, pipeline.parent)
                     raise TenasError(
                         f"The stage {stage!r} of {pipeline.name} reads {shown}, which is not among its dependencies: add it, or "
                         "DVC will take results of another version of it for those of this one."
                     )
+
+
+def _dependencies(stage: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """The paths that a stage lists, with values of the configuration in place of ``${runs.digits.preset}``."""
+
+    def value(found: re.Match[str]) -> str:
+        with suppress(KeyError, TypeError):
+            return str(reduce(lambda at, key: at[key], found[1].split("."), config))
+        return found[0]
+
+    listed = [entry if isinstance(entry, str) else next(iter(entry)) for entry in stage.get("deps") or ()]
+    return [os.path.join(stage.get("wdir") or "", re.sub(r"\$\{([^}]+)\}", value, path)) for path in listed]
+
+
+def _is_within(file: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
 
 
 def users_files(run: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, list[Path]]:
@@ -72,12 +90,11 @@ def users_files(run: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
 
 def _code(modules: Iterable[str]) -> list[Path]:
     """Users' files among the code of modules."""
-    found = closure(list(dict.fromkeys(modules)))
-    return [file for file in found if not file.is_relative_to(PACKAGE)]
+    return list(closure(list(dict.fromkeys(modules))))
 
 
 def _is_installed(file: Path) -> bool:
-    return any(file.resolve().is_relative_to(folder) for folder in LIBRARIES)
+    return any(_is_within(file, folder) for folder in (PACKAGE, *LIBRARIES))
 
 
 def _preset(kind: str, preset: str) -> Path:

@@ -252,35 +252,50 @@ def test_a_module_that_is_not_there_is_no_part_of_the_package():
         closure(["tenas.stages.nothing"])
 
 
-def test_what_users_files_import_is_followed_as_python_finds_it(tmp_path, monkeypatch):
+CLOSURE = """
+import json, sys
+from tenas.code import PACKAGE, closure
+print(json.dumps([str(path) for path in closure([sys.argv[1]]) if not path.is_relative_to(PACKAGE)]))
+"""
+
+
+def users_closure(module: str, folder: Path, *searched: Path) -> set[Path]:
+    """Users' files in the closure of a module, in a process that is started in ``folder`` with a PYTHONPATH of ``searched``."""
+    path = os.pathsep.join(map(str, (*searched, PACKAGE.parent)))
+    command = [sys.executable, "-P", "-c", CLOSURE, module]
+    done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(map(Path, json.loads(done.stdout)))
+
+
+def test_what_users_files_import_is_followed_as_python_finds_it(tmp_path):
     """Beside the file that is named, by a package or by a link in between; in a folder of PYTHONPATH; not among libraries."""
-    own, elsewhere, library = (tmp_path / name for name in ("own", "elsewhere", "site-packages"))
-    for folder in (own / "lib", elsewhere, library):
+    own, elsewhere, library, last = (tmp_path / name for name in ("own", "elsewhere", "library", "last"))
+    for folder in (own / "lib", elsewhere, library / "of_library-1.0.dist-info", last):
         folder.mkdir(parents=True)
+    imports = ("lib.a", "linked", "of_path", "of_library", "statistics", "numpy")
     files = {
-        own / "own.py": "import lib.a\nimport linked\nimport of_path\nimport of_library\n",
+        own / "own.py": "".join(f"import {name}\n" for name in imports),
         own / "lib/a.py": "from common import SCALE\n",
         own / "common.py": "SCALE = 2\n",
         own / "third.py": "VALUE = 3\n",
         tmp_path / "linked.py": "import third\n",
         elsewhere / "of_path.py": "import of_path_too\n",
         elsewhere / "of_path_too.py": "",
-        library / "of_library.py": "",
     }
     for file, text in files.items():
         file.write_text(text)
+    # What `pip install --target` puts into a folder is installed, and so are modules that are found before a user's.
+    for file in (library / "of_library.py", last / "of_library.py"):
+        file.write_text("")
     (own / "linked.py").symlink_to(tmp_path / "linked.py")
-    monkeypatch.syspath_prepend(elsewhere)
-    monkeypatch.syspath_prepend(library)
-    found = {path for path in closure([str(own / "own.py")]) if not path.is_relative_to(PACKAGE)}
-    assert found == files.keys() - {library / "of_library.py"}
+    assert users_closure("own.py:X", own, elsewhere, library, last) == files.keys()
+    assert users_closure("own/own.py:X", tmp_path, elsewhere, library) == files.keys()
 
 
-def test_a_module_of_a_package_that_imports_one_beside_it_is_followed(tmp_path, monkeypatch):
+def test_a_module_of_a_package_that_imports_one_beside_it_is_followed(tmp_path):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/__init__.py").write_text("")
-    (tmp_path / "mine/measure.py").write_text("import shared\n")
-    (tmp_path / "shared.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path)
-    found = {path.name for path in closure(["mine.measure:M"]) if not path.is_relative_to(PACKAGE)}
-    assert found == {"__init__.py", "measure.py", "shared.py"}
+    files = {"mine/__init__.py": "", "mine/measure.py": "import shared\n", "shared.py": ""}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert users_closure("mine.measure:M", tmp_path, tmp_path) == {tmp_path / name for name in files}

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils._pytree import tree_leaves
 
 from tenas.errors import TenasError
 from tenas.measures.common import (
@@ -25,7 +24,7 @@ from tenas.measures.common import (
     undisturbed,
 )
 from tenas.measures.regions import WHOLE, count_distinct_rows, is_guard, relu_signs
-from tenas.networks.observer import Observer, plain_name
+from tenas.networks.observer import Marks, Observer, by_parts, plain_name
 
 
 @measuring
@@ -80,13 +79,13 @@ def near(network: nn.Module, images: Tensor) -> float:
     check_batch(images)
     check_eager(network)
     ranks: list[float] = []
-    functions = _ActivationFunctions(len(images), ranks)
+    functions = _ActivationFunctions(network, images, ranks)
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         functions.after, functions.shape = module, output.shape
         ranks.append(_effective_rank(output if output.ndim == 1 else by_channel(output, module)))
 
-    with undisturbed(network), torch.no_grad(), layers_called(network, note), functions:
+    with undisturbed(network), by_parts(network), torch.no_grad(), layers_called(network, note), functions:
         network(images)
     if functions.left_out:
         named = ", ".join(sorted(functions.left_out))
@@ -122,15 +121,23 @@ class _ActivationFunctions(Observer):
 
     BOUNDS = frozenset({"clamp", "clamp_min", "clamp_max", "maximum", "minimum", "where"})
 
-    def __init__(self, samples: int, ranks: list[float]) -> None:
+    def __init__(self, network: nn.Module, images: Tensor, ranks: list[float]) -> None:
         super().__init__()
-        self.samples, self.ranks = samples, ranks
+        self.samples, self.ranks = len(images), ranks
+        # What follows from them alone is no activation.
+        self.weights = Marks()
+        self.weights.add([*network.parameters(), *network.buffers()])
+        self.weights.discard(images)
         self.left_out: set[str] = set()
         self.after: Any = None
         self.shape: torch.Size | None = None
 
     def saw(self, operator: OpOverload, read: Any, out: Any) -> None:
         name = plain_name(operator)
+        if self.weights.has(read):
+            self.weights.add(out)
+            return
+        self.weights.discard((out, read[0][:1] if operator._schema.is_mutable else ()))
         if name in WHOLE:
             raise TenasError(f"NEAR does not see the activation functions within {name}, which torch runs as one operator.")
         # Numbers by themselves are no units.
@@ -140,10 +147,9 @@ class _ActivationFunctions(Observer):
             made = out[0] if isinstance(out, tuple) else out
             # But for the last dimension, which a gated activation function halves.
             like = self.shape is not None and made.ndim == len(self.shape) and made.shape[:-1] == self.shape[:-1]
-            of_weights = any(isinstance(tensor, nn.Parameter) for tensor in tree_leaves(read))
-            if like or (made.shape[:1] == (self.samples,) and not of_weights):
+            if like or made.shape[:1] == (self.samples,):
                 self.ranks.append(_effective_rank(self._by_channel(made, like=like)))
-            elif not of_weights and made.numel() > 1:
+            elif made.numel() > 1:
                 self.left_out.add(name)
 
     def _by_channel(self, made: Tensor, *, like: bool) -> Tensor:

@@ -43,7 +43,7 @@ from tenas.measures.common import (
     weights_of,
 )
 from tenas.measures.regions import relu_signs
-from tenas.networks.observer import ByStorage, Marks, Observer, plain_name, tensors_in
+from tenas.networks.observer import ByStorage, Marks, Observer, by_parts, plain_name, tensors_in
 
 ALPHA = 0.01  # Zen-NAS, algorithm 1: size of the perturbation of the inputs
 # Images of so many numbers have the direction of noise, or nearly, if they are that noise.
@@ -286,7 +286,7 @@ class _LastFeatures(Observer):
 def _features(network: nn.Module, images: Tensor) -> Tensor:
     check_eager(network)
     last = _LastFeatures(network, images := images.clone())
-    with hooked(network, LAYERS, last.after_layer), last:
+    with by_parts(network), hooked(network, LAYERS, last.after_layer), last:
         network(images)
     if last.features is None:
         raise TenasError("The Zen-score needs a network with feature maps (n, channels, height, width).")

@@ -86,13 +86,14 @@ class Measure:
             raise TenasError(f"The measure {self.name} is loss-based: it needs image labels.")
         import torch
 
-        before = torch.get_default_dtype(), torch.get_default_device()
-        with one_thread(), full_precision():
-            value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
-        if (torch.get_default_dtype(), torch.get_default_device()) != before:
-            torch.set_default_dtype(before[0])
-            torch.set_default_device(before[1])
-            raise TenasError(f"The measure {self.name} leaves torch with another default dtype or device.")
+        before = torch.get_default_dtype()
+        try:
+            with one_thread(), full_precision():
+                value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
+            if torch.get_default_dtype() != before:
+                raise TenasError(f"The measure {self.name} leaves torch with another default dtype.")
+        finally:
+            torch.set_default_dtype(before)
         try:
             # NumPy and torch scalars, on any device, become Python numbers.
             value = value.item() if hasattr(value, "item") else value

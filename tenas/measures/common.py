@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tenas.boundary import place_of
 from tenas.errors import TenasError
 from tenas.measures.threads import full_precision, one_thread
 from tenas.networks.observer import Observer, name_of, storage_key, tensors_in
@@ -30,7 +31,7 @@ R = TypeVar("R")
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 # Operators with a matrix or kernel of weights.
 PRODUCTS = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "_trilinear", "conv_tbc",
-                      "torchvision::deform_conv2d"})  # fmt: skip
+                      "mkldnn_rnn_layer", "torchvision::deform_conv2d"})  # fmt: skip
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 # Locks by network, and the lock of that table.
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, AbstractContextManager[object]]" = weakref.WeakKeyDictionary()
@@ -63,12 +64,11 @@ def measuring(
                 if not drawn and not all(_is_finite(tensor) for tensor in inputs if tensor.is_floating_point()):
                     raise TenasError("The images have values that are NaN or infinite: no measure of them means anything.")
                 if is_all_ours(network):
-                    with _by_parts(network):
-                        return function(network, *args, **kwargs)
+                    return function(network, *args, **kwargs)
                 if values:
                     check_values(network)
                 signature.bind(network, *args, **kwargs)
-                with _by_parts(network), _explained(function.__name__, network, inputs) if is_shipped else nullcontext():
+                with _explained(function.__name__, network, inputs) if is_shipped else nullcontext():
                     with _kept(network, inputs) as again:
                         value = function(network, *args, **kwargs)
                     if again():
@@ -130,23 +130,8 @@ def _kept(network: nn.Module, inputs: Sequence[Tensor], *, copying: bool = False
 
 
 @contextmanager
-def _by_parts(network: nn.Module) -> Iterator[None]:
-    """Run layers of transformers and LSTMs by their parts: in torch's operators for the whole, no activation is to be seen."""
-    mha, onednn = torch.backends.mha, cast("Any", torch.backends.mkldnn)
-    fast, enabled = mha.get_fastpath_enabled(), onednn.enabled
-    mha.set_fastpath_enabled(False)
-    if any(isinstance(module, nn.LSTM) for module in modules_of(network)):
-        onednn.enabled = False
-    try:
-        yield
-    finally:
-        mha.set_fastpath_enabled(fast)
-        onednn.enabled = enabled
-
-
-@contextmanager
 def _explained(measure: str, network: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
-    """Raise TenasError for what torch or Python cannot do for a measure. Errors of a network's own pass are left as they are."""
+    """Raise TenasError for what torch or Python cannot do for a measure. A network's own errors are left as they are."""
     try:
         yield
     except (TenasError, MemoryError, torch.OutOfMemoryError, Warning):
@@ -155,7 +140,9 @@ def _explained(measure: str, network: nn.Module, inputs: Sequence[Tensor]) -> It
         if not _runs(network, inputs):
             raise
         said = (str(error).strip().splitlines() or [""])[0].rstrip(".") or type(error).__name__
-        raise TenasError(f"{measure} cannot be measured of this network, which runs by itself: {said}.") from error
+        place = place_of(error)
+        where = "" if place.ours else f" ({type(error).__name__} in {place.text})"
+        raise TenasError(f"{measure} cannot be measured of this network, which runs by itself: {said}{where}.") from error
 
 
 def _runs(network: nn.Module, inputs: Sequence[Tensor]) -> bool:
@@ -538,15 +525,15 @@ class BatchNorms(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is batch_norm:
             return self._instead(*args, **(kwargs or {}))
-        if func in (torch.batch_norm, torch.ops.aten.batch_norm.default):
+        if func in (torch.batch_norm, torch.ops.aten.batch_norm, torch.ops.aten.batch_norm.default):
             return self._of_torch(*args, **(kwargs or {}))
         if "batch_norm" in getattr(func, "__name__", ""):
             raise TenasError(f"The network normalises by {func.__name__}, which this measure cannot replace: use F.batch_norm.")
         return func(*args, **(kwargs or {}))
 
     def _of_torch(
-        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any, var: Any, training: Any, momentum: Any,
-        eps: float, cudnn_enabled: Any,
+        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Any, running_var: Any, training: Any,
+        momentum: Any, eps: float, cudnn_enabled: Any,
     ) -> Tensor:  # fmt: skip
         return self._instead(input, None, None, weight, bias, eps=eps)
 

@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from tenas.errors import TenasError
 from tenas.measures.common import check_eager, is_all_ours, is_ours, is_plain, measuring, modules_of, undisturbed
 from tenas.measures.pooling import FasterPooling
-from tenas.networks.observer import Marks, Observer, is_torchs, plain_name, tensors_in
+from tenas.networks.observer import Marks, Observer, by_parts, is_torchs, plain_name, tensors_in
 
 SATURATED = 0.95
 # Largest number that counts as a guard against a division by zero.
@@ -105,20 +105,6 @@ _BY_COMPARISONS = frozenset({"mul", "masked_fill", "index_put", "masked_scatter"
 _BOUNDS = frozenset({"clamp", "clamp_min", "clamp_max"})
 
 
-def _bends(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
-    """Whether an operator is an extreme over channels, or a power that is none of a mean square, a root or a quotient.
-
-    Of a map (n, channels, height, width), an extreme over positions is a pooling.
-    """
-    other = args[1] if len(args) > 1 else named.get("dim")
-    if name == "pow":
-        return isinstance(other, Tensor) or other not in (1, 2, 0.5, -0.5, -1, -2)
-    dims = [other] if isinstance(other, int) else other
-    if name not in _EXTREMES or not isinstance(dims, list | tuple):
-        return False
-    return args[0].ndim < 4 or [dim % args[0].ndim for dim in dims] == [1]
-
-
 def is_guard(args: Sequence[Any]) -> bool:
     """Whether the arguments of a lower bound are those of a guard against a division by zero."""
     least = args[1] if len(args) == 2 else None
@@ -136,7 +122,7 @@ class _Signs(Observer):
         super().__init__()
         self.poolings = poolings
         self.samples, self.first_only = samples, first_only
-        self.weights, self.norms, self.compared = Marks(), Marks(), Marks()
+        self.weights, self.norms, self.compared, self.flat = Marks(), Marks(), Marks(), Marks()
         self.weights.add(list(weights))
         self.bits: list[np.ndarray] = []
         self.smooth: set[str] = set()
@@ -149,6 +135,8 @@ class _Signs(Observer):
                 self.weights.add(out)
                 return
             self.weights.discard((out, read[0][:1] if operator._schema.is_mutable else ()))
+            if isinstance(out, Tensor) and out.ndim == 2 and self._is_of_samples(out):
+                self.flat.add(out)
         if name == "linalg_vector_norm" or (name == "clone" and self.norms.has(read)):
             self.norms.add(out)
         if (name in _COMPARISONS and any(tensor.is_floating_point() for tensor in tensors_in(read))) or (
@@ -161,7 +149,7 @@ class _Signs(Observer):
                 self.smooth.add(name)
             elif self._is_of_samples(out[0] if isinstance(out, tuple) else out):
                 named = name in _OTHERS or not is_torchs(operator)
-                if (named or _bends(name, *read)) and not self.poolings.running:
+                if (named or self._bends(name, *read)) and not self.poolings.running:
                     self.others.add(name)
                 if name in _BY_COMPARISONS and self.compared and any(map(self.compared.has, tensors_in(read))):
                     self.others.add("a comparison")
@@ -178,6 +166,19 @@ class _Signs(Observer):
             self.bits.append(side.reshape(self.samples, -1).cpu().numpy())
         if self.first_only:
             raise _EnoughError
+
+    def _bends(self, name: str, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
+        """Whether an operator is an extreme over channels, or a power that is none of a mean square, a root or a quotient.
+
+        Of a map, or of positions, an extreme over those is a pooling; units (n, units) may be in groups (n, groups, units).
+        """
+        other = args[1] if len(args) > 1 else named.get("dim")
+        if name == "pow":
+            return isinstance(other, Tensor) or other not in (1, 2, 0.5, -0.5, -1, -2)
+        dims = [other] if isinstance(other, int) else other
+        if name not in _EXTREMES or not isinstance(dims, list | tuple):
+            return False
+        return self.flat.has(args[0]) if args[0].ndim < 4 else [dim % args[0].ndim for dim in dims] == [1]
 
     def _is_of_samples(self, made: object) -> bool:
         return isinstance(made, Tensor) and made.ndim > 0 and len(made) == self.samples
@@ -207,7 +208,7 @@ def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) 
     signs = _Signs(len(inputs), first_only, poolings, weights)
     # Images may be those of a buffer.
     signs.weights.discard(inputs)
-    with torch.no_grad(), intercepted, suppress(_EnoughError), signs:
+    with by_parts(network), torch.no_grad(), intercepted, suppress(_EnoughError), signs:
         output = network(inputs)
         if not ours and any(tensor.isnan().any() for tensor in tensors_in(output) if tensor.is_floating_point()):
             raise TenasError("The network's output is not a number for these images: its activations mean nothing.")

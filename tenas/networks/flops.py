@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from tenas.errors import TenasError
-from tenas.networks.observer import Observer, is_torchs, name_of
+from tenas.networks.observer import Observer, is_torchs, name_of, transformers_by_parts
 
 R = TypeVar("R")
 
@@ -110,7 +110,7 @@ def on_meta(network: nn.Module) -> nn.Module:
 def without_values() -> Iterator[None]:
     """Run networks on the meta device within the block. Raises TenasError for a network with an operator that needs values."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), transformers_by_parts():
             yield
     except RuntimeError as error:
         if "meta" not in str(error).lower():

@@ -1,15 +1,21 @@
 """See the operators of a pass, whether modules or functions run them."""
 
 import functools
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.backends import mha, mkldnn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Value = TypeVar("Value")
+# How many blocks have switched something of torch off, and what it was before the first of them; by several threads.
+_BLOCKS: dict[str, tuple[int, bool]] = {}
+_LOCK = threading.Lock()
 
 
 class Observer(TorchDispatchMode):
@@ -33,6 +39,53 @@ class Observer(TorchDispatchMode):
     def saw(self, operator: OpOverload, read: object, out: Any) -> None:
         """``read``: the arguments, nested. ``out``: the result, mostly a tensor."""
         raise NotImplementedError
+
+
+@contextmanager
+def _off(name: str, read: Callable[[], bool], write: Callable[[bool], object]) -> Iterator[None]:
+    """Switch something of torch off within the block, in whatever threads such blocks overlap."""
+    with _LOCK:
+        count, before = _BLOCKS.get(name, (0, read()))
+        _BLOCKS[name] = count + 1, before
+        write(False)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            count, before = _BLOCKS.pop(name)
+            if count > 1:
+                _BLOCKS[name] = count - 1, before
+            else:
+                write(before)
+
+
+def transformers_by_parts() -> AbstractContextManager[None]:
+    """Run layers of transformers by their parts within the block, for observers.
+
+    Torch's operator for a whole layer, in evaluation mode, would hide the activation function.
+    """
+    return _off("transformers", mha.get_fastpath_enabled, mha.set_fastpath_enabled)
+
+
+@contextmanager
+def by_parts(network: nn.Module) -> Iterator[None]:
+    """``transformers_by_parts``, and LSTMs without oneDNN, which has one operator for them, too."""
+    running, handles = ExitStack(), []
+    onednn: Any = mkldnn
+
+    def begin(module: nn.Module, inputs: Any) -> None:
+        running.enter_context(_off("oneDNN", lambda: onednn.enabled, functools.partial(setattr, onednn, "enabled")))
+
+    for module in network.modules():
+        if isinstance(module, nn.LSTM):
+            handles.append(module.register_forward_pre_hook(begin))
+            handles.append(module.register_forward_hook(lambda *_: running.close(), always_call=True))
+    try:
+        with running, transformers_by_parts():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class ByStorage(Generic[Value]):

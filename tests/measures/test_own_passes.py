@@ -1,8 +1,10 @@
 """Passes that do more than compute: write weights, make layers, call layers as functions, bend weights."""
 
+import copy
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -249,9 +251,11 @@ def by_torch(self: Own, x: Tensor, function: Callable[..., Tensor] = torch.batch
     return self.head(F.relu(function(self.conv(x), norm.weight, norm.bias, *statistics, norm.training, 0.1, norm.eps, True)))
 
 
+NAMED = {"running_mean": None, "running_var": None, "training": True, "momentum": 0.1, "eps": 1e-5, "cudnn_enabled": True}
 NORMALISED = {
     "torch's": by_torch,
     "an operator": lambda self, x: by_torch(self, x, torch.ops.aten.batch_norm.default),
+    "torch's, by names": lambda self, x: self.head(F.relu(torch.batch_norm(self.conv(x), bias=None, weight=None, **NAMED))),
     "by hand": lambda self, x: self.head(F.relu(self.by_hand(self.conv(x)))),
     "function": normalised,
     "by name": lambda self, x: self.head(F.relu(self.norm(input=self.conv(x)))),
@@ -393,7 +397,8 @@ def test_extremes_over_positions_and_masks_by_numbers_are_not_named():
 
     def pooled(self: Own, x: Tensor) -> Tensor:
         inside = torch.arange(12) < torch.full((len(x), 1), 9)
-        return self.out(F.relu(self.first(x.flatten(1) * inside))) + x.amax((2, 3)) + (x.amax() == 7)
+        pooled = x.flatten(2).max(-1).values + x.amax((2, 3)) + x.flatten(2).amax(2) + (x.amax() == 7)
+        return self.out(F.relu(self.first(x.flatten(1) * inside))) + pooled
 
     network = Own(pooled, first=nn.Linear(12, 8), out=nn.Linear(8, 3))
     with warnings.catch_warnings():
@@ -535,6 +540,43 @@ def test_an_lstm_has_its_activation_functions_in_float32_too():
     assert torch.backends.mkldnn.enabled
     with pytest.warns(LeftOutWarning):
         assert near(network.double(), images.double()) == pytest.approx(found, rel=1e-4)
+
+
+def test_torchs_switches_are_as_before_whatever_threads_measure():
+    torch.manual_seed(0)
+    layers_of = {"lstm": nn.LSTM(5, 8, batch_first=True), "layer": nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)}
+    network = Own(lambda self, x: self.out(self.layer(self.lstm(x)[0]).mean(1)), **layers_of, out=nn.Linear(8, 4)).eval()
+    failing = Own(lambda self, x: self.lstm(x)[0].no_such_attribute, **layers_of)
+
+    def measure() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(5):
+                swap(copy.deepcopy(network), batch(4, 7, 5))
+                with suppress(AttributeError):
+                    near(copy.deepcopy(failing), batch(4, 7, 5))
+
+    threads = [threading.Thread(target=measure) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mkldnn.enabled
+
+
+def test_near_leaves_out_what_is_computed_of_weights_alone_without_a_word():
+    """As the tables of positions of Swin V2."""
+
+    def biased(self: Own, x: Tensor) -> Tensor:
+        table = 16 * torch.sigmoid(self.table.weight[:6] @ self.table.weight.T) + self.table.weight.clamp(max=4).sum()
+        return self.out(F.relu(self.first(x.flatten(1)))) + table[:, :3]
+
+    network = Own(biased, first=nn.Linear(12, 7), table=nn.Embedding(6, 4), out=nn.Linear(7, 3))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        near(network, batch(6, 3, 2, 2))
+    assert not [text for text in map(str, (warning.message for warning in said)) if "sigmoid" in text or "clamp" in text]
 
 
 @pytest.mark.parametrize(
@@ -679,6 +721,18 @@ def test_a_kernel_of_a_convolution_with_one_number_for_its_padding(implementatio
     torch.testing.assert_close(found, ntk_gram(network, images, implementation="loop"))
 
 
+def test_an_error_in_a_line_of_the_network_names_it():
+    """Here it is raised in passes without gradients alone."""
+
+    def needy(self: Own, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            raise KeyError("gone")
+        return plain_pass(self, x)
+
+    with pytest.raises(TenasError, match=r"runs by itself: 'gone' \(KeyError in .*test_own_passes\.py, line \d+\)\."):
+        naswot(Own(needy, conv=conv(), head=head()), batch(4, 3, 8, 8))
+
+
 def test_costs_of_a_pass_that_makes_tensors_on_no_device():
     def placed(self: Own, x: Tensor) -> Tensor:
         return self.head(F.relu(self.conv(x) + torch.arange(8) * torch.linspace(0, 1, 8)))
@@ -694,7 +748,7 @@ def test_a_measure_that_leaves_another_default_dtype_is_a_sentence():
         torch.set_default_dtype(torch.float64)
         return 1.0
 
-    with pytest.raises(TenasError, match="The measure mine leaves torch with another default dtype or device"):
+    with pytest.raises(TenasError, match="The measure mine leaves torch with another default dtype"):
         Measure("mine", doubled)(nn.Linear(2, 2), torch.zeros(1, 2))
     assert torch.get_default_dtype() == torch.float32
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from helpers import ROOT
 from helpers.runs import DEFAULT, ONCE, call, copy_repository, expected_jobs, modules_of, snakemake, succeed, write_config
 
 from tenas.code import closure
-from tenas.tracked import users_files
+from tenas.errors import TenasError
+from tenas.tracked import check_tracked, users_files
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = PIPELINE["stages"]
@@ -186,6 +188,24 @@ def test_files_of_ones_own_by_stage(tmp_path, monkeypatch):
         "prepare": {"photos"}, "settings": {"mine.yaml", "digits.yaml"}, "search": {"cells.csv", "times.csv", "photos"},
         "draw": set(), "lookup": {"table.csv"}, "retrain": {"photos"}, "export": set(), "plot": {"table.csv"},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("listed", "is_whole"), [(["mine.yaml"], True), (["${runs.r.preset}"], True), (["."], True), (None, False)]
+)
+def test_dependencies_are_read_as_dvc_reads_them(tmp_path, monkeypatch, listed, is_whole):
+    """Below ``do``, from the stage's folder, with values of the configuration."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("")
+    (tmp_path / "below").mkdir()
+    stage = {"wdir": "..", "cmd": "snakemake results/r/search.json", "deps": listed}
+    pipeline = tmp_path / "below/dvc.yaml"
+    pipeline.write_text(yaml.safe_dump({"stages": {"settings": {"foreach": [1], "do": stage}}}))
+    settings = {"space": "nas-bench-201", "rounds": [], "limits": {}}
+    run = {"settings": settings, "dataset": "digits", "preset": "mine.yaml", "retrain": None}
+    config = {"datasets": {"digits": {"source": "digits", "path": None}}, "benchmark": {}, "runs": {"r": run}}
+    with nullcontext() if is_whole else pytest.raises(TenasError, match=r"reads \.\./mine\.yaml, which is not among"):
+        check_tracked(config, pipeline)
 
 
 # --- a clone in which it has run

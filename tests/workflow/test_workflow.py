@@ -196,7 +196,7 @@ def test_settings_that_were_replaced_since_are_not_taken(finished, tmp_path):
     path.write_text(json.dumps(settings | {"exclude": []}))
     done = snakemake(folder)
     assert done.returncode != 0
-    assert "results/digits/search.json was replaced since Snakemake made it of these settings" in done.stdout
+    assert "results/digits/search.json is of other settings than Snakemake has noted" in done.stdout
     shutil.rmtree(path.parent)
     assert "search_settings" in succeed(snakemake(folder, "--dry-run"))
 

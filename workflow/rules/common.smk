@@ -478,6 +478,8 @@ def check_copied():
         "-l",
         "--lint",
         "--cleanup-metadata",
+        "--forceall",
+        "-F",
     }
     if not workflow.is_main_process or plain & set(sys.argv):
         return
@@ -485,8 +487,8 @@ def check_copied():
         first = Path("results", name, layout.SEARCH if name in RUNS else layout.STUDY)
         if is_replaced(first, RUNS[name]["settings"] if name in RUNS else STUDIES[name]):
             raise WorkflowError(
-                f"{first} was replaced since Snakemake made it of these settings: {first.parent} has results of others. Bring its "
-                f"own back (dvc checkout), or remove {first.parent}."
+                f"{first} is of other settings than Snakemake has noted (after dvc checkout, or --touch): bring the results of "
+                f"these settings back, remove {first.parent}, or make all of it again (--forceall)."
             )
         if not first.exists() or is_noted(first):
             continue
