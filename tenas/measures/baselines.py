@@ -254,10 +254,16 @@ class _LastFeatures(Observer):
             self.strayed = self.features
 
     def _is_map(self, read: Tensor, out: Any) -> bool:
-        """Whether the result of a layer is a map or of pooled channels; not of pixels or tokens, in rows or side by side."""
+        """Whether the result of a layer is a map or of pooled channels; not of pixels or tokens, in rows or side by side.
+
+        One number for each position is a weight of a pooling.
+        """
         made = out[0] if isinstance(out, tuple | list) else out
-        pooled = made.ndim == 2 or (made.ndim > 2 and made[0, 0].numel() == read[0, 0].numel() == 1)
-        return made.ndim < 2 or (made.ndim == 4 and self.size(made) is not None) or (len(made) == self.samples and pooled)
+        if made.ndim == 3 and len(made) == 1 != self.samples:  # of einsum
+            made = made[0]
+        if made.ndim < 2 or (made.ndim == 2 and made.shape[1] == 1) or (made.ndim == 4 and self.size(made) is not None):
+            return True
+        return len(made) == self.samples and (made.ndim == 2 or made[0, 0].numel() == read[0, 0].numel() == 1)
 
     def _made(self, name: str, read: Sequence[Tensor], made: Tensor) -> None:
         sizes = [self.size(tensor) for tensor in read]
@@ -279,7 +285,10 @@ class _LastFeatures(Observer):
         if isinstance(module, nn.Linear) and inputs and (size := self.size(inputs[0])) is not None:
             self._add(output, size)
             self.features = output
-        elif output.ndim > 2 and output[0, 0].numel() > 1 and self.size(output) is None:
+            return
+        # A linear layer's last dimension has the channels, a convolution's second.
+        positions = output.shape[1:-1] if isinstance(module, nn.Linear) else output.shape[2:]
+        if output.ndim > 2 and positions.numel() > 1 and min(output.shape[1], output.shape[-1]) > 1 and self.size(output) is None:
             self.strayed = self.features
 
 

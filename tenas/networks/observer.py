@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.backends import mha, mkldnn
+from torch.backends import mha
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -71,10 +72,10 @@ def transformers_by_parts() -> AbstractContextManager[None]:
 def by_parts(network: nn.Module) -> Iterator[None]:
     """``transformers_by_parts``, and LSTMs without oneDNN, which has one operator for them, too."""
     running, handles = ExitStack(), []
-    onednn: Any = mkldnn
 
     def begin(module: nn.Module, inputs: Any) -> None:
-        running.enter_context(_off("oneDNN", lambda: onednn.enabled, functools.partial(setattr, onednn, "enabled")))
+        # Not torch.backends.mkldnn.enabled, which may be locked (torch.backends.disable_global_flags).
+        running.enter_context(_off("oneDNN", torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled))
 
     for module in network.modules():
         if isinstance(module, nn.LSTM):

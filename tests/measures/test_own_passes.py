@@ -625,6 +625,22 @@ def test_zen_of_layers_on_tokens_is_a_sentence_however_they_are_called(way):
         zen(network, batch(4, 3, 8, 8))
 
 
+HEADS = {
+    "einsum": lambda self, x: torch.einsum("nchw,oc->no", x, self.out.weight),
+    "weighed": lambda self, x: self.out((tokens(x) * self.scores(tokens(x)).softmax(1)).sum(1)),
+    "kept dimensions": lambda self, x: self.out(x.mean((2, 3), keepdim=True).permute(0, 2, 3, 1))[:, 0, 0],
+}
+
+
+@pytest.mark.parametrize("way", HEADS)
+def test_zen_of_heads_that_pool_in_other_ways(way):
+    torch.manual_seed(0)
+    parts = {"conv": conv(), "out": nn.Linear(4, 3), "scores": nn.Linear(4, 1)}
+    images = batch(4, 3, 8, 8)
+    plain = zen(nn.Sequential(parts["conv"], nn.ReLU(), head()), images)
+    assert zen(Own(lambda self, x: HEADS[way](self, F.relu(self.conv(x))), **parts), images) == pytest.approx(plain, rel=1e-6)
+
+
 def test_zen_of_images_that_are_its_noise():
     """The first numbers of torch's seed 0, which tests and examples draw."""
     torch.manual_seed(0)
