@@ -3,7 +3,7 @@
 
    FAULT_FOLDER: the folder. FAULT_KIND, of each process:
      disk    the n-th write, fsync, rename, mkdir, unlink or opening of a file for writing fails
-     server  the n-th of all operations fails, so that readers meet it too
+     server  so does the n-th of these and of reads, openings, looks, listings and locks; but for those relative to a folder
      short   the n-th write or read does half of the bytes, which is no error: the caller has to do the rest
      slow    the n-th fsync takes FAULT_SECONDS
      memory  the n-th allocation of 64 KiB and more fails
@@ -131,7 +131,7 @@ int fdatasync(int fd) {
 
 int rename(const char *from, const char *to) {
     REAL(int, "rename", const char *, const char *);
-    return concerns(from) && fails(1) ? -1 : real(from, to);
+    return (concerns(from) || concerns(to)) && fails(1) ? -1 : real(from, to);
 }
 
 int mkdir(const char *path, mode_t mode) {

@@ -27,8 +27,8 @@ NO_RESULT = frozenset(
     {"__init__.py", "api.py", "boundary.py", "cli.py", "code.py", "errors.py", "files.py", "layout.py", "locks.py",
      "machine.py", "progress.py", "provenance.py", "references.py", "settings", "stages/types.py"}
 )  # fmt: skip
-# As at the start: what users' files change in it depends on which of them a process has imported.
-SEARCHED = tuple(os.path.abspath(entry) for entry in sys.path if isinstance(entry, str) and os.path.isdir(entry or "."))
+# Not Python's path, in which Snakemake, the way of a start and users' files themselves change folders.
+SEARCHED = tuple(os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isdir(entry))
 
 
 def is_reference(name: object) -> bool:
@@ -70,7 +70,7 @@ def _counts(file: Path) -> bool:
 
 @cache
 def _is_library(folder: str) -> bool:
-    """Whether a folder of Python's path has installed packages, by ``pip install --target`` too, or is Python's own."""
+    """Whether a folder has installed packages, also by ``pip install --target``, or is Python's own."""
     path = Path(folder)
     known = Path(os.path.realpath(folder)) in LIBRARIES or path.name in ("site-packages", "dist-packages", "lib-dynload")
     return known or any(path.glob("*.dist-info"))
@@ -78,7 +78,7 @@ def _is_library(folder: str) -> bool:
 
 @cache
 def _is_installed(top: str) -> bool:
-    """Whether Python finds a module among libraries, before it looks in a user's folder of its path."""
+    """Whether Python finds a module among libraries, before it looks in the folders of users' files on PYTHONPATH."""
     if top in sys.builtin_module_names:
         return True
     for folder in SEARCHED:
@@ -88,10 +88,16 @@ def _is_installed(top: str) -> bool:
     return False
 
 
-def _roots(sources: Iterable[Path]) -> tuple[Path, ...]:
-    """Where imports of users' files are looked for: the folders of ``sources``, and those of Python's path but libraries."""
-    given = [source.resolve().parent for source in sources if not source.resolve().is_relative_to(PACKAGE)]
-    return tuple(dict.fromkeys([*given, *(Path(folder) for folder in SEARCHED if not _is_library(folder))]))
+def _roots(modules: Iterable[str]) -> tuple[Path, ...]:
+    """Where imports of users' files are looked for: the folders of named files and of the packages of modules; PYTHONPATH."""
+    given = []
+    for module in modules:
+        name = split_reference(module)[0] if is_reference(module) else module
+        # A file is imported with its folder first (tenas.references).
+        parents = source_file(module).resolve().parents
+        given.append(parents[0] if name.endswith(".py") else parents[min(name.count("."), len(parents) - 1)])
+    searched = (Path(folder) for folder in SEARCHED if not _is_library(folder))
+    return tuple(dict.fromkeys([*(folder for folder in given if not _is_library(str(folder))), *searched]))
 
 
 def _file_of(base: Path) -> Path | None:
@@ -131,7 +137,11 @@ def _statements(module: ast.Module) -> Iterator[ast.AST]:
 def _imported(file: Path, roots: tuple[Path, ...]) -> frozenset[Path]:
     names: set[str] = set()
     found: set[Path | None] = set()
-    for node in _statements(ast.parse(file.read_bytes())):
+    try:
+        module = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError):  # what imports it may do without
+        module = ast.Module([], [])
+    for node in _statements(module):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -152,8 +162,10 @@ def closure(modules: Iterable[str]) -> tuple[Path, ...]:
     Modules that change no result (NO_RESULT) are left out. So are modules found by name at run time, such as a space's networks
     and a measure's function: name them in ``modules``. Installed packages do not count: their versions are recorded.
     """
-    waiting = [(_module_file(module) or source_file(module)).absolute() for module in modules]
-    roots, looked_at, found = _roots(waiting), set(), set()
+    modules = list(modules)
+    waiting = [(_module_file(module) or source_file(module)).resolve() for module in modules]
+    roots = _roots(module for module, file in zip(modules, waiting, strict=True) if not file.is_relative_to(PACKAGE))
+    looked_at, found = set(), set()
     while waiting:
         # A link is imported where it stands, and what it imports is looked for there.
         file = waiting.pop()

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
-from tenas.code import PACKAGE, closure, source_file, split_reference
+from tenas.code import PACKAGE, SEARCHED, closure, source_file, split_reference
 from tenas.errors import TenasError
 
 # Prefix of the names of modules imported by the path of their file.
@@ -86,6 +86,9 @@ def _check_names(path: Path) -> None:
         for file in closure([str(path)]):
             # A package's own start is none of its modules.
             if file == path or not file.is_relative_to(path.parent) or file == path.parent / "__init__.py":
+                continue
+            # Nor is one of a folder of PYTHONPATH below.
+            if any(path.parent in (folder := Path(entry)).parents and file.is_relative_to(folder) for entry in SEARCHED):
                 continue
             name = file.relative_to(path.parent).parts[0].removesuffix(".py")
             own = path.parent / name if (path.parent / name).is_dir() else path.parent / f"{name}.py"

@@ -289,7 +289,12 @@ def test_what_users_files_import_is_followed_as_python_finds_it(tmp_path):
     for file in (library / "of_library.py", last / "of_library.py"):
         file.write_text("")
     (own / "linked.py").symlink_to(tmp_path / "linked.py")
+    (own / "python2.py").write_text("print 2\n")
     assert users_closure("own.py:X", own, elsewhere, library, last) == files.keys()
+    # A module is found as the file that a link leads to is imported.
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link/own.py").symlink_to(own / "own.py")
+    assert users_closure("link/own.py:X", tmp_path, elsewhere, library, last) == files.keys()
     assert users_closure("own/own.py:X", tmp_path, elsewhere, library) == files.keys()
 
 

@@ -187,6 +187,18 @@ def test_two_modules_of_one_name_beside_two_files_are_refused(tmp_path):
         load_object(f"{tmp_path}/a/second.py:VALUE", "value")
 
 
+def test_two_folders_of_pythonpath_may_have_the_same_name(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "src" / f"package_{name}").mkdir(parents=True)
+        (tmp_path / name / "src" / f"package_{name}/__init__.py").write_text("VALUE = 1\n")
+        (tmp_path / name / "own.py").write_text(f"from package_{name} import VALUE\n")
+    searched = os.pathsep.join([str(tmp_path / "one/src"), str(tmp_path / "two/src"), str(ROOT)])
+    code = "from tenas.references import load_object as l; print(l('one/own.py:VALUE', 'x') + l('two/own.py:VALUE', 'x'))"
+    environment = os.environ | {"PYTHONPATH": searched}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("2\n", "")
+
+
 def test_users_code_does_not_change_the_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "moves.py").write_text("import os\nos.chdir('/')\nVALUE = 1\n")
