@@ -190,11 +190,12 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 def has_seal(record: Mapping[str, Any]) -> bool:
     """Whether a record has its own hash, correct or not. Records of earlier versions have none.
 
-    One whose key was damaged counts too: no other record ends in a hash, but for old ones of scores.
+    One whose key was damaged counts too, or both: no other record ends in a hash, but for old ones of scores, or in a key that
+    begins like it.
     """
     key, value = next(reversed(dict(record).items()), ("", None))
     ends_in_hash = key != "scores_sha256" and re.fullmatch("[0-9a-f]{64}", str(value)) is not None
-    return SEALED in record or ends_in_hash
+    return SEALED in record or ends_in_hash or str(key).startswith("record_")
 
 
 def is_sealed(record: Mapping[str, Any]) -> bool:

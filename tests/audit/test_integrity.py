@@ -14,6 +14,7 @@ from helpers.runs import copied
 from tenas.audit import audit
 from tenas.cli import main
 from tenas.files import is_intact, sealed_bytes
+from tenas.provenance import has_seal
 from tenas.settings import retrain_settings
 from tenas.settings.search import search_settings
 from tenas.stages.search import search_seed
@@ -131,3 +132,10 @@ def test_stages_refuse_what_has_a_bit_turned(copy, capsys):
         assert sentence in capsys.readouterr().err
         assert not Path("out").exists()
         path.write_bytes(content)
+
+
+@pytest.mark.parametrize("key", ["record_sha255556", "record_d_d_d_sha256", "record_sha<<: "])
+def test_a_seal_of_which_key_and_hash_are_damaged_is_one(key):
+    """Else the record would be taken for one of an earlier version, which has none, with whatever else was changed."""
+    assert has_seal({"arch": "a", key: "3b0`42809f9d"})
+    assert not has_seal({"arch": "a", "provenance": {"wall_seconds": 2.5}})
