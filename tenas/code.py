@@ -69,7 +69,7 @@ def _counts(file: Path) -> bool:
 
 
 @cache
-def _is_library(folder: str) -> bool:
+def _has_libraries(folder: str) -> bool:
     """Whether a folder has installed packages, also by ``pip install --target``, or is Python's own."""
     path = Path(folder)
     known = Path(os.path.realpath(folder)) in LIBRARIES or path.name in ("site-packages", "dist-packages", "lib-dynload")
@@ -77,14 +77,14 @@ def _is_library(folder: str) -> bool:
 
 
 @cache
-def _is_installed(top: str) -> bool:
-    """Whether Python finds a module among libraries, before it looks in the folders of users' files on PYTHONPATH."""
+def _is_hidden(top: str) -> bool:
+    """Whether a library hides users' modules of a name: Python finds it before it looks in their folders on PYTHONPATH."""
     if top in sys.builtin_module_names:
         return True
     for folder in SEARCHED:
         base = os.path.join(folder, top)
         if os.path.isdir(base) or any(os.path.isfile(base + suffix) for suffix in all_suffixes()):
-            return _is_library(folder)
+            return _has_libraries(folder)
     return False
 
 
@@ -96,8 +96,8 @@ def _roots(modules: Iterable[str]) -> tuple[Path, ...]:
         # A file is imported with its folder first (tenas.references).
         parents = source_file(module).resolve().parents
         given.append(parents[0] if name.endswith(".py") else parents[min(name.count("."), len(parents) - 1)])
-    searched = (Path(folder) for folder in SEARCHED if not _is_library(folder))
-    return tuple(dict.fromkeys([*(folder for folder in given if not _is_library(str(folder))), *searched]))
+    searched = (Path(folder) for folder in SEARCHED if not _has_libraries(folder))
+    return tuple(dict.fromkeys([*(folder for folder in given if not _has_libraries(str(folder))), *searched]))
 
 
 def _file_of(base: Path) -> Path | None:
@@ -117,7 +117,7 @@ def _module_file(name: str, importer: Path | None = None, roots: tuple[Path, ...
         folders = []
         if importer is not None and not importer.is_relative_to(PACKAGE):
             folders = [importer.parent, *(folder.parent for folder in importer.parents if folder.name == top)]
-            folders += [folder for folder in roots if str(folder) not in SEARCHED or not _is_installed(top)]
+            folders += [folder for folder in roots if str(folder) not in SEARCHED or not _is_hidden(top)]
     found = (_file_of(folder.joinpath(*name.split("."))) for folder in folders)
     return next((file for file in found if file is not None), None)
 

@@ -12,6 +12,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from tenas.benchmark.builtin import BUILTIN
 from tenas.code import LIBRARIES, PACKAGE, closure, is_reference
 from tenas.errors import TenasError
 from tenas.search.made_by import space_modules
@@ -27,8 +28,10 @@ def check_tracked(config: Mapping[str, Any], pipeline: Path) -> None:
     """
     read: Any = read_yaml(pipeline, "pipeline")
     stages = {name: stage.get("do", stage) for name, stage in read["stages"].items()}
-    named = str([stage.get("cmd") for stage in stages.values()])
-    for run in [run for name, run in config["runs"].items() if f"results/{name}/" in named]:
+    commands = str([stage.get("cmd") for stage in stages.values()])
+    for name, run in config["runs"].items():
+        if f"results/{name}/" not in commands:
+            continue
         for stage, files in users_files(run, config).items():
             listed = [pipeline.parent / path for path in _dependencies(stages.get(stage, {}), config)]
             for file in files if stage in stages else ():
@@ -68,18 +71,16 @@ def users_files(run: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
     if dataset["path"] and (own or dataset["source"] in ("folder", "npz", "prepared")):
         source.append(Path(dataset["path"]))
     table = config["benchmark"].get(settings["space"])
-    tables = [Path(table)] if table not in (None, "builtin") else []
-    trainings = [entry for entry in rounds if entry["kind"] == "training"]
+    tables = [Path(table)] if table not in (None, BUILTIN) else []
+    # Short trainings are looked up in a column of the table, or made of the images.
+    columns = [entry.get("column") for entry in rounds if entry["kind"] == "training"]
     read = [entry["sample"] for entry in rounds if is_list(entry.get("sample"))]
     read += filter(None, [settings["limits"].get("latency", {}).get("table")])
     presets = [_preset(kind, run[key]) for kind, key in (("search", "preset"), ("retrain", "retrain")) if run[key]]
     return {
         "prepare": source,
         "settings": [*spaces, *measures, *presets],
-        "search": [
-            *spaces, *measures, *map(Path, read), *(source if any(not entry.get("column") for entry in trainings) else ()),
-            *(tables if any(entry.get("column") for entry in trainings) else ()),
-        ],
+        "search": [*spaces, *measures, *map(Path, read), *(tables if any(columns) else ()), *(() if all(columns) else source)],
         "draw": spaces,
         "lookup": [*spaces, *tables],
         "retrain": [*spaces, *source],

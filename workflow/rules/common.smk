@@ -413,17 +413,20 @@ def recorded(file, *keys):
         return None
 
 
+def note_of(file):
+    """Snakemake's notes of how a file was made; it splits names of more than 200 characters."""
+    return Path(".snakemake/metadata", base64.b64encode(str(file).encode()).decode())
+
+
 def is_noted(file):
     """Whether Snakemake has notes of how a file was made."""
-    name = base64.b64encode(str(file).encode()).decode()
-    # It splits longer names, and may keep its notes in a database.
-    return len(name) > 200 or Path(".snakemake/metadata", name).exists() or any(Path().glob(".snakemake/*.db"))
+    # It may keep its notes in a database.
+    return len(note_of(file).name) > 200 or note_of(file).exists() or any(Path().glob(".snakemake/*.db"))
 
 
 def is_replaced(file, settings):
     """Whether a file of settings is another one than Snakemake's notes say that it made, of the present ``settings``."""
-    note = Path(".snakemake/metadata", base64.b64encode(str(file).encode()).decode())
-    of_settings = repr(json.dumps(settings)) in (recorded(note, "params") or ())
+    of_settings = repr(json.dumps(settings)) in (recorded(note_of(file), "params") or ())
     return of_settings and recorded(file) not in (None, settings)
 
 
@@ -434,8 +437,7 @@ def expected_of(run):
     yield folder / layout.SEARCH, recorded(folder / layout.SEARCH), of["settings"]
     yield folder / layout.LIMITS, recorded(folder / layout.LIMITS, "made_by", "settings"), of["settings"]
     if of["retrain"]:
-        settings = {"preset": of["retrain"], "dataset": dataset_of(run), **of["retrain_settings"]}
-        yield folder / layout.RETRAIN, recorded(folder / layout.RETRAIN), settings
+        yield folder / layout.RETRAIN, recorded(folder / layout.RETRAIN), retraining_of(run)
     yield card, recorded(card, "provenance", "settings"), dataset_of(run)
     if (images := images_of(of["dataset"])) is not None:
         yield card, recorded(card, "parts_sha256"), images
@@ -465,7 +467,8 @@ def check_copied():
     """Raise WorkflowError for results that are not of this configuration and code, where Snakemake cannot know that.
 
     It compares settings and code with its notes in .snakemake/, and never the files with them: those of another commit may be
-    there (dvc checkout). Without notes (results that were copied, or made by `tenas search`) it takes what is there. DVC compares by itself, and runs one rule after another.
+    there (dvc checkout). Without notes (results that were copied, or made by `tenas search`) it takes what is there. DVC compares
+    by itself, and runs one rule after another.
     """
     plain = {
         "--allowed-rules",
