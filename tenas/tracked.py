@@ -16,7 +16,7 @@ from tenas.benchmark.builtin import BUILTIN
 from tenas.code import LIBRARIES, PACKAGE, closure, is_reference
 from tenas.errors import TenasError
 from tenas.search.made_by import space_modules
-from tenas.settings.base import preset_files, read_yaml
+from tenas.settings.base import preset_file, read_yaml
 from tenas.settings.search import is_list
 from tenas.spaces import get_space
 
@@ -76,7 +76,7 @@ def users_files(run: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
     columns = [entry.get("column") for entry in rounds if entry["kind"] == "training"]
     read = [entry["sample"] for entry in rounds if is_list(entry.get("sample"))]
     read += filter(None, [settings["limits"].get("latency", {}).get("table")])
-    presets = [_preset(kind, run[key]) for kind, key in (("search", "preset"), ("retrain", "retrain")) if run[key]]
+    presets = [preset_file(kind, run[key]) for kind, key in (("search", "preset"), ("retrain", "retrain")) if run[key]]
     return {
         "prepare": source,
         "settings": [*spaces, *measures, *presets],
@@ -96,7 +96,3 @@ def _code(modules: Iterable[str]) -> list[Path]:
 
 def _is_installed(file: Path) -> bool:
     return any(_is_within(file, folder) for folder in (PACKAGE, *LIBRARIES))
-
-
-def _preset(kind: str, preset: str) -> Path:
-    return Path(preset) if preset.endswith((".yaml", ".yml")) else preset_files(kind)[preset]

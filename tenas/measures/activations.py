@@ -134,10 +134,8 @@ class _ActivationFunctions(Observer):
 
     def saw(self, operator: OpOverload, read: Any, out: Any) -> None:
         name = plain_name(operator)
-        if self.weights.has(read):
-            self.weights.add(out)
+        if self.weights.follow(operator, read, out):
             return
-        self.weights.discard((out, read[0][:1] if operator._schema.is_mutable else ()))
         if name in WHOLE:
             raise TenasError(f"NEAR does not see the activation functions within {name}, which torch runs as one operator.")
         # Numbers by themselves are no units.

@@ -17,7 +17,7 @@ from tenas.errors import TenasError
 from tenas.measures.common import PRODUCTS, ParametersRead, check_batch, check_eager, hooked, measuring
 from tenas.networks import count_flops, on_meta, without_values
 from tenas.networks.flops import counted
-from tenas.networks.observer import ByStorage, Observer, name_of, tensors_in
+from tenas.networks.observer import ByStorage, Marks, Observer, name_of, tensors_in
 
 
 @functools.partial(measuring, values=False)
@@ -93,9 +93,8 @@ class _Depths(Observer):
 
     def __init__(self, network: nn.Module, image: Tensor) -> None:
         super().__init__()
-        self.weights = ByStorage[bool]()
-        for parameter in network.parameters():
-            self.weights[parameter] = True
+        self.weights = Marks()
+        self.weights.add(list(network.parameters()))
         self.depths = ByStorage[int]()
         self.depths[image] = 0
 
@@ -104,11 +103,10 @@ class _Depths(Observer):
         tensors = tensors_in(read)
         depths = [depth for tensor in tensors if (depth := self.depths.get(tensor)) is not None]
         # What is computed from weights alone is one: weight and spectral norm, standardised weights.
-        if not depths and any(tensor in self.weights for tensor in tensors):
-            for tensor in tensors_in(out):
-                self.weights[tensor] = True
+        if not depths and any(map(self.weights.has, tensors)):
+            self.weights.add(out)
         # zeros_like and the like read shapes, not values.
         if depths and not name.endswith("_like") and not name.startswith("new_"):
-            layer = name in PRODUCTS and any(tensor in self.weights for tensor in tensors)
+            layer = name in PRODUCTS and any(map(self.weights.has, tensors))
             for tensor in tensors_in(out):
                 self.depths[tensor] = max(max(depths) + layer, self.depths.get(tensor) or 0)

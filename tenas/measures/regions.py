@@ -131,10 +131,8 @@ class _Signs(Observer):
     def saw(self, operator: OpOverload, read: Any, out: Any) -> None:
         name = plain_name(operator)
         if self.weights:
-            if self.weights.has(read):
-                self.weights.add(out)
+            if self.weights.follow(operator, read, out):
                 return
-            self.weights.discard((out, read[0][:1] if operator._schema.is_mutable else ()))
             if isinstance(out, Tensor) and out.ndim == 2 and self._is_of_samples(out):
                 self.flat.add(out)
         if name == "linalg_vector_norm" or (name == "clone" and self.norms.has(read)):
@@ -208,7 +206,8 @@ def relu_signs(network: nn.Module, inputs: Tensor, *, first_only: bool = False) 
     signs = _Signs(len(inputs), first_only, poolings, weights)
     # Images may be those of a buffer.
     signs.weights.discard(inputs)
-    with by_parts(network), torch.no_grad(), intercepted, suppress(_EnoughError), signs:
+    # The package's own networks have no such layers, and many blocks of inputs.
+    with nullcontext() if ours else by_parts(network), torch.no_grad(), intercepted, suppress(_EnoughError), signs:
         output = network(inputs)
         if not ours and any(tensor.isnan().any() for tensor in tensors_in(output) if tensor.is_floating_point()):
             raise TenasError("The network's output is not a number for these images: its activations mean nothing.")

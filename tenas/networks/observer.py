@@ -133,6 +133,14 @@ class Marks:
         for tensor in tensors_in(values):
             self._marked.remove(tensor)
 
+    def follow(self, operator: OpOverload, read: Any, out: object) -> bool:
+        """Whether an operator has read members alone: its result is one then, and otherwise none, nor is what it wrote into."""
+        if self.has(read):
+            self.add(out)
+            return True
+        self.discard((out, read[0][:1] if operator._schema.is_mutable else ()))
+        return False
+
     def has(self, values: object) -> bool:
         """Whether all tensors among nested values are members."""
         return all(tensor in self._marked for tensor in tensors_in(values))

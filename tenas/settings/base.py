@@ -261,17 +261,21 @@ def preset_files(kind: str) -> dict[str, Path]:
     return found
 
 
+def preset_file(kind: str, preset: str) -> Path:
+    """The file of a preset, by its name or path. Raises TenasError for a name that no preset has."""
+    if str(preset).endswith((".yaml", ".yml")):
+        return Path(preset)
+    presets = preset_files(kind)
+    if preset not in presets:
+        raise one_of(f"{kind} preset", preset, sorted(presets))
+    return presets[preset]
+
+
 def read_preset(kind: str, preset: str) -> dict[str, Any]:
     """Read a preset, by name or path of a YAML file. ``kind``: search or retrain."""
     if not isinstance(preset, str | os.PathLike):
         raise TenasError(f"The {kind} preset is a {type(preset).__name__}; it must be a name, or the path of a YAML file.")
-    if str(preset).endswith((".yaml", ".yml")):
-        path = Path(preset)
-    else:
-        presets = preset_files(kind)
-        if preset not in presets:
-            raise one_of(f"{kind} preset", preset, sorted(presets))
-        path = presets[preset]
+    path = preset_file(kind, preset)
     value = read_yaml(path, "preset")
     if not isinstance(value, dict):
         raise TenasError(f"The preset {path} is not a mapping of keys to values.")
