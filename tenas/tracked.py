@@ -32,14 +32,17 @@ def check_tracked(config: Mapping[str, Any], pipeline: Path) -> None:
     for name, run in config["runs"].items():
         if f"results/{name}/" not in commands:
             continue
+        listed = {name: [pipeline.parent / path for path in _dependencies(stage, config)] for name, stage in stages.items()}
         for stage, files in users_files(run, config).items():
-            listed = [pipeline.parent / path for path in _dependencies(stages.get(stage, {}), config)]
-            for file in files if stage in stages else ():
-                if not _is_installed(file) and not any(_is_within(file, path) for path in listed):
+            # Under other names of stages, one of them has to list the file.
+            paths = listed.get(stage, [path for paths in listed.values() for path in paths])
+            reader = f"The stage {stage!r} of {pipeline.name}" if stage in stages else f"A stage of {pipeline.name}"
+            for file in files:
+                if not _is_installed(file) and not any(_is_within(file, path) for path in paths):
                     shown = os.path.relpath(file, pipeline.parent)
                     raise TenasError(
-                        f"The stage {stage!r} of {pipeline.name} reads {shown}, which is not among its dependencies: add it, or "
-                        "DVC will take results of another version of it for those of this one."
+                        f"{reader} reads {shown}, which is not among its dependencies: add it, or DVC will take results of "
+                        "another version of it for those of this one."
                     )
 
 

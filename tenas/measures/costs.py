@@ -25,7 +25,7 @@ def parameters(network: nn.Module, images: Tensor) -> int:
     """Trainable parameters that a pass uses: in a masked supernet, those of the active operators.
 
     They are those of the modules that run, and those that any operator reads. A parameter counts once, however often it is used
-    and whoever shares it. For a discrete network this equals ``tenas.networks.count_parameters``.
+    and whoever shares it. For a discrete network whose parameters are all used, this equals ``tenas.networks.count_parameters``.
     """
     check_batch(images)
     network, image = _on_meta(network, images)

@@ -19,7 +19,7 @@ CHECKED = 3  # cells whose sums are compared with their networks
 
 
 def operator_costs(space: Space, *, side: int, classes: int, **shape: Any) -> dict[str, Sums]:
-    """``parameters`` and ``flops`` of the space's discrete networks as exact sums over operators.
+    """``parameters`` (trainable ones) and ``flops`` of the space's discrete networks as exact sums over operators.
 
     ``side``: of the images. ``shape``: channels, cells and stem, as Network takes them. One network with every operator runs on
     the meta device, where nothing is computed. For three cells the sums are compared with the networks themselves.
@@ -67,7 +67,8 @@ def _counted(network: nn.Module, side: int) -> tuple[Counter[Owner], Counter[Own
                 owner.update(dict.fromkeys(operator.modules(), (module.place[0], module.place[1], name)))
     parameters: Counter[Owner] = Counter()
     for module in network.modules():
-        parameters[owner.get(module)] += sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        own = module.parameters(recurse=False)
+        parameters[owner.get(module)] += sum(parameter.numel() for parameter in own if parameter.requires_grad)
     flops: Counter[Owner] = Counter()
 
     running: list[Owner] = [None]

@@ -18,8 +18,8 @@ R = TypeVar("R")
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of parameters of a network."""
-    return sum(parameter.numel() for parameter in network.parameters())
+    """Number of trainable parameters of a network."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
 class Products(Observer):

@@ -5,12 +5,14 @@ import math
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.weight_norm import WeightNorm
 
 from tenas.errors import one_of
 
@@ -62,7 +64,7 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
     generator = Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, _ConvNd | nn.Linear):
-            # The weight itself on a CPU, else a copy.
+            # The weight itself on a CPU, else a copy; also a copy, of what follows from other parameters.
             weight = module.weight.detach().to("cpu")
             bias = None if module.bias is None else module.bias.detach().to("cpu")
             if mode is None:
@@ -77,10 +79,12 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
                     nn.init.kaiming_normal_(weight, mode=mode, nonlinearity="relu", generator=generator)
                 if bias is not None:
                     nn.init.zeros_(bias)
-            if module.weight.device.type != "cpu":
+            if module._parameters.get("weight") is None:
+                _set_computed_weight(module, weight)
+            elif module.weight.device.type != "cpu":
                 module.weight.data.copy_(weight)
-                if module.bias is not None and bias is not None:
-                    module.bias.data.copy_(bias)
+            if module.bias is not None and bias is not None and module.bias.device.type != "cpu":
+                module.bias.data.copy_(bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
         elif hasattr(module, "reset_parameters"):
@@ -90,13 +94,32 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
             module.load_state_dict(drawn.state_dict())
 
 
+@torch.no_grad()
+def _set_computed_weight(module: Any, weight: Tensor) -> None:
+    """Set the parameters that a layer's weight is computed from, so that it follows from ``weight`` as from one at construction.
+
+    Weight and spectral norm, as hooks or as parametrizations; another parametrization, if it has a ``right_inverse``.
+    """
+    if is_parametrized(module, "weight"):
+        with suppress(NotImplementedError):
+            module.weight = weight.to(module.weight.device)
+    elif "weight_orig" in module._parameters:
+        module.weight_orig.copy_(weight)
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and hook.name == "weight":
+            module.weight_v.copy_(weight)
+            module.weight_g.copy_(torch.norm_except_dim(weight, 2, hook.dim))
+
+
 def redrawn_whole(network: nn.Module) -> bool:
     """Whether ``initialise`` resets all of a network's state, from its construction and from use.
 
     True for the package's modules, and for torch's modules that have a reset, or no state. User-defined modules may keep what
-    they drew when they were built.
+    they drew when they were built, and so may hooks.
     """
     for module in network.modules():
+        if module._forward_pre_hooks or module._forward_hooks:
+            return False
         origin = type(module).__module__
         if f"{origin}.".startswith("tenas.networks."):
             continue

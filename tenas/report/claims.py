@@ -137,30 +137,38 @@ def threshold(claim: Mapping[str, Any]) -> float:
     return float(claim["value"] - error)
 
 
-def verdict(found: Sequence[float] | None, least: float) -> str:
+def verdict(found: Sequence[float] | None, least: float, *, more: bool = False) -> str:
     """Verdict on a claim that needs ``least``: ``holds`` if the interval is above, ``does not hold`` if it is below.
 
-    ``undecided`` if it contains ``least``, or if there is no interval.
+    ``undecided`` if it contains ``least``, or if there is no interval. An interval that begins at ``least`` is above it, unless
+    the claim needs ``more``: cells that are equal are not better than each other.
     """
-    if found is None or found[0] < least <= found[1]:
+    if found is None:
         return "undecided"
-    return "holds" if found[0] >= least else "does not hold"
+    if found[0] > least or (found[0] == least and not more):
+        return "holds"
+    return "does not hold" if found[1] < least else "undecided"
 
 
 def seeds_of_run(folder: Path, column: str) -> list[dict[str, Any]]:
     """Read genotype and accuracy of each seed of a run from its summary. Raises TenasError if a seed lacks the accuracy."""
-    rows = _summary(folder).items()
+    rows, path = _summary(folder).items(), layout.path(layout.SUMMARY, folder)
     try:
-        return [{"seed": seed, "arch": row["arch"], "value": finite(float(row[column]))} for seed, row in rows]
+        found = [(seed, row["arch"], finite(float(row[column]))) for seed, row in rows]
     except (KeyError, ValueError) as error:
-        path = layout.path(layout.SUMMARY, folder)
         raise TenasError(f"The summary {path} lacks the accuracy {column!r} of a seed, or has no number for it.") from error
+    for seed, _, value in found:
+        if not 0 <= value <= 100:
+            raise TenasError(f"The summary {path} has {value:g} for {column} of seed {seed}; accuracies are in %.")
+    return [{"seed": seed, "arch": arch, "value": value} for seed, arch, value in found]
 
 
 def _summary(folder: Path) -> dict[int, dict[str, str]]:
     """The rows of a run's summary by seed."""
     path = layout.path(layout.SUMMARY, folder)
     rows = read_table(path, ("seed", "arch"), "summary")
+    if not rows:
+        raise TenasError(f"The summary {path} has no seeds: make it again.")
     try:
         found = {int(row["seed"]): row for row in rows}
     except ValueError as error:
@@ -255,7 +263,7 @@ def _above(claim: Mapping[str, Any], folder: Path, runs: _Runs) -> list[dict[str
         elif between is not None:
             between = [end - mean_of_other for end in between]
         entry = {"than": other.name, "mean": ours["mean"] - mean_of_other, "n": ours["n"], "interval": between}
-        found.append(entry | {"verdict": verdict(between, threshold(claim))})
+        found.append(entry | {"verdict": verdict(between, threshold(claim), more=True)})
     if not found:
         raise TenasError(f"The run {folder} was not looked up in a table of its whole space: it has no baselines.")
     return found
@@ -270,7 +278,7 @@ def _better(claim: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]
         "mean": both[0]["mean"] - both[1]["mean"],
         "n": min(ours["n"] for ours in both),
         "interval": between,
-        "verdict": verdict(between, threshold(claim)),
+        "verdict": verdict(between, threshold(claim), more=True),
     }
 
 

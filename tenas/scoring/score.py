@@ -7,13 +7,15 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import nn, no_grad, zeros
 
 from tenas.errors import TenasError
 from tenas.measures.catalogue import BUILT_IN, get_measure
 from tenas.measures.common import collector_paused, collector_spared
+from tenas.measures.costs import parameters
 from tenas.measures.threads import one_thread
-from tenas.networks import Network, Supernet, SupernetCells, initialise, redrawn_whole, seeded
+from tenas.networks import Network, Supernet, SupernetCells, count_parameters, initialise, redrawn_whole, seeded
 from tenas.networks.costs import operator_costs
 from tenas.references import folder_kept
 from tenas.scoring.checkpoint import Result
@@ -107,10 +109,13 @@ class Scorer:
             return None
         if name not in self.sums:
             shape = {"channels": settings["channels"], "cells": settings["cells"], "classes": self.card["classes"]}
+            space, side = self.task.subjects.space, self.images.shape[1]
             self.sums[name] = None
-            # The costs of users' networks may be no sum over operators: those are counted one by one.
+            # The costs of users' networks may be no sum over operators, and their layers may not all be used: those are counted
+            # one by one.
             with suppress(TenasError):
-                self.sums[name] = operator_costs(self.task.subjects.space, side=self.images.shape[1], **shape)[measure.sums]
+                if measure.sums != "parameters" or space.reference in SPACES or _uses_all(space, side, shape):
+                    self.sums[name] = operator_costs(space, side=side, **shape)[measure.sums]
         return self.sums[name]
 
     def seed(self, name: str, repeat: int, purpose: str, *trial: int) -> int:
@@ -170,6 +175,13 @@ class Scorer:
                     else Supernet(space, channels=settings["channels"], cells=settings["cells"], classes=self.card["classes"])
                 ).to(self.device)
         return self.supernets[name]
+
+
+def _uses_all(space: Space, side: int, shape: Mapping[str, Any]) -> bool:
+    """Whether a pass with every operator uses all trainable parameters: the sums over operators count the others too."""
+    with torch.device("meta"):
+        supernet = Supernet(space, **shape)
+    return parameters(supernet, zeros(1, 3, side, side)) == count_parameters(supernet)
 
 
 def check_crops(space: Space, settings: Mapping[str, Any]) -> None:

@@ -31,10 +31,16 @@ def shards_in(record: Mapping[str, Any]) -> int | None:
 
 
 def _images_of_rounds(run: str | os.PathLike[str], seed: int) -> str | None:
-    """The hash of the images of a seed's measurements. Raises TenasError for rounds of different ones."""
+    """The hash of the images of a seed's measurements. Raises TenasError for rounds of different ones, or of another seed."""
     found: dict[str, Path] = {}
     for path in _records(run, seed):
-        if (images := images_in(read_json(path, "record of scores"))) is not None:
+        record = read_json(path, "record of scores")
+        if isinstance(other := record.get("seed"), int) and other != seed:
+            raise TenasError(
+                f"The results in {path.parents[2]} are those of seed {other}, copied or renamed: remove the folder, or give it "
+                "its name back."
+            )
+        if (images := images_in(record)) is not None:
             found.setdefault(images[1], path)
     if len(found) > 1:
         named = " and ".join(map(str, found.values()))

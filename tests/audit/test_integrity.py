@@ -134,8 +134,10 @@ def test_stages_refuse_what_has_a_bit_turned(copy, capsys):
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("key", ["record_sha255556", "record_d_d_d_sha256", "record_sha<<: "])
+@pytest.mark.parametrize("key", ["record_sha255556", "record_d_d_d_sha256", "record_sha<<: ", "resord_~0|sha256"])
 def test_a_seal_of_which_key_and_hash_are_damaged_is_one(key):
     """Else the record would be taken for one of an earlier version, which has none, with whatever else was changed."""
     assert has_seal({"arch": "a", key: "3b0`42809f9d"})
     assert not has_seal({"arch": "a", "provenance": {"wall_seconds": 2.5}})
+    assert not has_seal({"measurements": 4, "scores_sha256": "3b" * 32})
+    assert has_seal({"arch": "a", "re~0|": f"{'3b' * 15}-0.0{'3b' * 15}"})

@@ -151,6 +151,28 @@ def test_the_same_default_as_torchs_own():
         assert 0.95 * bound < extreme <= bound
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+@pytest.mark.parametrize("scheme", INITIALISERS)
+def test_computed_weights_are_drawn_as_plain_ones(scheme):
+    """Weight and spectral norm, as hooks and as parametrizations: what the weight follows from is drawn, each time again."""
+
+    def drawn(wrap, seed):
+        layer = torch.nn.Sequential(wrap(torch.nn.Conv2d(3, 4, 3)))
+        for number in range(2):
+            initialise(layer, scheme, seed + number)
+            layer(torch.randn(2, 3, 5, 5))
+        return layer[0]
+
+    utils, plain = torch.nn.utils, drawn(lambda layer: layer, 0)
+    for wrap in (utils.weight_norm, utils.parametrizations.weight_norm, lambda layer: utils.weight_norm(layer, dim=None)):
+        layer = drawn(wrap, 0)
+        assert torch.allclose(layer.weight, plain.weight, rtol=1e-5, atol=1e-6)
+        assert torch.equal(layer.bias, plain.bias)
+    assert torch.equal(drawn(utils.spectral_norm, 0).weight_orig, plain.weight)
+    assert torch.equal(drawn(utils.parametrizations.spectral_norm, 0).parametrizations.weight.original, plain.weight)
+    assert not torch.allclose(drawn(utils.weight_norm, 5).weight, plain.weight)
+
+
 def test_bad_input_is_refused_with_a_sentence():
     with pytest.raises(TenasError, match="Unknown space"):
         Supernet("nowhere", channels=3, cells=1, classes=10)

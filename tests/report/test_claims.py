@@ -88,6 +88,15 @@ def test_a_verdict_follows_from_the_interval(found, expected):
     assert verdict(found, threshold(PUBLISHED)) == expected
 
 
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [((0.0, 0.0), "undecided"), ((0.0, 0.3), "undecided"), ((0.1, 0.3), "holds"), ((-0.3, 0.0), "undecided"),
+     ((-0.3, -0.1), "does not hold")],
+)  # fmt: skip
+def test_equal_cells_are_not_better_than_each_other(found, expected):
+    assert verdict(found, 0.0, more=True) == expected
+
+
 def test_every_kind_of_claim_is_judged(tmp_path):
     save_run(tmp_path, "high", [90.1, 90.2, 90.0, 90.3, 90.1, 90.2])
     save_run(tmp_path, "low", [88.1, 88.2, 88.0, 88.3])
@@ -278,6 +287,8 @@ COLUMNS = ("measure", "accuracy", "subset", "cells", "kendall", "kendall_low", "
         ("run/summary.csv", "seed,arch,cifar10_test\n0,a,nan\n1,b,92.0\n", "of a seed, or has no number for it"),
         ("run/summary.csv", "seed,arch,cifar10_test\n~,a,91.0\n1,b,92.0\n", "is damaged: the number of a seed is none"),
         ("run/summary.csv", "seed,arch,cifar10_test\n1,a,91.0\n1,b,92.0\n", "has a seed twice"),
+        ("run/summary.csv", "seed,arch,cifar10_test\n", "has no seeds"),
+        ("run/summary.csv", "seed,arch,cifar10_test\n0,a,1e200\n1,b,92.0\n", "has 1e\\+200 for cifar10_test of seed 0"),
         ("study/correlations.csv", f"{','.join(COLUMNS)}\nsnip,a,all,4x,0.5,0.4,0.6\n", "are damaged: invalid literal"),
         ("study/correlations.csv", f"{','.join(COLUMNS)}\nsnip,a,all,40,5.5,0.4,0.6\n", r"are damaged: 5\.5 \(0\.4 to 0\.6\)"),
     ],

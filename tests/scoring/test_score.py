@@ -401,6 +401,37 @@ def test_whose_networks_are_drawn_again_as_a_whole():
     assert not redrawn_whole(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), Drawn()))
     assert not redrawn_whole(torch.nn.MultiheadAttention(4, 2))  # parameters without a reset of their own
     assert not redrawn_whole(torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv2d(3, 3, 1)))
+    # Vectors that passes change.
+    assert not redrawn_whole(torch.nn.utils.spectral_norm(torch.nn.Conv2d(3, 3, 1)))
+
+
+class _Spare(torch.nn.Conv2d):
+    """A convolution with a layer that no pass reaches."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes, padding=1)
+        self.spare = torch.nn.Linear(7, 7)
+
+
+def _frozen(inputs, outputs, stride):
+    return conv(3)(inputs, outputs, stride).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "odd", [_frozen, lambda inputs, outputs, stride: _Spare(inputs, outputs, 3, stride)], ids=["frozen", "unused"]
+)
+def test_the_score_parameters_is_the_measure(odd):
+    """Also where operators are frozen, or have layers that no pass reaches."""
+    space = CellSpace("odd", {"conv": conv(3), "odd": odd}, nodes=3, channels=4, cells=1)
+    subjects = cells_of(space, 6)
+    measures = {"parameters": ON_A_BATCH}
+    found = take(plan(measures, subjects.ids), {"measures": measures}, subjects, (7, 2))
+    values = []
+    for measurement, value in found.items():
+        network = Network(subjects.genotype(measurement.subject), channels=2, cells=1, classes=CARD["classes"])
+        assert value == parameters(network, torch.zeros(2, 3, 8, 8))
+        values.append(value)
+    assert len(values) == 6
 
 
 def test_measurements_of_a_network_go_together():

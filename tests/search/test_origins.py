@@ -270,6 +270,18 @@ def test_seeds_of_one_folder_are_of_the_same_images(photos, capsys):
     assert audit("out").faults == {}
 
 
+def test_a_copied_seed_is_none(photos, capsys):
+    """Its cell would count twice."""
+    assert search() == 0
+    shutil.copytree("out/seed0", "out/seed7")
+    capsys.readouterr()
+    for command in (["show", "out"], ["plot", "out"]):
+        assert main(command) == 2
+        assert "The results in out/seed7 are those of seed 0, copied or renamed" in capsys.readouterr().err
+    shutil.rmtree("out/seed7")
+    assert main(["show", "out"]) == 0
+
+
 def test_seeds_of_one_folder_are_of_the_same_images_in_python(tmp_path):
     def searched(seed: int, images: np.ndarray) -> None:
         tenas.search(

@@ -190,17 +190,18 @@ def test_files_of_ones_own_by_stage(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["settings", "whole"])
 @pytest.mark.parametrize(
     ("listed", "is_whole"), [(["mine.yaml"], True), (["${runs.r.preset}"], True), (["."], True), (None, False)]
 )
-def test_dependencies_are_read_as_dvc_reads_them(tmp_path, monkeypatch, listed, is_whole):
-    """Below ``do``, from the stage's folder, with values of the configuration."""
+def test_dependencies_are_read_as_dvc_reads_them(tmp_path, monkeypatch, name, listed, is_whole):
+    """Below ``do``, from the stage's folder, with values of the configuration; whatever the stages are called."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("")
     (tmp_path / "below").mkdir()
     stage = {"wdir": "..", "cmd": "snakemake results/r/search.json", "deps": listed}
     pipeline = tmp_path / "below/dvc.yaml"
-    pipeline.write_text(yaml.safe_dump({"stages": {"settings": {"foreach": [1], "do": stage}}}))
+    pipeline.write_text(yaml.safe_dump({"stages": {name: {"foreach": [1], "do": stage}}}))
     settings = {"space": "nas-bench-201", "rounds": [], "limits": {}}
     run = {"settings": settings, "dataset": "digits", "preset": "mine.yaml", "retrain": None}
     config = {"datasets": {"digits": {"source": "digits", "path": None}}, "benchmark": {}, "runs": {"r": run}}

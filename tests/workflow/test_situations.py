@@ -152,7 +152,7 @@ def test_a_clone_of_other_settings_is_not_given_the_results(clone):
     change(clone, retraining=DEFAULT["runs"]["digits"]["retraining"] | {"batch": 64})
     refused = run(clone, "scripts/restore")
     assert refused.returncode == 2
-    assert "restore: The results are not those of this code and configuration; run dvc repro." in refused.stdout
+    assert "restore: The results fetched are not those that dvc.lock's stages need (above); run dvc repro." in refused.stdout
     # Nor does Snakemake take those that were fetched, of which it has no notes.
     assert "is not of this configuration and code" in snakemake(clone, "--dry-run", root=clone).stdout
 
