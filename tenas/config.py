@@ -23,7 +23,7 @@ from tenas.settings.search import run_settings
 from tenas.settings.sizes import check_sizes
 from tenas.settings.study import study_settings
 from tenas.spaces import get_space
-from tenas.tracked import check_tracked
+from tenas.tracked import check_tracked, forget_seeds
 
 # Lower bounds for a data set not prepared yet: parameters grow with the classes, multiply-adds with the side too.
 FEWEST_CLASSES, SMALLEST_SIDE = 2, 8
@@ -181,6 +181,7 @@ def main(paths: Iterable[str]) -> int:
             # DVC sets this for the commands of a stage, which run beside dvc.yaml.
             if "DVC_STAGE" in os.environ and (pipeline := Path("dvc.yaml")).is_file():
                 check_tracked(config, pipeline)
+                forget_seeds(config, pipeline.parent)
         return 0
 
     return bounded(check)

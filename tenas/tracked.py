@@ -46,6 +46,18 @@ def check_tracked(config: Mapping[str, Any], pipeline: Path) -> None:
                     )
 
 
+def forget_seeds(config: Mapping[str, Any], folder: Path) -> None:
+    """Remove what stage ``gather`` has made below ``folder`` of seeds that the configuration has no more.
+
+    DVC counts all files of a folder that a stage depends on: ``dvc.lock`` would name files that no stage makes.
+    """
+    for name, run in config["runs"].items():
+        kept = {f"seed{seed}" for seed in run["seeds"]}
+        for path in (folder / "logs" / name / "gathered").glob("seed*"):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+
+
 def _dependencies(stage: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """The paths that a stage lists, with values of the configuration in place of ``${runs.digits.preset}``."""
 

@@ -14,6 +14,7 @@ def run(
     profile: Annotated[str | None, "folder of a Snakemake profile, or name of a built-in one: slurm, kubernetes"] = None,
     dry_run: Annotated[bool, "print how many jobs of each rule would run, and exit"] = False,
     report: Annotated[Path | None, "write the report of the existing results to this HTML file, and exit"] = None,
+    unlock: Annotated[bool, "remove the lock of a run that was killed (kill -9, a closed terminal), and exit"] = False,
 ) -> None:
     """Run the workflow on a configuration, in the current folder: Snakemake with the package's rules.
 
@@ -24,6 +25,7 @@ def run(
         tenas run mine.yaml results/mine/seed0/genotype.json --cores 4
         tenas run nas-bench-201 --dry-run
         tenas run mine.yaml --report results/report.html
+        tenas run mine.yaml --unlock
     """
     import os
     import sys
@@ -54,6 +56,8 @@ def run(
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
         command += ["--report", str(report), "--quiet", "rules", "host", "progress"]
+    if unlock:
+        command += ["--unlock"]
     command += ["--", *map(str, targets)]
     # Snakemake replaces this process: it ends its jobs on Ctrl-C, and its exit status is that of the command.
     # Not from this folder, whose files may have names of Python's modules.

@@ -67,8 +67,10 @@ def test_a_killed_search_counts_what_it_has_kept_and_goes_on(tmp_path):
     succeed(snakemake(tmp_path, "--unlock"))
     killed_when(tmp_path, "results/digits/seed0/round2/mask.json", *workflow(), "--rerun-incomplete")
     assert re.search(r"seed 0  round 3 of 3, operators: \d+ of \d+ measurements", said(tmp_path))
-    succeed(snakemake(tmp_path, "--unlock"))
-    succeed(snakemake(tmp_path, "--rerun-incomplete"))
+    again = ("tenas", "run", "config/config.yaml", "--cores", "2")
+    assert "--unlock" in call(*again, cwd=tmp_path).stdout
+    succeed(call(*again, "--unlock", cwd=tmp_path))
+    succeed(call(*again, cwd=tmp_path))
     assert "1 of 1 seeds that have begun are done" in said(tmp_path)
 
 

@@ -13,7 +13,7 @@ from helpers.runs import DEFAULT, ONCE, call, copy_repository, expected_jobs, mo
 
 from tenas.code import closure
 from tenas.errors import TenasError
-from tenas.tracked import check_tracked, users_files
+from tenas.tracked import check_tracked, forget_seeds, users_files
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = PIPELINE["stages"]
@@ -207,6 +207,15 @@ def test_dependencies_are_read_as_dvc_reads_them(tmp_path, monkeypatch, name, li
     config = {"datasets": {"digits": {"source": "digits", "path": None}}, "benchmark": {}, "runs": {"r": run}}
     with nullcontext() if is_whole else pytest.raises(TenasError, match=r"reads \.\./mine\.yaml, which is not among"):
         check_tracked(config, pipeline)
+
+
+def test_seeds_that_are_gone_are_no_dependency(tmp_path):
+    for name in ("r/gathered/seed0", "r/gathered/seed1", "r/gathered/seed10", "r/score.log", "other/gathered/seed1"):
+        (path := tmp_path / "logs" / name).parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    forget_seeds({"runs": {"r": {"seeds": [0, 10]}}}, tmp_path)
+    left = sorted(path.relative_to(tmp_path / "logs").as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["other/gathered/seed1", "r/gathered/seed0", "r/gathered/seed10", "r/score.log"]
 
 
 # --- a clone in which it has run
