@@ -26,15 +26,10 @@ def operator_costs(space: Space, *, side: int, classes: int, **shape: Any) -> di
 
     Raises TenasError if a network's cost is not a sum over its operators, which is possible for user-defined networks only.
     """
-    options = {key: value for key, value in shape.items() if key != "stem" or value not in (None, "cifar")}
-    mask = space.full_mask()
-    operators = [mask.operators(cell, edge) for cell in space.cell_types for edge in range(len(space.edges))]
-    with torch.device("meta"):
-        network = builders(space).network(space, operators, classes=classes, **options)
-    network.set_mask(mask)
+    network = whole_network(space, classes=classes, **shape)
     parameters, flops = _counted(network.eval(), side)
     found = {name: _sums(space, counts) for name, counts in (("parameters", parameters), ("flops", flops))}
-    generator = np.random.default_rng(0)
+    mask, generator = space.full_mask(), np.random.default_rng(0)
     for _ in range(CHECKED):
         genotype = space.random_genotype(mask, generator)
         for name, value in network_costs(genotype, side=side, classes=classes, **shape).items():
@@ -44,6 +39,17 @@ def operator_costs(space: Space, *, side: int, classes: int, **shape: Any) -> di
                     f"{value:,}): limits on them cannot be kept."
                 )
     return found
+
+
+def whole_network(space: Space, *, classes: int, **shape: Any) -> nn.Module:
+    """A discrete network with every operator, on the meta device. ``shape``: as in ``operator_costs``."""
+    options = {key: value for key, value in shape.items() if key != "stem" or value not in (None, "cifar")}
+    mask = space.full_mask()
+    operators = [mask.operators(cell, edge) for cell in space.cell_types for edge in range(len(space.edges))]
+    with torch.device("meta"):
+        network: nn.Module = builders(space).network(space, operators, classes=classes, **options)
+    network.set_mask(mask)  # type: ignore[operator]
+    return network
 
 
 def network_costs(genotype: Genotype, *, side: int, classes: int, **shape: Any) -> dict[str, int]:
@@ -66,9 +72,14 @@ def _counted(network: nn.Module, side: int) -> tuple[Counter[Owner], Counter[Own
             for name, operator in module.named():
                 owner.update(dict.fromkeys(operator.modules(), (module.place[0], module.place[1], name)))
     parameters: Counter[Owner] = Counter()
+    held: dict[nn.Parameter, Owner] = {}
     for module in network.modules():
-        own = module.parameters(recurse=False)
-        parameters[owner.get(module)] += sum(parameter.numel() for parameter in own if parameter.requires_grad)
+        for parameter in module.parameters(recurse=False):
+            # One that an operator shares within itself counts once.
+            if held.setdefault(parameter, owner.get(module)) != owner.get(module):
+                raise TenasError("Operators share parameters with each other: limits on them cannot be kept.")
+    for parameter, holder in held.items():
+        parameters[holder] += parameter.numel() if parameter.requires_grad else 0
     flops: Counter[Owner] = Counter()
 
     running: list[Owner] = [None]

@@ -7,7 +7,6 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import nn, no_grad, zeros
 
 from tenas.errors import TenasError
@@ -16,7 +15,7 @@ from tenas.measures.common import collector_paused, collector_spared
 from tenas.measures.costs import parameters
 from tenas.measures.threads import one_thread
 from tenas.networks import Network, Supernet, SupernetCells, count_parameters, initialise, redrawn_whole, seeded
-from tenas.networks.costs import operator_costs
+from tenas.networks.costs import operator_costs, whole_network
 from tenas.references import folder_kept
 from tenas.scoring.checkpoint import Result
 from tenas.scoring.inputs import CROP, draw_inputs
@@ -179,9 +178,8 @@ class Scorer:
 
 def _uses_all(space: Space, side: int, shape: Mapping[str, Any]) -> bool:
     """Whether a pass with every operator uses all trainable parameters: the sums over operators count the others too."""
-    with torch.device("meta"):
-        supernet = Supernet(space, **shape)
-    return parameters(supernet, zeros(1, 3, side, side)) == count_parameters(supernet)
+    network = whole_network(space, **shape)
+    return parameters(network, zeros(1, 3, side, side)) == count_parameters(network)
 
 
 def check_crops(space: Space, settings: Mapping[str, Any]) -> None:

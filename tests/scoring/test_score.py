@@ -34,7 +34,8 @@ from tenas.device import choose_device
 from tenas.errors import TenasError
 from tenas.measures import Measure, flops, linear_regions, ntk_condition_number, parameters
 from tenas.measures.catalogue import BUILT_IN
-from tenas.networks import INITIALISERS, Network, Supernet, SupernetCells, initialise, redrawn_whole
+from tenas.networks import INITIALISERS, Network, Supernet, SupernetCells, count_parameters, initialise, redrawn_whole
+from tenas.networks.costs import operator_costs
 from tenas.scoring.inputs import draw_crops, draw_images, draw_noise, normalised
 from tenas.scoring.score import Scorer, Task, cell_network, in_groups
 from tenas.scoring.subjects import Cell, Cells, Measurement, Trials, plan, read_cells, trials_of
@@ -417,11 +418,17 @@ def _frozen(inputs, outputs, stride):
     return conv(3)(inputs, outputs, stride).requires_grad_(False)
 
 
+def _tied(inputs, outputs, stride):
+    first, *others = (torch.nn.Conv2d(outputs, outputs, 3, padding=1) for _ in range(2))
+    others[0].weight = first.weight
+    return torch.nn.Sequential(conv(3)(inputs, outputs, stride), first, *others)
+
+
 @pytest.mark.parametrize(
-    "odd", [_frozen, lambda inputs, outputs, stride: _Spare(inputs, outputs, 3, stride)], ids=["frozen", "unused"]
+    "odd", [_frozen, lambda inputs, outputs, stride: _Spare(inputs, outputs, 3, stride), _tied], ids=["frozen", "unused", "tied"]
 )
 def test_the_score_parameters_is_the_measure(odd):
-    """Also where operators are frozen, or have layers that no pass reaches."""
+    """Also where operators are frozen, share weights within, or have layers that no pass reaches."""
     space = CellSpace("odd", {"conv": conv(3), "odd": odd}, nodes=3, channels=4, cells=1)
     subjects = cells_of(space, 6)
     measures = {"parameters": ON_A_BATCH}
@@ -432,6 +439,10 @@ def test_the_score_parameters_is_the_measure(odd):
         assert value == parameters(network, torch.zeros(2, 3, 8, 8))
         values.append(value)
     assert len(values) == 6
+    # A sum over operators, as limits need.
+    costs = operator_costs(space, side=8, classes=4, channels=2, cells=1)["parameters"]
+    for genotype in map(subjects.genotype, subjects.ids):
+        assert costs.of(genotype) == count_parameters(Network(genotype, channels=2, cells=1, classes=4))
 
 
 def test_measurements_of_a_network_go_together():
