@@ -34,7 +34,7 @@ def builders(space: Space) -> ModuleType:
     return module
 
 
-def _operators(mask: Mask) -> list[tuple[str, ...]]:
+def operators_of(mask: Mask) -> list[tuple[str, ...]]:
     """The active operators of all edges, by cell type, then edge."""
     space = mask.space
     return [mask.operators(cell, edge) for cell in space.cell_types for edge in range(len(space.edges))]
@@ -99,7 +99,7 @@ class Supernet(_Masked):
     def __init__(self, space: str | Space, mask: Mask | None = None, *, channels: int, cells: int, classes: int) -> None:
         space = get_space(space)
         _check_sizes(channels=channels, cells=cells, classes=classes)
-        every = _operators(space.full_mask())
+        every = operators_of(space.full_mask())
         super().__init__(space, builders(space).supernet(space, every, channels=channels, cells=cells, classes=classes), mask)
 
 
@@ -113,7 +113,7 @@ class SupernetCells(_Masked):
     def __init__(self, space: str | Space, mask: Mask | None = None, *, channels: int) -> None:
         space = get_space(space)
         _check_sizes(channels=channels)
-        super().__init__(space, builders(space).cells(space, _operators(space.full_mask()), channels=channels), mask)
+        super().__init__(space, builders(space).cells(space, operators_of(space.full_mask()), channels=channels), mask)
 
 
 class Network(nn.Module):
@@ -147,7 +147,7 @@ class Network(nn.Module):
             raise TenasError(f"The networks of {space.name} have no auxiliary head.")
         options = ({"auxiliary": True} if auxiliary else {}) | ({"stem": stem} if stem != "cifar" else {})
         mask = space.mask(self.genotype)
-        body = builders(space).network(space, _operators(mask), channels=channels, cells=cells, classes=classes, **options)
+        body = builders(space).network(space, operators_of(mask), channels=channels, cells=cells, classes=classes, **options)
         self.body: Body[Tensor | tuple[Tensor, Tensor]] = body
         self.body.set_mask(mask)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tenas.errors import TenasError
-from tenas.networks import Network, builders, count_flops, count_parameters
+from tenas.networks import Network, builders, count_flops, count_parameters, operators_of
 from tenas.networks.edge import Edge
 from tenas.networks.flops import Products
 from tenas.spaces.base import Genotype, Space
@@ -45,9 +45,8 @@ def whole_network(space: Space, *, classes: int, **shape: Any) -> nn.Module:
     """A discrete network with every operator, on the meta device. ``shape``: as in ``operator_costs``."""
     options = {key: value for key, value in shape.items() if key != "stem" or value not in (None, "cifar")}
     mask = space.full_mask()
-    operators = [mask.operators(cell, edge) for cell in space.cell_types for edge in range(len(space.edges))]
     with torch.device("meta"):
-        network: nn.Module = builders(space).network(space, operators, classes=classes, **options)
+        network: nn.Module = builders(space).network(space, operators_of(mask), classes=classes, **options)
     network.set_mask(mask)  # type: ignore[operator]
     return network
 

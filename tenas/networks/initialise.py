@@ -98,11 +98,13 @@ def initialise(network: nn.Module, scheme: str, seed: int) -> None:
 def _set_computed_weight(module: Any, weight: Tensor) -> None:
     """Set the parameters that a layer's weight is computed from, so that it follows from ``weight`` as from one at construction.
 
-    Weight and spectral norm, as hooks or as parametrizations; another parametrization, if it has a ``right_inverse``.
+    Weight and spectral norm, as hooks or as parametrizations. Another parametrization keeps what it drew, unless all of its parts
+    have a ``right_inverse``.
     """
     if is_parametrized(module, "weight"):
-        with suppress(NotImplementedError):
-            module.weight = weight.to(module.weight.device)
+        if all(hasattr(part, "right_inverse") for part in module.parametrizations.weight):
+            with suppress(NotImplementedError):
+                module.weight = weight.to(module.weight.device)
     elif "weight_orig" in module._parameters:
         module.weight_orig.copy_(weight)
     for hook in module._forward_pre_hooks.values():

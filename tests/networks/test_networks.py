@@ -151,6 +151,11 @@ def test_the_same_default_as_torchs_own():
         assert 0.95 * bound < extreme <= bound
 
 
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 @pytest.mark.parametrize("scheme", INITIALISERS)
 def test_computed_weights_are_drawn_as_plain_ones(scheme):
@@ -171,6 +176,12 @@ def test_computed_weights_are_drawn_as_plain_ones(scheme):
     assert torch.equal(drawn(utils.spectral_norm, 0).weight_orig, plain.weight)
     assert torch.equal(drawn(utils.parametrizations.spectral_norm, 0).parametrizations.weight.original, plain.weight)
     assert not torch.allclose(drawn(utils.weight_norm, 5).weight, plain.weight)
+    # Without a way back, a weight is kept as it was drawn.
+    layer = torch.nn.Conv2d(3, 4, 3)
+    before = 2 * layer.weight
+    utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    initialise(layer, scheme, 0)
+    assert torch.equal(layer.weight, before)
 
 
 def test_bad_input_is_refused_with_a_sentence():
