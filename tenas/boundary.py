@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from tenas.code import LIBRARIES
+from tenas.code import is_installed
 from tenas.errors import StoppedError, TenasError, lacks_memory, of_os, reason
 from tenas.progress import one_line
 
@@ -66,11 +66,6 @@ class Place(NamedTuple):
     ours: bool
 
 
-def _is_library(name: str) -> bool:
-    """Whether a file is of Python or of an installed package, or no file."""
-    return name.startswith("<") or any(folder in Path(name).parents for folder in LIBRARIES)
-
-
 def _frames(error: BaseException) -> tuple[list[traceback.FrameSummary], list[traceback.FrameSummary]]:
     """The frames that an error went through, and those of them that are of this package."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
@@ -84,7 +79,8 @@ def place_of(error: BaseException) -> Place:
     if isinstance(noted := getattr(error, "__place__", None), Place):
         return noted
     frames, ours = _frames(error)
-    found = [frame for frame in frames if frame in ours or not _is_library(frame.filename)] or frames
+    users = [frame for frame in frames if not frame.filename.startswith("<") and not is_installed(Path(frame.filename))]
+    found = [frame for frame in frames if frame in ours or frame in users] or frames
     if not found:
         return Place("an unknown place", True)
     path = Path(found[-1].filename)

@@ -68,12 +68,21 @@ def _counts(file: Path) -> bool:
     return NO_RESULT.isdisjoint({name.parts[0], name.as_posix()})
 
 
+def _is_of_python(folder: Path) -> bool:
+    return folder in LIBRARIES or folder.name in ("site-packages", "dist-packages", "lib-dynload")
+
+
 @cache
 def _has_libraries(folder: str) -> bool:
     """Whether a folder has installed packages, also by ``pip install --target``, or is Python's own."""
-    path = Path(folder)
-    known = Path(os.path.realpath(folder)) in LIBRARIES or path.name in ("site-packages", "dist-packages", "lib-dynload")
-    return known or any(path.glob("*.dist-info"))
+    return _is_of_python(Path(os.path.realpath(folder))) or _is_of_python(Path(folder)) or any(Path(folder).glob("*.dist-info"))
+
+
+def is_installed(file: Path) -> bool:
+    """Whether a file is of Python or of an installed package, whose version records name, and not a user's."""
+    folders = Path(os.path.realpath(file)).parents
+    # Users' own files may stand beside what pip has installed into a folder, unless that is one of PYTHONPATH.
+    return any(_is_of_python(folder) or (str(folder) in SEARCHED and _has_libraries(str(folder))) for folder in folders)
 
 
 @cache

@@ -8,13 +8,14 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
-from tenas.code import PACKAGE, SEARCHED, closure, source_file, split_reference
+from tenas.code import PACKAGE, SEARCHED, closure, is_installed, source_file, split_reference
 from tenas.errors import TenasError
 
 # Prefix of the names of modules imported by the path of their file.
@@ -34,6 +35,17 @@ def _digest(file: Path) -> str:
     return sha256(file.read_bytes()).hexdigest()
 
 
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == PACKAGE.name and not module.endswith(".py")
+
+
+def _files_of(module: str) -> tuple[Path, ...]:
+    """The ``closure`` of a module; nothing for one whose import will fail."""
+    with suppress(TenasError, OSError, SyntaxError, ValueError, RecursionError):
+        return closure([module])
+    return ()
+
+
 def _look_at(module: str) -> list[Path]:
     """Note the files that a user's module imports, directly or not, and return the new ones.
 
@@ -41,13 +53,10 @@ def _look_at(module: str) -> list[Path]:
 
     A process never imports a file again: its values would be those of the old code, under the digest of the new one.
     """
-    if module.partition(".")[0] == PACKAGE.name and not module.endswith(".py"):
+    if _is_ours(module):
         return []
-    files: tuple[Path, ...] = ()
-    with suppress(TenasError, OSError, SyntaxError, ValueError, RecursionError):  # the import itself will fail
-        files = closure([module])
     new = []
-    for file in files:
+    for file in _files_of(module):
         if file.is_relative_to(PACKAGE):
             continue
         if file not in _seen:
@@ -103,6 +112,20 @@ def _check_names(path: Path) -> None:
                 )
 
 
+def _warn_of_others(module: str, before: Iterable[str]) -> None:
+    """Warn of files that a user's module has imported and that its digest lacks, as it finds them on a path of its own."""
+    if _is_ours(module):
+        return
+    names = (str(getattr(sys.modules[name], "__file__", None)) for name in sys.modules.keys() - set(before))
+    files = {Path(os.path.realpath(name)) for name in names if name.endswith(".py")}.difference(_files_of(module), _seen)
+    if others := [str(file) for file in sorted(files) if not (file.is_relative_to(PACKAGE) or is_installed(file))]:
+        warnings.warn(
+            f"{module} has imported {', '.join(others)} from a folder where tenas does not look: results made with another "
+            "version would be taken for those of this one. Put such files beside it, or their folder on PYTHONPATH.",
+            stacklevel=3,
+        )
+
+
 def _import_file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
         raise TenasError(f"The {what} is expected in {path}, which is not a file (from the folder {Path.cwd()}).")
@@ -147,9 +170,12 @@ def load_module(name: str, what: str) -> ModuleType:
     Raises TenasError if it is missing or its import fails.
     """
     noted = _look_at(name)
+    before = list(sys.modules)
     try:
         with folder_kept():
-            return _import_file(Path(name), what) if name.endswith(".py") else importlib.import_module(name)
+            module = _import_file(Path(name), what) if name.endswith(".py") else importlib.import_module(name)
+        _warn_of_others(name, before)
+        return module
     except TenasError:
         _forget(noted)
         raise

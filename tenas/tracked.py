@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tenas.benchmark.builtin import BUILTIN
-from tenas.code import LIBRARIES, PACKAGE, closure, is_reference
+from tenas.code import PACKAGE, closure, is_installed, is_reference
 from tenas.errors import TenasError
 from tenas.search.made_by import space_modules
 from tenas.settings.base import preset_file, read_yaml
@@ -38,7 +38,7 @@ def check_tracked(config: Mapping[str, Any], pipeline: Path) -> None:
             paths = listed.get(stage, [path for paths in listed.values() for path in paths])
             reader = f"The stage {stage!r} of {pipeline.name}" if stage in stages else f"A stage of {pipeline.name}"
             for file in files:
-                if not _is_installed(file) and not any(_is_within(file, path) for path in paths):
+                if not is_installed(file) and not any(_is_within(file, path) for path in (PACKAGE, *paths)):
                     shown = os.path.relpath(file, pipeline.parent)
                     raise TenasError(
                         f"{reader} reads {shown}, which is not among its dependencies: add it, or DVC will take results of "
@@ -107,7 +107,3 @@ def users_files(run: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
 def _code(modules: Iterable[str]) -> list[Path]:
     """Users' files among the code of modules."""
     return list(closure(list(dict.fromkeys(modules))))
-
-
-def _is_installed(file: Path) -> bool:
-    return any(_is_within(file, folder) for folder in (PACKAGE, *LIBRARIES))

@@ -145,7 +145,10 @@ def test_images_that_cannot_be_searched_on_are_refused_with_a_sentence(images, m
     ("labels", "classes", "message"),
     [
         (LABELS[:5], None, r"int64 \(5,\); they must be 60 integers"),
-        (LABELS.astype(float), None, "they must be 60 integers"),
+        (LABELS.astype(float), None, r"they must be 60 integers, one for each image: astype\(int\)"),
+        (LABELS.astype(str), None, r"must be 60 integers.*: numpy\.unique\(labels, return_inverse=True\)\[1\]"),
+        (np.eye(3)[LABELS], None, r"must be 60 integers.*: argmax\(1\)"),
+        (LABELS[:, None], None, r"must be 60 integers.*: ravel\(\)"),
         (LABELS - 1, None, "go from -1 to 1; allowed: 0 to 1"),
         (LABELS, 2, "go from 0 to 2; allowed: 0 to 1"),
         (None, 1, "at least 2 classes"),

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -197,6 +198,20 @@ def test_two_folders_of_pythonpath_may_have_the_same_name(tmp_path):
     environment = os.environ | {"PYTHONPATH": searched}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("2\n", "")
+
+
+def test_a_file_from_a_path_of_ones_own_is_named_as_no_part_of_the_digest(own):
+    """Results would be taken for current after a change of it."""
+    (own.parent / "elsewhere").mkdir()
+    (own.parent / "elsewhere" / "far_away.py").write_text("VALUE = 1\n")
+    added = f"import sys\nsys.path.insert(0, {str(own.parent / 'elsewhere')!r})\nimport far_away, numpy\n"
+    own.write_text(added + OWN)
+    with pytest.warns(
+        UserWarning, match=r"own\.py has imported \S*/elsewhere/far_away\.py from a folder where tenas does not look"
+    ):
+        load_object(f"{own}:SPACE", "space")
+    with warnings.catch_warnings(action="error"):
+        load_object(f"{own}:MEASURE", "measure")
 
 
 def test_users_code_does_not_change_the_folder(tmp_path, monkeypatch):

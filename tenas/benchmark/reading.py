@@ -124,6 +124,9 @@ def _csv(data: bytes) -> "pd.DataFrame":
         raise ValueError("its last line has no end: it was cut off, or lacks just that")
     lines = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
     header = next(lines, [])
+    mark = next((mark for mark in (";", "\t") if len(header) == 1 and mark in header[0]), None)
+    if mark is not None:
+        raise ValueError(f"its columns are separated by {mark!r}: save it with commas")
     twice = [name for place, name in enumerate(header) if name in header[:place]]
     if twice:
         # pandas would give the second another name.

@@ -56,7 +56,12 @@ def check_labels(labels: np.ndarray, count: int, classes: int | None, what: str,
     Raises TenasError for another shape or dtype, and for labels out of range.
     """
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise TenasError(f"{what} are {labels.dtype} {labels.shape}; they must be {count} integers, one for each image.")
+        way = ""
+        if labels.shape == (count,):
+            way = ": numpy.unique(labels, return_inverse=True)[1]" if labels.dtype.kind in "USO" else ": astype(int)"
+        elif labels.ndim == 2 and len(labels) == count:
+            way = ": ravel()" if labels.shape[1] == 1 else ": argmax(1), if each row has a 1 at its class"
+        raise TenasError(f"{what} are {labels.dtype} {labels.shape}; they must be {count} integers, one for each image{way}.")
     low, high = int(labels.min()), int(labels.max())
     most = min(max(high, 0) + 1, MOST_CLASSES) if classes is None else classes
     if low < least or high >= most:

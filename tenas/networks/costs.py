@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tenas.errors import TenasError
-from tenas.networks import Network, builders, count_flops, count_parameters, operators_of
+from tenas.networks import Network, builders, count_flops, count_parameters, operators_of, without_values
 from tenas.networks.edge import Edge
 from tenas.networks.flops import Products
 from tenas.spaces.base import Genotype, Space
@@ -90,7 +90,7 @@ def _counted(network: nn.Module, side: int) -> tuple[Counter[Owner], Counter[Own
         if module in owner:
             module.register_forward_pre_hook(lambda module, _: running.append(owner[module]))
             module.register_forward_hook(lambda *_: running.pop() and None)
-    with torch.no_grad(), Products(add):
+    with without_values(), Products(add):
         network(torch.empty(1, 3, side, side, device="meta"))
     return parameters, flops
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from tenas.errors import TenasError, one_of
+from tenas.errors import TenasError, one_of, reason
 from tenas.spaces.base import Choice, Edge, Genotype, Space, WrongFormError
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ class _FromFactories(Space):
         try:
             found, is_written = _shape_of(other, given)
         except Exception as error:
-            raise TenasError(f"{asked} cannot read features of {given}: {' '.join(str(error).split())}.") from error
+            said = reason(error)
+            if next((parameter.is_meta for parameter in other.parameters()), False) and "meta" in said.lower():
+                raise TenasError(f"{asked} cannot run without values, and costs are counted without: {said}.") from error
+            raise TenasError(f"{asked} cannot read features of {given}: {said}.") from error
         if is_written:
             raise TenasError(f"{asked} writes into its input, which others read too: use inplace=False, or copy it first.")
         if found != wanted:

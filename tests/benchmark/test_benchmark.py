@@ -295,6 +295,8 @@ def test_a_faulty_index_gets_a_sentence(tmp_path):
     text = (tmp_path / "e.csv").read_bytes()
     for data, sentence in (
         (text.replace(b"arch,", b"arch,arch,", 1), "it has the column 'arch' twice"),
+        (text.replace(b",", b";"), "its columns are separated by ';': save it with commas"),
+        (text.replace(b",", b"\t"), r"its columns are separated by '\\t'"),
         (b'\x04"M\x18' + text, "packed in a way that is not known"),
         (text.replace(b"|", b'"', 1), "is no operator|is not the text|EOF inside string|fields, not"),
         (text[:-1] + b"x" * 200_000 + b"\n", "field larger than field limit"),

@@ -86,6 +86,25 @@ def test_networks_whose_cost_is_no_sum_are_refused():
         operator_costs(space, side=16, classes=3, channels=4, cells=1)
 
 
+class OfItsValues(nn.Module):
+    def forward(self, features):
+        return features * float(features.mean())
+
+
+@pytest.mark.parametrize(
+    ("late", "sentence"),
+    [
+        (lambda *_: OfItsValues(), "an operator of this network needs them: "),
+        (lambda a, b, _: nn.Sequential(OfItsValues(), nn.Conv2d(a, b, 1)), "operator 'late' .* cannot run without values"),
+    ],
+)  # fmt: skip
+def test_an_operator_that_needs_values_is_blamed_for_that(late, sentence):
+    """It can be searched, but not limited; its features are no reason."""
+    space = CellSpace("late", OPERATORS | {"late": late})
+    with pytest.raises(TenasError, match=sentence):
+        operator_costs(space, side=16, classes=3, channels=4, cells=1)
+
+
 def test_a_round_of_cells_counts_what_is_no_sum():
     subjects = cells_of(wider_space(), 8)
     measures = dict.fromkeys(("parameters", "flops", KAPPA), ON_A_BATCH)
