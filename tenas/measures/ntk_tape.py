@@ -174,6 +174,8 @@ class Tape(TorchDispatchMode):
         if result is None:
             result = op(*args, **kwargs)
         active = active and torch.is_grad_enabled() and not _independent(op)
+        if active:
+            _check_layouts(inputs)
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if not isinstance(tensor, Tensor):
                 record.outputs.append(None)
@@ -255,6 +257,13 @@ def _written(op: Any) -> list[tuple[int, str]]:
         for index, argument in enumerate(op._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
+
+
+def _check_layouts(values: list[Value]) -> None:
+    """Raise UntraceableError for a value of a compressed or opaque layout: torch lacks operators for its reverse pass."""
+    for value in values:
+        if value.tensor.layout not in (torch.strided, torch.sparse_coo):
+            raise UntraceableError(f"a tensor has the layout {str(value.tensor.layout).removeprefix('torch.').lstrip('_')}")
 
 
 def _check_gradients(tensor: Tensor) -> None:

@@ -103,7 +103,7 @@ class ByStorage(Generic[Value]):
         return storage_key(tensor) in self._kept
 
     def __setitem__(self, tensor: Tensor, value: Value) -> None:
-        storage = StorageWeakRef(tensor.untyped_storage())
+        storage = StorageWeakRef(_storage(tensor))
         self._kept[storage.cdata] = storage, value
 
     def get(self, tensor: Tensor) -> Value | None:
@@ -148,8 +148,17 @@ class Marks:
 
 def storage_key(tensor: Tensor) -> int:
     """What tensors with one storage have in common, as long as one of them lives."""
-    key: int = tensor.untyped_storage()._cdata
+    key: int = _storage(tensor)._cdata
     return key
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    """Where the values of a tensor are, also those of a sparse one."""
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor._values()
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
+        tensor = tensor.values()
+    return tensor.untyped_storage()
 
 
 def tensors_in(values: object) -> list[Tensor]:

@@ -932,6 +932,33 @@ def test_sparse_tensors_and_values_that_costs_do_not_have():
                 MEASURES[name](network, BATCH)
 
 
+def compressed(layer: Layer, x: Tensor) -> Tensor:
+    rows = x.flatten(1)
+    return (torch.eye(rows.shape[1], dtype=x.dtype).mul(0.5).to_sparse_csr() @ rows.T).T.view_as(x)
+
+
+def opaque(layer: Layer, x: Tensor) -> Tensor:
+    return x.float().to_mkldnn().relu().to_dense().to(x.dtype)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+@pytest.mark.parametrize("operator", [compressed, opaque])
+def test_tensors_of_other_layouts(operator, monkeypatch):
+    monkeypatch.setitem(OPERATORS, "laid_out", operator)
+    with pytest.warns(PlainLoopWarning, match=r"a tensor has the layout (sparse_csr|mkldnn)\."):
+        kernels_agree(drawn("conv", "laid_out"))
+    # The memory of an opaque tensor cannot be known, which Fisher needs.
+    for name in sorted(PLAINLY.keys() - ({"fisher"} if operator is opaque else set())):
+        values_agree(name, lambda: drawn("laid_out"))
+
+
+@pytest.mark.parametrize("names", [("fft", "sparse", "sqrt"), ("sparse", "sparse")])
+def test_fisher_of_sparse_tensors(names):
+    """They have no storage of their own."""
+    values_agree("fisher", lambda: drawn(*names))
+
+
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_a_thousand_networks():
