@@ -120,7 +120,11 @@ def show(run_dir: str | os.PathLike[str]) -> str:
         lines += ["", *_beside(Found(run_dir, settings, looked_up))]
     lines.append("")
     table, report = layout.path(layout.SUMMARY, run_dir), run_dir.parent / "report.html"
-    lines += [f"table: {table}"] if table.exists() else []
+    if table.exists():
+        # Seeds that the configuration has no more, or that have been searched since.
+        listed = {row.partition(",")[0] for row in table.read_text(encoding="utf-8", errors="replace").splitlines()}
+        absent = [str(seed) for seed in seeds if str(seed) not in listed]
+        lines.append(f"table: {table}" + (f", without seed {', '.join(absent)}" if absent else ""))
     # The report may be of other runs.
     if report.exists() and f'/{run_dir.name}/{layout.SUMMARY}"' in report.read_text(encoding="utf-8", errors="replace"):
         lines.append(f"report: {report}")

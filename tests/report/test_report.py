@@ -171,7 +171,9 @@ def test_a_run_is_shown_with_what_it_has(tmp_path):
     assert "report" not in text
     # One of another run, then one that has this.
     (tmp_path / "results" / "report.html").write_text('"results/other/summary.csv"')
-    (run / "summary.csv").touch()
+    (run / "summary.csv").write_text("seed,arch\n2,x\n")
+    assert show(run).splitlines()[-1] == f"table: {run / 'summary.csv'}, without seed 10"
+    (run / "summary.csv").write_text("seed,arch\n2,x\n10,x\n")
     assert show(run).splitlines()[-1] == f"table: {run / 'summary.csv'}"
     (tmp_path / "results" / "report.html").write_text(f'"results/{run.name}/summary.csv"')
     assert show(run).splitlines()[-2:] == [
