@@ -200,6 +200,33 @@ def test_mean_change_without_evidence_prunes_nothing():
     assert ranks(np.array([-np.inf, np.inf, -np.inf, 1.0]), True, "average").tolist() == [3.5, 1, 3.5, 2]
 
 
+@pytest.mark.parametrize(("measure", "bad"), [(KAPPA, math.inf), ("naswot", -math.inf)])
+def test_a_round_keeps_what_is_infinitely_bad_without(measure, bad):
+    """And prunes what is infinitely good without: one repeat is enough."""
+    options, subjects = small("paper"), first_round()
+    options["measures"] = {measure: {"repeats": 3}}
+    values = {m: 100.0 + m.subject + m.repeat for m in plan(options["measures"], subjects.ids)}
+    values[Measurement(7, measure, 1)], values[Measurement(11, measure, 2)] = bad, -bad
+    _, rows, left = rank_round(options, subjects, values)
+    assert [rows[trial - 1][f"{measure}_change"] for trial in (11, 7)] == [bad, -bad]
+    assert [rows[trial - 1][f"{measure}_rank"] for trial in (11, 7)] == [1, len(rows)]
+    assert [rows[trial - 1]["pruned"] for trial in (11, 7)] == [1, 0]
+    assert left == subjects.mask.without(subjects.tried[row["trial"] - 1] for row in rows if row["pruned"])
+
+
+def test_changes_on_a_measures_own_scale_may_be_small():
+    """Absolute ones are told apart to twelve digits, logarithms to twelve decimals."""
+    subjects, scale = first_round(), 1e-14
+    for options, kind, apart in ((small("paper"), "absolute", True), (small(), "log", False)):
+        values = {
+            m: scale * (1000 + m.subject) if kind == "absolute" else math.exp(scale * m.subject)
+            for m in plan(options["measures"], subjects.ids)
+        }
+        _, rows, _ = rank_round(options, subjects, values)
+        assert options["change"] == kind
+        assert len({row[f"{KAPPA}_rank"] for row in rows}) == (len(rows) if apart else 1)
+
+
 def test_the_pruned_share_says_how_sure_a_decision_is():
     """With noise and no signal, decisions are coin tosses; with signal and little noise they are sure."""
     options, subjects = small(repeats=40), first_round()
@@ -222,7 +249,7 @@ def test_the_pruned_share_says_how_sure_a_decision_is():
 @pytest.mark.parametrize("aggregate", ["rank_sum", "log_rank_sum"])
 def test_the_share_is_that_of_decisions_on_repeats_drawn_again(aggregate, within):
     options, subjects = small(repeats=4, aggregate=aggregate), first_round()
-    values = random_values(options["measures"], subjects, 11)
+    values = random_values(options["measures"], subjects, 13)  # the two sums prune different trials
     nothing = tuple(tuple((0,) * len(NAS.operators) for _ in NAS.edges) for _ in NAS.cell_types)
     _, rows, _ = rank_round(options, subjects, values, Limits(NAS, {"flops": (Sums(NAS, 0, nothing), 0)}) if within else None)
 
@@ -406,6 +433,7 @@ def test_numbers_are_equal_that_differ_after_the_twelfth_digit():
     for apart, equal in ((2e-13, True), (2e-12, False)):
         low, high = mean_change(np.array([[0.5], [0.5 + apart]]), once)[0]
         assert (low == high) == equal
+    assert len(set(mean_change(np.array([[0.005], [0.005 + 2e-13]]), once)[0])) == 1
     logarithms = aggregated([np.array([[2.0, 3.0]]), np.array([[3.0, 2.0 + 4e-13]])], "log_rank_sum")
     assert logarithms[0, 0] == logarithms[0, 1]
 
