@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from tenas.errors import TenasError
-from tenas.networks.observer import Observer, is_torchs, name_of, transformers_by_parts
+from tenas.networks.observer import ByStorage, Observer, is_torchs, name_of, transformers_by_parts
 
 R = TypeVar("R")
 
@@ -32,11 +32,22 @@ class Products(Observer):
         super().__init__()
         self.counted = counted
         self.unknown: set[str] = set()
+        self._without_bias = ByStorage[bool]()
 
     def saw(self, operator: OpOverload, read: Any, out: Any) -> None:
-        if count := _FLOPS.get(name_of(operator)):
+        name = name_of(operator)
+        if count := _FLOPS.get(name):
             made = out[0] if isinstance(out, tuple) else out
             self.counted(count(read[0], made))
+            if name in ("mm", "bmm"):
+                self._without_bias[made] = True
+        elif name in ("add", "add_"):
+            # Of a linear layer, whose product and sum are one operator or two by the strides of what it reads.
+            for product, bias in (read[0][:2], read[0][1::-1]):
+                if isinstance(bias, Tensor) and bias.shape == out.shape[-1:] and product in self._without_bias:
+                    self._without_bias.remove(product)
+                    self.counted(out.numel())
+                    break
         elif not is_torchs(operator):
             self.unknown.add(name_of(operator))
 

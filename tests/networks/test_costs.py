@@ -86,6 +86,26 @@ def test_networks_whose_cost_is_no_sum_are_refused():
         operator_costs(space, side=16, classes=3, channels=4, cells=1)
 
 
+class Attention(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.attend, self.project = nn.MultiheadAttention(inputs, 1, batch_first=True), nn.Linear(inputs, outputs)
+
+    def forward(self, features):
+        tokens = features.flatten(2).transpose(1, 2)
+        found = self.project(self.attend(tokens, tokens, tokens, need_weights=False)[0])
+        return found.transpose(1, 2).unflatten(2, features.shape[2:])
+
+
+def test_costs_of_an_operator_do_not_depend_on_what_it_stands_behind():
+    """Strides of one operator's output decide how torch runs the next."""
+    own = {"attention": lambda inputs, outputs, _: Attention(inputs, outputs), "pool": OPERATORS["pool"]}
+    sums = operator_costs(CellSpace("attentive", own, nodes=3), side=16, classes=4, channels=4, cells=2)
+    # Of 256, 64 and 16 positions and 4, 8 and 16 channels, twice each: five projections with biases; scores and sums.
+    once = [n * 5 * c * (c + 1) + 2 * n * n * c for n, c in ((256, 4), (64, 8), (16, 16))]
+    assert {sums["flops"].operators[0][edge][0] for edge in range(3)} == {2 * sum(once)}
+
+
 class OfItsValues(nn.Module):
     def forward(self, features):
         return features * float(features.mean())
