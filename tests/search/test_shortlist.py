@@ -19,7 +19,7 @@ from tenas.provenance import sealed
 from tenas.scoring.subjects import Cells, Measurement
 from tenas.search.finalists import looked_up, rank_finalists, trained
 from tenas.search.repeats import bootstrap_counts
-from tenas.search.shortlist import kept, mean_score, rank_cells, read_shortlist, shortlist_json
+from tenas.search.shortlist import aggregated, kept, mean_score, rank_cells, read_shortlist, shortlist_json
 from tenas.settings import search_settings
 
 # A decision warns of nothing.
@@ -220,6 +220,18 @@ def test_scores_are_equal_that_differ_after_the_twelfth_digit():
     for apart, equal in ((2e-13, True), (2e-12, False)):
         low, high = mean_score(MEASURES["naswot"], np.array([[0.5], [0.5 + apart]]), np.ones((1, 1)))[0]
         assert (low == high) == equal
+
+
+def test_sums_are_equal_that_differ_after_the_twelfth_digit():
+    """By the order of summation, or by the processor."""
+    first, second = np.array([2.0, 3.0, 1.0, 4.0]), np.array([3.0, 2.0 + 4e-13, 1.0, 4.0])
+    sums = aggregated([first, second], "log_rank_sum")
+    assert sums[0] == sums[1]
+
+
+def test_of_equal_places_by_a_measure_the_better_cell_has_the_seat():
+    first, second = np.array([1.5, 1.5, 3.0]), np.array([3.0, 1.0, 2.0])
+    assert kept([first, second], -(first + second), 1, 1) == [1]
 
 
 def test_fewer_cells_than_seats():
