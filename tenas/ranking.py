@@ -109,6 +109,10 @@ def rank(
 
 def _check_ranking(networks: Mapping[str, object], measures: Sequence[Measure], repeats: int, batch: int, images: int) -> None:
     """Raise TenasError for arguments of ``rank`` that make no ranking."""
+    if not isinstance(networks, Mapping):
+        raise TenasError(
+            f"The networks are a {type(networks).__name__}, not a dictionary from names to functions that make them."
+        )
     if not networks or not measures:
         raise TenasError("A ranking needs at least one network and one measure.")
     for name, make in networks.items():

@@ -1,6 +1,9 @@
 """``tenas.rank``: networks of one's own, ranked as a round of cells ranks its cells."""
 
+import random
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -89,6 +92,7 @@ def test_a_single_draw_has_no_standard_error_and_a_collapsed_network_comes_last(
         ({}, {}, "at least one network and one measure"),
         (NETWORKS, {"measures": "near"}, r"'measures' is the text 'near'; it must be a list of names: \['near'\]"),
         (NETWORKS, {"measures": []}, "at least one network and one measure"),
+        ([layers(2)], {}, "The networks are a list, not a dictionary from names"),
         ({"made": layers(2)}, {}, "'made' must be a function that makes it"),
         ({"text": "resnet"}, {}, "'text' must be a function that makes it"),
         ({"nothing": lambda: None}, {}, "'nothing' makes a NoneType"),
@@ -119,3 +123,26 @@ def test_a_network_can_be_built_from_a_seed():
     assert all(map(torch.equal, first, built(seed=3)))
     assert not all(map(torch.equal, first, built(seed=4)))
     assert not all(map(torch.equal, built(), built()))
+
+
+def test_measures_may_draw_from_any_default_generator():
+    """Of torch, NumPy and Python: seeded for each draw; the caller's go on as if nothing had drawn."""
+    draws = {"torch": lambda: torch.rand(()).item(), "numpy": np.random.rand, "python": random.random}
+    measures = [tenas.Measure(name, lambda network, images, draw=draw: draw()) for name, draw in draws.items()]
+
+    def seed_all(seed: int) -> None:
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  # that which a measure draws from
+        random.seed(seed)
+
+    tables = []
+    for start in (1, 2):
+        seed_all(start)
+        tables.append(tenas.rank(NETWORKS, IMAGES, measures=measures, batch=4))
+        after = [draw() for draw in draws.values()]
+        seed_all(start)
+        assert after == [draw() for draw in draws.values()]
+    pd.testing.assert_frame_equal(*tables)
+    for name in draws:
+        assert len(set(tables[0][f"{name}_score"])) == 1  # all networks of a draw draw the same
+        assert (tables[0][f"{name}_se"] > 0).all()

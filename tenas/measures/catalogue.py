@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, cast
@@ -84,16 +85,8 @@ class Measure:
         """
         if self.needs_labels and labels is None:
             raise TenasError(f"The measure {self.name} is loss-based: it needs image labels.")
-        import torch
-
-        before = torch.get_default_dtype()
-        try:
-            with one_thread(), full_precision():
-                value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
-            if torch.get_default_dtype() != before:
-                raise TenasError(f"The measure {self.name} leaves torch with another default dtype.")
-        finally:
-            torch.set_default_dtype(before)
+        with _settings_kept(self.name), one_thread(), full_precision():
+            value = self.resolved(network, images, labels) if self.needs_labels else self.resolved(network, images)
         try:
             # NumPy and torch scalars, on any device, become Python numbers.
             value = value.item() if hasattr(value, "item") else value
@@ -116,6 +109,23 @@ class Measure:
                 f"The measure {self.name} gave {value:g}; one that can be negative says so in its record (signed=True)."
             )
         return value
+
+
+@contextmanager
+def _settings_kept(name: str) -> Iterator[None]:
+    """Restore torch's settings that a user's measure may change. Raises TenasError for another default dtype."""
+    import torch
+
+    dtype, deterministic = torch.get_default_dtype(), torch.get_deterministic_debug_mode()
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield
+        if torch.get_default_dtype() != dtype:
+            raise TenasError(f"The measure {name} leaves torch with another default dtype.")
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_deterministic_debug_mode() != deterministic:
+            torch.set_deterministic_debug_mode(deterministic)
 
 
 def _shipped(*measures: Measure) -> dict[str, Measure]:

@@ -3,11 +3,13 @@
 import copy
 import math
 import os
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -36,14 +38,21 @@ os.register_at_fork(after_in_child=_new_lock)
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's default generator within the block; on the CPU, restore it afterwards.
+    """Seed the default generators of torch, NumPy and Python within the block; afterwards restore them, torch's on the CPU.
 
     For the draws of user-defined operators and measures: they then follow from names, not from earlier draws. Blocks of several
-    Python threads wait for each other: the generator is the process's.
+    Python threads wait for each other: the generators are the process's.
     """
     with _GENERATOR, torch.random.fork_rng(devices=[]):
+        before = random.getstate(), np.random.get_state()  # noqa: NPY002  # that which users' code draws from
         torch.manual_seed(seed)
-        yield
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
 
 
 def initialise(network: nn.Module, scheme: str, seed: int) -> None:

@@ -4,7 +4,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -767,6 +767,22 @@ def test_a_measure_that_leaves_another_default_dtype_is_a_sentence():
     with pytest.raises(TenasError, match="The measure mine leaves torch with another default dtype"):
         Measure("mine", doubled)(nn.Linear(2, 2), torch.zeros(1, 2))
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_settings_of_torch_that_a_measure_changes_are_restored(fails):
+    def careless(network: nn.Module, images: Tensor) -> float:
+        torch.set_grad_enabled(False)
+        torch.use_deterministic_algorithms(True)
+        return 1 / (not fails)
+
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        Measure("mine", careless)(nn.Linear(2, 2), torch.zeros(1, 2))
+    assert torch.is_grad_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with torch.no_grad():
+        Measure("mine", lambda network, images: 1.0)(nn.Linear(2, 2), torch.zeros(1, 2))
+        assert not torch.is_grad_enabled()
 
 
 def test_a_sparse_weight_is_a_sentence():
