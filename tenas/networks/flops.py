@@ -43,8 +43,9 @@ class Products(Observer):
                 self._without_bias[made] = True
         elif name in ("add", "add_"):
             # Of a linear layer, whose product and sum are one operator or two by the strides of what it reads.
-            for product, bias in (read[0][:2], read[0][1::-1]):
-                if isinstance(bias, Tensor) and bias.shape == out.shape[-1:] and product in self._without_bias:
+            terms = [term for term in read[0] if isinstance(term, Tensor)]
+            for product, bias in (terms, terms[::-1]) if len(terms) > 1 else ():
+                if bias.ndim == 1 and bias.shape == out.shape[-1:] and product in self._without_bias:
                     self._without_bias.remove(product)
                     self.counted(out.numel())
                     break

@@ -84,6 +84,7 @@ def test_every_product_counts_one_for_each_multiplication_and_bias():
         # Torch multiplies and adds in two steps, by the strides; what is added next is no bias.
         (Own(lambda self, x: self.linear(x.transpose(1, 2)) + x[0, :2, 0], linear=nn.Linear(5, 2)), (1, 5, 6), 6 * 2 * 6),
         (Own(lambda self, x: self.linear(x.transpose(1, 2)), linear=nn.Linear(5, 6, bias=False)), (1, 5, 6), 6 * 6 * 5),
+        (Own(lambda _, x: (x @ x.transpose(1, 2)).sum((0, 1)) + 1), (1, 5, 6), 5 * 5 * 6),
         (Own(lambda _, x: x @ x.transpose(1, 2)), (1, 5, 6), 5 * 5 * 6),
         (Own(lambda _, x: F.scaled_dot_product_attention(x, x, x)), (1, 2, 5, 6), 2 * 5 * 5 * (6 + 6)),
         # Three projections and one, with biases; scores and sums.
