@@ -214,16 +214,28 @@ def test_a_round_keeps_what_is_infinitely_bad_without(measure, bad):
     assert left == subjects.mask.without(subjects.tried[row["trial"] - 1] for row in rows if row["pruned"])
 
 
+@pytest.mark.parametrize(("measure", "bad"), [(KAPPA, math.inf), ("naswot", -math.inf)])
+def test_a_round_keeps_what_nothing_is_known_of(measure, bad):
+    """The whole network is infinitely bad, and so is the rest without this trial."""
+    options, subjects = small(change="absolute"), first_round()
+    options["measures"] = {measure: {"repeats": 3}}
+    values = {m: bad if m.subject in (0, 7) else 100.0 for m in plan(options["measures"], subjects.ids)}
+    _, rows, _ = rank_round(options, subjects, values)
+    assert [row["trial"] for row in rows if row[f"{measure}_rank"] == len(rows)] == [7]
+    assert not rows[6]["pruned"]
+
+
 def test_changes_on_a_measures_own_scale_may_be_small():
     """Absolute ones are told apart to twelve digits, logarithms to twelve decimals."""
     subjects, scale = first_round(), 1e-14
-    for options, kind, apart in ((small("paper"), "absolute", True), (small(), "log", False)):
+    for kind, apart in (("absolute", True), ("log", False)):
+        options = small(change=kind)
         values = {
             m: scale * (1000 + m.subject) if kind == "absolute" else math.exp(scale * m.subject)
             for m in plan(options["measures"], subjects.ids)
         }
         _, rows, _ = rank_round(options, subjects, values)
-        assert options["change"] == kind
+        assert options["ranks"] == "average"
         assert len({row[f"{KAPPA}_rank"] for row in rows}) == (len(rows) if apart else 1)
 
 
