@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tenas.errors import LARGEST_SEED, TenasError, whole_number
-from tenas.measures.catalogue import Measure, get_measure
+from tenas.measures.catalogue import BUILT_IN, Measure, get_measure
 from tenas.search.repeats import standard_error
 from tenas.search.shortlist import aggregated, mean_score, on_scale, places
 from tenas.seeds import derive_seed
@@ -63,9 +64,6 @@ def rank(
     """
     import pandas as pd
     import torch
-    from torch.nn import Module
-
-    from tenas.networks.initialise import seeded
 
     seed, repeats = whole_number(seed, "seed", 0, LARGEST_SEED), whole_number(repeats, "repeats")
     batch = whole_number(batch, "batch")
@@ -81,20 +79,13 @@ def rank(
     if labels is not None and len(labels) != len(images):
         raise TenasError(f"There are {len(labels)} labels for {len(images)} images.")
     values = np.empty((len(records), len(networks), repeats))
-    for repeat in range(repeats):
-        drawn = np.random.default_rng([seed, repeat]).choice(len(images), batch, replace=False)
-        seen = images[drawn], None if labels is None else labels[drawn]
-        for row, (name, make) in enumerate(networks.items()):
-            with torch.inference_mode(False), seeded(derive_seed(seed, repeat, "weights")):
-                network = make()
-                if not isinstance(network, Module):
-                    raise TenasError(
-                        f"The function of the network {name!r} makes a {type(network).__name__}, not a torch.nn.Module."
-                    )
-            for place, measure in enumerate(records):
-                # What a network draws (dropout) does not depend on the other measures.
-                with seeded(derive_seed(seed, repeat, measure.name, "draws")):
-                    values[place, row, repeat] = measure(network, *seen)
+    kind = images.device.type
+    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+        for repeat in range(repeats):
+            drawn = np.random.default_rng([seed, repeat]).choice(len(images), batch, replace=False)
+            seen = images[drawn], None if labels is None else labels[drawn]
+            for row, (name, make) in enumerate(networks.items()):
+                values[:, row, repeat] = _values_of(name, make, records, *seen, seeds=(seed, repeat))
     table, ranks = pd.DataFrame(index=pd.Index(networks, name="network")), []
     for measure, scores in zip(records, values, strict=True):
         table[f"{measure.name}_score"] = mean_score(measure, scores, np.ones((1, repeats)))[0]
@@ -105,6 +96,37 @@ def rank(
         ranks.append(table[f"{measure.name}_rank"].to_numpy())
     table["log_rank_sum"] = aggregated(ranks, "log_rank_sum")
     return table.iloc[np.lexsort((ranks[0], -table["log_rank_sum"].to_numpy()))]
+
+
+def _values_of(
+    name: str,
+    make: Callable[[], nn.Module],
+    measures: Sequence[Measure],
+    images: Tensor,
+    labels: Tensor | None,
+    *,
+    seeds: tuple[int, int],
+) -> list[float]:
+    """Measure a network by each of ``measures``. After a user's, which may change anything, it is made again."""
+    import torch
+    from torch.nn import Module
+
+    from tenas.networks.initialise import seeded
+
+    found: list[float] = []
+    network = None
+    for measure in measures:
+        if network is None:
+            with torch.inference_mode(False), seeded(derive_seed(*seeds, "weights")):
+                network = make()
+            if not isinstance(network, Module):
+                raise TenasError(f"The function of the network {name!r} makes a {type(network).__name__}, not a torch.nn.Module.")
+        # What a network draws (dropout) does not depend on the other measures.
+        with seeded(derive_seed(*seeds, measure.name, "draws")):
+            found.append(measure(network, images.clone(), None if labels is None else labels.clone()))
+        if measure is not BUILT_IN.get(measure.name):
+            network = None
+    return found
 
 
 def _check_ranking(networks: Mapping[str, object], measures: Sequence[Measure], repeats: int, batch: int, images: int) -> None:

@@ -146,3 +146,27 @@ def test_measures_may_draw_from_any_default_generator():
     for name in draws:
         assert len(set(tables[0][f"{name}_score"])) == 1  # all networks of a draw draw the same
         assert (tables[0][f"{name}_se"] > 0).all()
+
+
+def test_a_measure_that_changes_everything_changes_no_other():
+    def careless(network, images):
+        found = images.abs().mean().item()
+        images.mul_(3)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.zero_()
+        network.eval().requires_grad_(False)
+        return found
+
+    def rank(*measures):
+        return tenas.rank(NETWORKS, IMAGES, measures=measures, batch=8)
+
+    found = rank(tenas.Measure("careless", careless), "naswot")
+    assert len(set(found["careless_score"])) == 1
+    pd.testing.assert_series_equal(found["naswot_score"].sort_index(), rank("naswot")["naswot_score"].sort_index())
+
+
+def test_a_ranking_does_not_follow_autocast():
+    plain = tenas.rank(NETWORKS, IMAGES, measures=["synflow"], batch=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        pd.testing.assert_frame_equal(tenas.rank(NETWORKS, IMAGES, measures=["synflow"], batch=8), plain)

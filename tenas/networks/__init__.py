@@ -24,7 +24,8 @@ def builders(space: Space) -> ModuleType:
 
     Each takes (space, operators), the operators' names by cell type and edge. ``supernet(..., channels, cells, classes)`` and
     ``network(...)`` return modules that map images to logits, ``cells(..., channels)`` images to features. All have
-    ``set_mask``; ``network`` takes ``stem`` and ``auxiliary`` if the space has them. Raises TenasError if a function is missing.
+    ``set_mask``; ``network`` takes ``stem`` and ``auxiliary`` if the space has them. For limits on parameters and
+    multiply-adds the operators of each edge are in a ``tenas.networks.edge.Edge``. Raises TenasError if a function is missing.
     """
     what = f"module of {space.reference}'s networks"
     module = load_module(space.networks, what) if isinstance(space.networks, str) else space.networks

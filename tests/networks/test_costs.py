@@ -79,10 +79,37 @@ def wider_space() -> CellSpace:
     return space
 
 
-def test_networks_whose_cost_is_no_sum_are_refused():
-    space = wider_space()
+class Rarely(nn.Module):
+    """Networks of the package with a layer more where both first edges are 3x3 convolutions."""
+
+    def __init__(self, body: nn.Module, operators, classes: int) -> None:
+        super().__init__()
+        self.body, self.set_mask = body, body.set_mask
+        self.more = nn.Linear(classes, classes) if operators[:2] == [("conv3",), ("conv3",)] else nn.Identity()
+
+    def forward(self, images):
+        return self.more(self.body(images))
+
+
+def rare_space() -> CellSpace:
+    def network(space, operators, *, channels, cells, classes):
+        return Rarely(single.network(space, operators, channels=channels, cells=cells, classes=classes), operators, classes)
+
+    space = CellSpace("rare", OPERATORS, nodes=3)
+    space.networks = SimpleNamespace(network=network, supernet=single.supernet, cells=single.cells)
+    return space
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        (wider_space(), r"networks of wider have no tenas\.networks\.edge\.Edge, by which the costs of operators are counted"),
+        (rare_space(), "of the networks of rare are no sum over its operators"),
+    ],
+)
+def test_networks_whose_cost_is_no_sum_are_refused(space, sentence):
     assert builders(space).supernet is single.supernet
-    with pytest.raises(TenasError, match="of the networks of wider are no sum over its operators"):
+    with pytest.raises(TenasError, match=sentence):
         operator_costs(space, side=16, classes=3, channels=4, cells=1)
 
 
