@@ -39,13 +39,6 @@ def _is_ours(module: str) -> bool:
     return module.partition(".")[0] == PACKAGE.name and not module.endswith(".py")
 
 
-def _files_of(module: str) -> tuple[Path, ...]:
-    """The ``closure`` of a module; nothing for one whose import will fail."""
-    with suppress(TenasError, OSError, SyntaxError, ValueError, RecursionError):
-        return closure([module])
-    return ()
-
-
 def _look_at(module: str) -> list[Path]:
     """Note the files that a user's module imports, directly or not, and return the new ones.
 
@@ -55,8 +48,11 @@ def _look_at(module: str) -> list[Path]:
     """
     if _is_ours(module):
         return []
+    files: tuple[Path, ...] = ()
+    with suppress(TenasError, OSError, SyntaxError, ValueError, RecursionError):  # the import itself will fail
+        files = closure([module])
     new = []
-    for file in _files_of(module):
+    for file in files:
         if file.is_relative_to(PACKAGE):
             continue
         if file not in _seen:
@@ -117,7 +113,8 @@ def _warn_of_others(module: str, before: Iterable[str]) -> None:
     if _is_ours(module):
         return
     names = (str(getattr(sys.modules[name], "__file__", None)) for name in sys.modules.keys() - set(before))
-    files = {Path(os.path.realpath(name)) for name in names if name.endswith(".py")}.difference(_files_of(module), _seen)
+    # What the digest has was noted before the import.
+    files = {Path(os.path.realpath(name)) for name in names if name.endswith(".py")} - _seen.keys()
     if others := [str(file) for file in sorted(files) if not (file.is_relative_to(PACKAGE) or is_installed(file))]:
         warnings.warn(
             f"{module} has imported {', '.join(others)} from a folder where tenas does not look: results made with another "
